@@ -1,0 +1,4 @@
+"""The bottom layer: knows no other package of this repository.
+
+Nothing here is imported eagerly, so that option parsing (`utils.options`) never pays for torch.
+"""

@@ -1,0 +1,26 @@
+"""How a script runs: options first, then the work, errors as one line."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from utils.errors import UserError
+from utils.options import parse_options
+
+T = TypeVar("T")
+
+
+def run_script(kind: type[T], work: Callable[[T], object], description: str) -> None:
+    """Parse `kind` from the command line and call `work` with it.
+
+    A `UserError` is printed as one line with exit code 2. Interrupts exit with 130 (SIGINT) or 143 (SIGTERM), as shells expect;
+    what to do next is printed by whoever was interrupted.
+    """
+    options = parse_options(kind, description=description)
+    try:
+        work(options)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,188 @@
+"""YAML files, the names users give them, and hyper-parameters.
+
+No code ever comes from a YAML: `yaml.safe_load` reads it, and every key is checked against what is known.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError, suggest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG_FOLDERS = {"model": ROOT / "models" / "configs", "data": ROOT / "data" / "configs", "hyp": ROOT / "data" / "hyps"}
+
+
+def load_yaml(path: Path | str) -> dict[str, Any]:
+    """Read one YAML mapping. `UserError` names file and line where it is missing, broken or no mapping."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "not valid YAML"
+        raise UserError(f"{path}{where}: broken YAML: {what}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, found {'nothing' if content is None else type(content).__name__}")
+    return content
+
+
+def save_yaml(content: dict[str, Any], path: Path) -> None:
+    """Write a mapping in the order of its keys."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None), encoding="utf-8")
+
+
+def resolve(name: Path | str, kind: str) -> Path:
+    """Find a YAML by path, bare name or a path pasted from YOLOv5 / YOLOv7 (`cfg/training/yolov7-tiny.yaml`).
+
+    An existing file wins. Otherwise the basename is looked up under our own config folder of that kind; dots, dashes and
+    underscores are alike and a leading `hyp.` is dropped (`hyp.scratch.p5.yaml` -> `scratch-p5`). A pasted `cfg/deploy/`
+    path finds the `-deploy` form. `UserError` with a suggestion where nothing fits.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return path
+    known = {_key(p.stem): p for p in sorted(CONFIG_FOLDERS[kind].rglob("*.yaml"))}
+    stem = path.name.removesuffix(".yaml").removesuffix(".yml")
+    key = _key(re.sub(r"^hyp[.\-_]", "", stem))
+    if "deploy" in path.parts[:-1] and f"{key}-deploy" in known:
+        key = f"{key}-deploy"
+    if key not in known:
+        names = sorted(p.stem for p in known.values())
+        raise UserError(f"{kind} YAML '{name}' not found{suggest(stem, names)} (known: {', '.join(names)}, or a path to a file)")
+    return known[key]
+
+
+def _key(stem: str) -> str:
+    return re.sub(r"[._\-]+", "-", stem.lower())
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """Hyper-parameters as YOLOv5 and YOLOv7 users know them; frozen, every key checked.
+
+    Gains (`box`, `cls`, `obj`) are as in the files: for 3 layers, 80 classes and 640 px. `scaled()` gives those that training uses.
+    """
+
+    # optimiser
+    lr0: float = 0.01  # initial learning rate
+    lrf: float = 0.01  # final learning rate / lr0
+    momentum: float = 0.937  # SGD momentum, Adam beta1
+    weight_decay: float = 0.0005
+    nbs: int = 64  # nominal batch: gradients accumulate up to it, weight decay is meant at it
+    warmup_epochs: float = 3.0
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1
+    # loss
+    loss: str = "yolo"  # yolo | ota
+    box: float = 0.05
+    cls: float = 0.5
+    cls_pw: float = 1.0  # positive weight of the class BCE
+    obj: float = 1.0
+    obj_pw: float = 1.0
+    iou_t: float = 0.2  # kept for the files' sake: unused by YOLOv5 and YOLOv7 alike
+    anchor_t: float = 4.0  # largest width / height ratio of target and anchor that still matches
+    anchors: float | None = None  # anchors a level, where the model YAML leaves it open
+    fl_gamma: float = 0.0  # focal loss gamma, 0 = off
+    autobalance: bool = False  # move the level balance with the losses
+    label_smoothing: float = 0.0
+    # augmentation
+    hsv_h: float = 0.015
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0
+    translate: float = 0.1
+    scale: float = 0.5
+    shear: float = 0.0
+    perspective: float = 0.0
+    flipud: float = 0.0
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0  # needs segment labels, which box labels do not have: without effect, a warning says so
+    paste_in: float = 0.0  # the same
+    close_mosaic: int = 0  # last epochs without mosaic and mixup
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.loss not in {"yolo", "ota"}:
+            raise UserError(f"hyp: loss: '{self.loss}' is not known (yolo or ota)")
+        for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"hyp: {name}: {getattr(self, name)} is out of range (0 to 1)")
+        for name in ("lr0", "anchor_t", "nbs"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"hyp: {name}: {getattr(self, name)} must be above 0")
+
+    def scaled(self, num_layers: int = 3, num_classes: int = 80, imgsz: int = 640) -> "Hyp":
+        """The gains as training uses them (YOLOv5's and YOLOv7's rule): box x 3/layers, cls x classes/80 x 3/layers, obj x (imgsz/640)^2 x 3/layers."""
+        per_layer = 3 / num_layers
+        return self.replace(
+            box=self.box * per_layer, cls=self.cls * num_classes / 80 * per_layer, obj=self.obj * (imgsz / 640) ** 2 * per_layer
+        )
+
+    def replace(self, **changes: Any) -> "Hyp":
+        """A copy with some values changed; hyper-parameters are never mutated."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, without those that are unset."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value in the field's own type, or a `UserError`."""
+    if field.name == "anchors" and value is None:
+        return None
+    kind = type(field.default) if field.default is not None else float
+    try:
+        if kind is float and not isinstance(value, bool):
+            value = float(value)  # YAML reads 1e-3 as a string
+            if math.isfinite(value):
+                return value
+        elif kind is int and float(value) == int(float(value)) and not isinstance(value, bool):
+            return int(float(value))
+        elif kind is bool and value in (True, False, 0, 1):
+            return bool(value)
+        elif kind is str and isinstance(value, str):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"hyp: {field.name}: {value!r} is not a {'finite number' if kind is float else kind.__name__}")
+
+
+def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
+    """Hyper-parameters from a bare name (`scratch-low`), a path, a mapping, or as they are.
+
+    YOLOv7's `loss_ota: 1` reads as `loss: ota`. An unknown key is a `UserError` with a suggestion and the file's name.
+    """
+    if isinstance(source, Hyp):
+        return source
+    where, values = ("hyp", dict(source)) if isinstance(source, dict) else _hyp_file(source)
+    if "loss_ota" in values:
+        ota = values.pop("loss_ota")
+        values.setdefault("loss", "ota" if ota else "yolo")
+    known = [field.name for field in dataclasses.fields(Hyp)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}'{suggest(key, known)}")
+    try:
+        return Hyp(**values)
+    except UserError as error:
+        raise UserError(str(error).replace("hyp:", f"{where}:", 1)) from None
+
+
+def _hyp_file(source: Path | str) -> tuple[str, dict[str, Any]]:
+    path = resolve(source, "hyp")
+    return str(path), load_yaml(path)

@@ -1,0 +1,38 @@
+"""One logger for console and `log.txt`. Only the main process speaks."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+LOGGER = logging.getLogger("yolo")
+
+
+class _TqdmSafeHandler(logging.StreamHandler):
+    """Looks stdout up at each line (tests replace it) and keeps tqdm bars whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def setup_logging() -> None:
+    """Console output for the main process, warnings only for the other ranks. Safe to call twice."""
+    if LOGGER.handlers:
+        return
+    handler = _TqdmSafeHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOGGER.addHandler(handler)
+    LOGGER.propagate = False
+    LOGGER.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def log_to_file(path: Path) -> None:
+    """Append everything that is logged to `path` too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOGGER.addHandler(handler)
+
+
+setup_logging()
