@@ -71,7 +71,7 @@ def _key(stem: str) -> str:
 class Hyp:
     """Hyper-parameters as YOLOv5 and YOLOv7 users know them; frozen, every key checked.
 
-    Gains (`box`, `cls`, `obj`) are as in the files: for 3 layers, 80 classes and 640 px. `scaled()` gives those that training uses.
+    Gains (`box`, `cls`, `obj`) are as in the files: for 3 layers, 80 classes and 640 px. `scaled()` gives those of training.
     """
 
     # optimiser
@@ -126,7 +126,10 @@ class Hyp:
                 raise UserError(f"hyp: {name}: {getattr(self, name)} must be above 0")
 
     def scaled(self, num_layers: int = 3, num_classes: int = 80, imgsz: int = 640) -> "Hyp":
-        """The gains as training uses them (YOLOv5's and YOLOv7's rule): box x 3/layers, cls x classes/80 x 3/layers, obj x (imgsz/640)^2 x 3/layers."""
+        """The gains as training uses them, by YOLOv5's and YOLOv7's rule.
+
+        box x 3/layers, cls x classes/80 x 3/layers, obj x (imgsz/640)^2 x 3/layers.
+        """
         per_layer = 3 / num_layers
         return self.replace(
             box=self.box * per_layer, cls=self.cls * num_classes / 80 * per_layer, obj=self.obj * (imgsz / 640) ** 2 * per_layer

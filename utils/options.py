@@ -16,7 +16,9 @@ from utils.errors import suggest
 T = TypeVar("T")
 
 
-def option(default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None, bare: Any = None, multi: bool = False) -> Any:
+def option(
+    default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None, bare: Any = None, multi: bool = False
+) -> Any:
     """One option of an options dataclass.
 
     `aliases` are further spellings (`--batch`); `bare` is the value of the option given without one (`--cache` alone means
@@ -66,7 +68,9 @@ def _add(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
         common |= {"nargs": "?", "const": meta["bare"]}
     if meta["multi"]:
         common |= {"nargs": "+"}
-    parser.add_argument(*flags, type=kind, choices=meta["choices"], metavar=None if meta["choices"] else item.name.upper(), **common)
+    parser.add_argument(
+        *flags, type=kind, choices=meta["choices"], metavar=None if meta["choices"] else item.name.upper(), **common
+    )
 
 
 def _base_type(item: dataclasses.Field) -> type:

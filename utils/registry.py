@@ -57,7 +57,10 @@ class Registry:
 
 
 def import_files_of(package: ModuleType) -> None:
-    """Import every module of a package, so that its registrations run. Names come from our folders, never from a user's string."""
+    """Import every module of a package, so that its registrations run.
+
+    Names come from our folders, never from a user's string.
+    """
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(info.name)
 
@@ -73,5 +76,5 @@ def registered_names(folder: Path, registry: str) -> list[str]:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 for call in node.decorator_list:
                     if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{registry}.register":
-                        names += [a.value for a in call.args if isinstance(a, ast.Constant)] or [node.name]
+                        names += [str(a.value) for a in call.args if isinstance(a, ast.Constant)] or [node.name]
     return names
