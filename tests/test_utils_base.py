@@ -149,6 +149,19 @@ def test_options_take_every_spelling():
     assert to_dict(opt)["imgsz"] == [320, 320]
 
 
+@dataclass(frozen=True)
+class _Positional:
+    runs: tuple[str, ...] = option((), "runs", positional=True)
+    seconds: float = option(1.0, "time")
+
+
+def test_positional_words_become_a_tuple(capsys: pytest.CaptureFixture):
+    assert parse_options(_Positional, ["a", "b_c", "--seconds", "2"]) == _Positional(runs=("a", "b_c"), seconds=2.0)
+    with pytest.raises(SystemExit) as stop:
+        parse_options(_Positional, [])
+    assert stop.value.code == 2 and "RUN" in capsys.readouterr().err
+
+
 def test_unknown_option_is_one_line_with_a_suggestion(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
         parse_options(_Options, ["--bach-size", "4"])

@@ -17,26 +17,32 @@ T = TypeVar("T")
 
 
 def option(
-    default: Any, text: str, *aliases: str, choices: Sequence[str] | None = None, bare: Any = None, multi: bool = False
+    default: Any,
+    text: str,
+    *aliases: str,
+    choices: Sequence[str] | None = None,
+    bare: Any = None,
+    multi: bool = False,
+    positional: bool = False,
 ) -> Any:
     """One option of an options dataclass.
 
     `aliases` are further spellings (`--batch`); `bare` is the value of the option given without one (`--cache` alone means
-    `ram`); `multi` takes one or more values into a tuple.
+    `ram`); `multi` takes one or more values into a tuple; `positional` takes the words that belong to no option into a tuple.
     """
-    meta = {"help": text, "aliases": aliases, "choices": choices, "bare": bare, "multi": multi}
+    meta = {"help": text, "aliases": aliases, "choices": choices, "bare": bare, "multi": multi, "positional": positional}
     return field(default=default, metadata=meta)
 
 
 def parse_options(kind: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
     """Parse a command line into the dataclass. Wrong options end the program with one line and exit code 2."""
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         if item.init and "help" in item.metadata:
             _add(parser, item)
     given = sys.argv[1:] if argv is None else list(argv)
     values = vars(parser.parse_args([_dashed(word) for word in given]))
-    for name in [f.name for f in dataclasses.fields(kind) if f.metadata.get("multi")]:  # type: ignore[arg-type]
+    for name in [f.name for f in dataclasses.fields(kind) if f.metadata.get("multi") or f.metadata.get("positional")]:  # type: ignore[arg-type]
         values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
     return kind(**values)
 
@@ -61,6 +67,9 @@ def _add(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     meta, kind = item.metadata, _base_type(item)
     flags = [f"--{name.replace('_', '-')}" for name in (item.name, *meta["aliases"])]
     common: dict[str, Any] = {"dest": item.name, "default": item.default, "help": meta["help"].replace("%", "%%")}
+    if meta["positional"]:
+        parser.add_argument(item.name, nargs="+", type=kind, help=common["help"], metavar=item.name.upper().removesuffix("S"))
+        return
     if kind is bool:
         parser.add_argument(*flags, action=argparse.BooleanOptionalAction if item.default else "store_true", **common)
         return
@@ -82,6 +91,10 @@ def _base_type(item: dataclasses.Field) -> type:
         if get_origin(kind) is tuple:
             kind = get_args(kind)[0]
     return kind
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind each option, the script's docstring as it was written."""
 
 
 class _Parser(argparse.ArgumentParser):
