@@ -1,0 +1,55 @@
+"""Options of train.py: the flags of YOLOv5 and YOLOv7 under their own names and aliases. Standard library only."""
+
+from dataclasses import dataclass, field
+
+from utils.options import RunOptions, option
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """What one training run is told; `prune.py`'s finetune stage fills the same class in code."""
+
+    weights: str = option("", "checkpoint to start from: ours, an official YOLOv5 / YOLOv7 .pt, or empty to train from scratch")
+    cfg: str = option("", "model YAML: bare name (yolov5n) or path; may be left out where --weights bring their own structure")
+    data: str = option("", "data YAML: bare name (demo) or path")
+    hyp: str = option("scratch-low", "hyper-parameter YAML: bare name (finetune) or path")
+    loss: str | None = option(None, "box-to-target assignment; without it the hyp file decides", choices=("yolo", "ota"))
+    epochs: int = option(100, "passes over the training images")
+    batch_size: int = option(16, "images a step over all ranks; gradients accumulate up to the hyp file's nbs", "batch")
+    imgsz: int = option(
+        640, "training image size in pixels; a second value is the size of validation", "img", "img-size", multi=True
+    )
+    rect: bool = option(False, "rectangular training batches: less padding, no shuffling, no mosaic")
+    resume: str = option(
+        "", "go on with an interrupted run: its last.pt, or alone for the latest run in --project", bare="latest"
+    )
+    nosave: bool = option(False, "write checkpoints only after the last epoch (the run cannot be resumed)")
+    noval: bool = option(False, "validate only after the last epoch", "notest")
+    noautoanchor: bool = option(False, "keep the anchors of the model YAML even where they fit the data badly")
+    noplots: bool = option(False, "no pictures")
+    cache: str = option(
+        "", "keep decoded images in memory (ram) or as files (disk)", "cache-images", bare="ram", choices=("", "ram", "disk")
+    )
+    image_weights: bool = option(False, "draw images with rare or badly found classes more often")
+    multi_scale: bool = option(False, "vary the image size between half and 1.5 times from batch to batch")
+    single_cls: bool = option(False, "train all classes as one")
+    optimizer: str = option("SGD", "optimizer", choices=("SGD", "Adam", "AdamW"))
+    sync_bn: bool = option(False, "batch-norm statistics over all GPUs (torchrun only)")
+    lr_schedule: str = option(
+        "linear", "fall of the learning rate from lr0 to lr0 * lrf", choices=("linear", "cosine", "one-cycle")
+    )
+    cos_lr: bool = option(False, "the same as --lr-schedule cosine")
+    linear_lr: bool = option(False, "the same as --lr-schedule linear, which is the default")
+    label_smoothing: float = option(0.0, "replaces the hyp file's label_smoothing where above 0")
+    patience: int = option(100, "epochs without a better fitness before training stops; 0 = never")
+    freeze: tuple[int, ...] = option((), "freeze the first N rows (--freeze 10) or these rows (--freeze 0 1 2)", multi=True)
+    save_period: int = option(-1, "also keep epochN.pt every so many epochs; below 1 = never")
+    amp: str = option("fp16", "mixed precision on a GPU; the CPU always trains in float32", choices=("fp16", "bf16", "off"))
+    local_rank: int = option(-1, "accepted for old launch commands; torchrun sets the rank by itself")
+    project: str = option("runs/train", "folder of the runs")
+    val_imgsz: int = field(init=False, default=0)  # --imgsz's second value, or the first
+
+    def __post_init__(self) -> None:
+        sizes = self.imgsz if isinstance(self.imgsz, tuple) else (self.imgsz,)
+        object.__setattr__(self, "imgsz", sizes[0])
+        object.__setattr__(self, "val_imgsz", sizes[-1])
