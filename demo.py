@@ -1,0 +1,105 @@
+"""The main job from nothing: train -> prune to 2x -> finetune -> validate -> report, on the embedded demo set.
+
+Each stage is the command that a user would type; it is printed before it runs. `make demo` calls this file.
+"""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.cli import run_script
+from utils.options import option
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of the demo."""
+
+    quick: bool = option(False, "a two-minute size that shows the steps, too short for good accuracy")
+    project: str = option("runs/demo", "folder of the demo's runs; runs of the same names in it are overwritten")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long the stages train."""
+
+    base_epochs: int
+    finetune_epochs: int
+    latency_seconds: int
+
+
+FULL = Size(base_epochs=40, finetune_epochs=20, latency_seconds=20)
+QUICK = Size(base_epochs=3, finetune_epochs=1, latency_seconds=3)
+
+
+def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
+    """Title and command of every stage."""
+    common = ["--data", "demo", "--imgsz", "128", "--batch-size", "16", "--project", project, "--exist-ok"]
+    base = f"{project}/base/weights/best.pt"
+    finetune = ["--hyp", "demo-finetune", "--epochs", str(size.finetune_epochs)]
+    return [
+        (
+            f"train the base model, {size.base_epochs} epochs",
+            ["train.py", "--cfg", "yolov5n", "--hyp", "demo", "--epochs", str(size.base_epochs), "--name", "base", *common],
+        ),
+        (
+            f"cut it to half its GFLOPs and finetune, {size.finetune_epochs} epochs",
+            [
+                "prune.py",
+                "--weights",
+                base,
+                "--method",
+                "lamp",
+                "--speed-up",
+                "2.0",
+                "--finetune-epochs",
+                str(size.finetune_epochs),
+            ]
+            + ["--finetune-hyp", "demo-finetune", "--name", "lamp-2x", *common],
+        ),
+        (
+            f"the fair control: the same {size.finetune_epochs} epochs for the uncut base model",
+            ["train.py", "--weights", base, *finetune, "--name", "base-finetuned", *common],
+        ),
+        (
+            "compare them",
+            ["report.py", f"{project}/base", f"{project}/base-finetuned", f"{project}/lamp-2x"]
+            + ["--labels", "base", "base + finetune, uncut", "lamp 2x, after the cut", "lamp 2x, finetuned"]
+            + ["--seconds", str(size.latency_seconds), "--project", project, "--name", "report", "--exist-ok"],
+        ),
+    ]
+
+
+def main(opt: DemoOptions) -> None:
+    """Run the stages one after the other; the first that fails ends the demo with its exit code."""
+    start = time.monotonic()
+    todo = stages(QUICK if opt.quick else FULL, opt.project)
+    for number, (title, command) in enumerate(todo, 1):
+        print(f"\n==> {number}/{len(todo)} {title}\n    python {' '.join(map(_quoted, command))}\n", flush=True)
+        code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+        if code:
+            raise SystemExit(code if code > 0 else 128 - code)
+    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Pictures and tables to look at:")
+    for path in (
+        "report/report.md",
+        "report/accuracy.png",
+        "base/results.png",
+        "base/val_batch0_pred.jpg",
+        "lamp-2x/channels.png",
+        "lamp-2x/prune_report.md",
+        "lamp-2x/finetune/results.png",
+    ):
+        print(f"  {opt.project}/{path}")
+    print(f"The pruned and finetuned model: {opt.project}/lamp-2x/weights/best.pt")
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if " " in word else word
+
+
+if __name__ == "__main__":
+    run_script(DemoOptions, main, __doc__)

@@ -1,0 +1,146 @@
+"""`report.py`: measure several runs side by side and compare them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.config import load_data
+from data.loader import build_loader
+from models import load_model
+from utils.comparison import Conditions, Row, markdown, plot, write
+from utils.config import load_yaml
+from utils.dist import select_device
+from utils.errors import UserError
+from utils.evaluator import evaluate
+from utils.log import LOGGER
+from utils.rundir import increment_path
+from utils.timing import alternate, median_ms
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of the comparison and what it was trained with."""
+
+    name: str
+    weights: Path
+    data: str
+    imgsz: int
+
+
+def report(opt) -> Path:
+    """Measure every run of `opt.runs` on its validation set, print the table and write it with its plot. Returns the folder."""
+    device = select_device(opt.device)
+    candidates = [found for run in opt.runs for found in find_candidates(Path(run), opt.data, opt.imgsz)]
+    candidates = rename(candidates, opt.labels)
+    data = {candidate.data for candidate in candidates}
+    if len(data) > 1:
+        raise UserError(
+            f"the runs used different data ({', '.join(sorted(data))}): compare like with like, or name one with --data"
+        )
+    rows, images = measure(candidates, opt, device)
+    conditions = Conditions(
+        data=candidates[0].data,
+        images=images,
+        batch=opt.batch_size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        precision="fp16" if opt.half else "fp32",
+        threads=torch.get_num_threads(),
+    )
+    folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
+    write(rows, conditions, folder)
+    plot(rows, folder / "accuracy.png")
+    LOGGER.info("\n" + markdown(rows, conditions))
+    LOGGER.info(f"Results saved to {folder} (report.md, report.csv, report.json, accuracy.png)")
+    return folder
+
+
+def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate]:
+    """Models of one argument: a checkpoint, a training run, or a pruning run (which gives two: after the cut, finetuned).
+
+    `data` and `imgsz` replace what the run's own `opt.yaml` says.
+    """
+    if run.suffix == ".pt" and run.is_file():
+        folder = run.parent.parent if run.parent.name == "weights" else run.parent
+        found = [(f"{folder.name}/{run.stem}", run)]
+    elif (run / "weights" / "pruned.pt").is_file():
+        folder, found = run, [(f"{run.name}, after the cut", run / "weights" / "pruned.pt")]
+        finetuned = run / "finetune" / "weights" / "best.pt"
+        found += [(f"{run.name}, finetuned", finetuned)] if finetuned.is_file() else []
+    elif (run / "weights" / "best.pt").is_file():
+        folder, found = run, [(run.name, run / "weights" / "best.pt")]
+    else:
+        raise UserError(f"{run}: neither a checkpoint nor a run folder with weights/best.pt")
+    trained = load_yaml(folder / "opt.yaml") if (folder / "opt.yaml").is_file() else {}
+    data, imgsz = data or str(trained.get("data") or ""), imgsz or int(trained.get("imgsz") or 0)
+    if not data or not imgsz:
+        raise UserError(f"{run}: no opt.yaml says which data and image size it used; give --data and --imgsz")
+    return [Candidate(name, weights, data, imgsz) for name, weights in found]
+
+
+def rename(candidates: list[Candidate], labels: tuple[str, ...]) -> list[Candidate]:
+    """The same candidates under the user's names, or under names of their own made unique."""
+    if labels:
+        if len(labels) != len(candidates):
+            names = ", ".join(c.name for c in candidates)
+            raise UserError(f"--labels: {len(labels)} given for {len(candidates)} models ({names})")
+        return [Candidate(label, c.weights, c.data, c.imgsz) for label, c in zip(labels, candidates, strict=True)]
+    names = [c.name for c in candidates]
+    unique = [
+        n if names.count(n) == 1 else f"{n} ({c.weights.parent.parent.parent.name})"
+        for n, c in zip(names, candidates, strict=True)
+    ]
+    return [Candidate(n, c.weights, c.data, c.imgsz) for n, c in zip(unique, candidates, strict=True)]
+
+
+def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[list[Row], int]:
+    """One row a candidate, and the number of validation images. Accuracy one by one, latency of all of them in turn."""
+    data = load_data(candidates[0].data)
+    facts, work = [], {}
+    for number, candidate in enumerate(candidates):
+        model = load_model(candidate.weights)
+        info, at_size = model.info(640), model.info(candidate.imgsz)
+        deployed = model.fuse().to(device)
+        loader = build_loader(
+            data,
+            "val",
+            imgsz=candidate.imgsz,
+            batch_size=opt.batch_size,
+            rect=False,
+            workers=opt.workers,
+            stride=int(model.stride.max()),
+        )
+        LOGGER.info(f"{candidate.name}: validating {candidate.weights}")
+        result = evaluate(deployed, loader, names=data.names, half=opt.half)
+        facts.append((candidate, info, at_size, result))
+        work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, opt.half, device)
+    LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")
+    times = alternate(work, seconds=opt.seconds, device=device)
+    rows = [
+        Row(
+            name=candidate.name,
+            parameters=info["fused_parameters"],
+            gflops_640=info["gflops_fused"],
+            gflops=at_size["gflops_fused"],
+            size_mb=candidate.weights.stat().st_size / 1e6,
+            map50=float(result.map50),
+            map=float(result.map),
+            latency_ms=median_ms(times[str(number)]) / opt.batch_size,
+            imgsz=candidate.imgsz,
+            weights=str(candidate.weights),
+        )
+        for number, (candidate, info, at_size, result) in enumerate(facts)
+    ]
+    return rows, facts[0][3].seen
+
+
+def forward_of(model: torch.nn.Module, imgsz: int, batch: int, half: bool, device: torch.device):
+    """A call that runs one batch of images through a deployed model."""
+    model = model.half() if half else model.float()
+    images = torch.rand(batch, 3, imgsz, imgsz, device=device, dtype=next(model.parameters()).dtype)
+
+    @torch.inference_mode()
+    def run() -> None:
+        model(images)
+
+    return run
