@@ -1,0 +1,158 @@
+"""The detection loss of YOLOv5 and YOLOv7: box (CIoU), objectness and class terms over anchor-matched predictions.
+
+`kind="yolo"` trains every candidate of YOLOv5's matching rule, `kind="ota"` those that YOLOv7's OTA chooses among them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from utils.assigners import Matches, choose_ota, match_anchors
+from utils.boxes import bbox_iou, xywh2xyxy
+from utils.config import Hyp
+from utils.errors import UserError, suggest
+
+KINDS = ("yolo", "ota")
+FOCAL_ALPHA = 0.25  # Lin et al. 2017
+BALANCE_DECAY = 0.9999  # of autobalance, a step
+
+
+def build_loss(model: Any, hyp: Hyp, kind: str | None = None) -> "DetectionLoss":
+    """The loss of a model; reads `model.head` only (`anchors` (L, A, 2) in grid units, `stride` (L,), `no` = 5 + classes).
+
+    hyp: scaled gains (`hyp.scaled(...)`); kind: `yolo`, `ota`, or None for `hyp.loss`. `UserError` for any other kind.
+    """
+    kind = hyp.loss if kind is None else kind
+    if kind not in KINDS:
+        raise UserError(f"loss: unknown kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})")
+    return DetectionLoss(model.head, hyp, ota=kind == "ota")
+
+
+class DetectionLoss(nn.Module):
+    """`loss(raw_maps, targets) -> (loss, parts)`.
+
+    raw_maps: L tensors (N, A, H, W, 5 + nc), finest level first; targets: (M, 6) image, class, x, y, w, h normalised to 0..1.
+    `loss` is a scalar multiplied by the batch size N; `parts` are box, obj and cls: weighted by their gains, detached, not multiplied.
+    Half-precision maps are computed in float32. With autobalance, a call with gradients moves `balance`.
+    """
+
+    anchors: Tensor
+    balance: Tensor
+
+    def __init__(self, head: Any, hyp: Hyp, ota: bool = False):
+        super().__init__()
+        self.hyp, self.ota = hyp, ota
+        self.register_buffer("anchors", head.anchors.detach().float().clone(), persistent=False)
+        levels = len(self.anchors)
+        # a level has a quarter of the cells of the one before it, so that its mean says less
+        balance = [4.0, 1.0, 0.4] if levels == 3 else [4.0, 1.0, 0.25, 0.06, 0.02][:levels]
+        self.register_buffer("balance", self.anchors.new_tensor(balance))
+        self.reference_level = _level_of_stride_16(head.stride) if hyp.autobalance else 0
+
+    def forward(self, raw_maps: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the class."""
+        grids = targets.new_tensor([[raw.shape[3], raw.shape[2]] for raw in raw_maps])  # (L, 2) columns and rows
+        anchors = self.anchors.to(targets.device)
+        matches = match_anchors(targets, anchors, grids, self.hyp.anchor_t)
+        if self.ota:
+            matches = _choose(raw_maps, targets, matches, anchors, grids)
+
+        level, anchor, cell, target = matches
+        index = _flat_index(matches, targets, grids, anchors.shape[1])
+        box_logits, _, class_logits = _rows(raw_maps, level, index).split([4, 1, raw_maps[0].shape[-1] - 5], 1)
+        wanted = targets[target, 2:6] * grids[level].repeat(1, 2)
+        wanted = torch.cat((wanted[:, :2] - cell, wanted[:, 2:]), 1)
+        iou = bbox_iou(_decode(box_logits, anchors[level, anchor]), wanted)
+        share = (1 / torch.bincount(level, minlength=len(raw_maps)))[level]  # summing with it adds up the means of the levels
+
+        box = self.hyp.box * ((1 - iou) * share).sum()
+        obj = self.hyp.obj * self._objectness(raw_maps, level, index, iou.detach().clamp(min=0))
+        cls = self.hyp.cls * (self._classification(class_logits, targets[target, 1].long()) * share).sum()
+        return (box + obj + cls) * len(raw_maps[0]), {"box": box.detach(), "obj": obj.detach(), "cls": cls.detach()}
+
+    def _objectness(self, raw_maps: Sequence[Tensor], level: Tensor, index: Tensor, iou: Tensor) -> Tensor:
+        """Every cell of every level against the IoU of its prediction, 0 where nothing is matched.
+
+        Where several targets share a cell the last match counts. All of them write that one's value, so that the order in which a
+        device writes does not matter.
+        """
+        logits = [raw[..., 4].flatten() for raw in raw_maps]
+        sizes = [len(part) for part in logits]
+        cells = index + level.new_tensor([sum(sizes[:number]) for number in range(len(sizes))])[level]
+        number = torch.arange(len(cells), device=cells.device)
+        last = cells.new_zeros(sum(sizes)).scatter_reduce_(0, cells, number, "amax")
+        wanted = iou.new_zeros(sum(sizes)).scatter_(0, cells, iou[last[cells]])
+
+        losses = self._cross_entropy(_at_least_float32(torch.cat(logits)), wanted, self.hyp.obj_pw)
+        means = torch.stack([part.mean() for part in losses.split(sizes)])
+        balance = self.balance.to(means.device)
+        if self.hyp.autobalance and torch.is_grad_enabled():
+            moved = BALANCE_DECAY * balance + (1 - BALANCE_DECAY) / means.detach()
+            self.balance = moved / moved[self.reference_level]
+        return (means * balance).sum()
+
+    def _classification(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Mean over classes for each match, (n, nc) logits to (n,); 0 where there is one class only, as in YOLOv5."""
+        if logits.shape[1] == 1:
+            return logits.new_zeros(len(logits))
+        absent = self.hyp.label_smoothing / 2
+        wanted = torch.full_like(logits, absent).scatter_(1, classes[:, None], 1 - absent)
+        return self._cross_entropy(logits, wanted, self.hyp.cls_pw).mean(1)
+
+    def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
+        """Binary cross-entropy of each element; with `fl_gamma` the focal loss of Lin et al. 2017 for soft targets."""
+        weight = logits.new_tensor(positive_weight) if positive_weight != 1 else None
+        loss = binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
+        if not self.hyp.fl_gamma:
+            return loss
+        p = logits.sigmoid()
+        correct = wanted * p + (1 - wanted) * (1 - p)
+        alpha = wanted * FOCAL_ALPHA + (1 - wanted) * (1 - FOCAL_ALPHA)
+        return loss * alpha * (1 - correct) ** self.hyp.fl_gamma
+
+
+@torch.no_grad()
+def _choose(raw_maps: Sequence[Tensor], targets: Tensor, candidates: Matches, anchors: Tensor, grids: Tensor) -> Matches:
+    """YOLOv7's OTA among the candidates. Boxes are compared as shares of the image: IoU is the same as in pixels."""
+    level, anchor, cell, _ = candidates
+    rows = _rows(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
+    boxes = _decode(rows[:, :4], anchors[level, anchor])
+    boxes[:, :2] += cell
+    corners = xywh2xyxy(boxes / grids[level].repeat(1, 2))
+    return choose_ota(candidates, corners, rows[:, 4], rows[:, 5:], targets, xywh2xyxy(targets[:, 2:6]), len(raw_maps[0]))
+
+
+def _flat_index(matches: Matches, targets: Tensor, grids: Tensor, anchors_per_level: int) -> Tensor:
+    """Position (n,) of each match's prediction in its raw map, flattened to (N * A * H * W, 5 + nc)."""
+    level, anchor, cell, target = matches
+    columns, rows = grids.long()[level].unbind(1)
+    image = targets[target, 0].long()
+    return ((image * anchors_per_level + anchor) * rows + cell[:, 1]) * columns + cell[:, 0]
+
+
+def _rows(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> Tensor:
+    """The predictions (n, 5 + nc) at `index` of their `level`; levels ascend."""
+    counts = torch.bincount(level, minlength=len(raw_maps)).tolist()  # cheaper than a copy of all maps into one
+    parts = [raw.flatten(0, 3)[part] for raw, part in zip(raw_maps, index.split(counts), strict=True)]
+    return _at_least_float32(torch.cat(parts))
+
+
+def _decode(logits: Tensor, anchors: Tensor) -> Tensor:
+    """Box logits (n, 4) to xywh in grid units from the cell's corner: centre -0.5..1.5, size 0..4 anchors (n, 2)."""
+    centre, size = (logits.sigmoid() * 2).chunk(2, 1)
+    return torch.cat((centre - 0.5, size.square() * anchors), 1)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _level_of_stride_16(stride: Tensor) -> int:
+    """The level to which autobalance holds the others; `UserError` where there is none."""
+    strides = [int(value) for value in stride]
+    if 16 not in strides:
+        raise UserError(f"hyp: autobalance: needs a level of stride 16, the model has {strides}; set autobalance: false")
+    return strides.index(16)
