@@ -1,0 +1,5 @@
+"""Detectors: YAML rows -> modules, official parameter names, checkpoints that carry a pruned structure."""
+
+from models.yolo import Model, build_model
+
+__all__ = ["Model", "build_model"]

@@ -1,0 +1,147 @@
+"""Convolution + batch norm + activation, the brick everything is built of, and its relatives."""
+
+import copy
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import BLOCKS, Act, Site, activation
+
+
+def autopad(k: int | tuple[int, int], p: int | None = None, d: int = 1) -> int | tuple[int, ...]:
+    """The given padding, or the one that keeps the size at stride 1 ("same")."""
+    if p is not None:
+        return p
+    return d * (k - 1) // 2 if isinstance(k, int) else tuple(d * (x - 1) // 2 for x in k)
+
+
+class DeployedConv(nn.Module):
+    """Convolution with bias + activation: what `Conv` and `RepConv` become by `fuse()`."""
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module):
+        super().__init__()
+        self.conv = conv
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
+        return self.act(self.conv(x))
+
+
+@BLOCKS.register()
+class Conv(nn.Module):
+    """Convolution without bias, batch norm, activation."""
+
+    def __init__(self, c1: int, c2: int, k: Any = 1, s: int = 1, p: int | None = None, g: int = 1, d: int = 1, act: Act = "SiLU"):
+        super().__init__()
+        self.conv = nn.Conv2d(c1, c2, k, s, autopad(k, p, d), groups=g, dilation=d, bias=False)
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = activation(act)
+
+    @classmethod
+    def from_yaml(
+        cls, site: Site, c2: int, k: Any = 1, s: int = 1, p: int | None = None, g: int = 1, d: Any = 1, act: Act | None = None
+    ) -> "Conv":
+        """`[c2, k, s, p, g, d, act]` as YOLOv5 v7.0 writes it, or `[c2, k, s, p, g, act]` as YOLOv7 does: told apart by type."""
+        if type(d) is not int:
+            d, act = 1, d
+        return cls(site.c1, site.scale(c2), k, s, p, g, d, site.pick_act(act))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
+        return self.act(self.bn(self.conv(x)))
+
+    def fuse(self) -> nn.Module:
+        """The batch norm folded into the convolution."""
+        return DeployedConv(fold_bn(self.conv, self.bn), self.act)
+
+
+def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode is gain * x + shift; both (C,)."""
+    mean, var = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
+    gain = bn.weight.detach() / torch.sqrt(var + bn.eps)
+    return gain, bn.bias.detach() - mean * gain
+
+
+def fold_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """A new convolution with bias that equals `bn(conv(x))` in eval mode; `conv` has no bias."""
+    gain, shift = scale_and_shift(bn)
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter(conv.weight.detach() * gain.view(-1, 1, 1, 1))
+    folded.bias = nn.Parameter(shift)
+    return folded
+
+
+@BLOCKS.register()
+class DWConv(Conv):
+    """Depthwise convolution: as many groups as both widths allow."""
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, k: Any = 1, s: int = 1, d: Any = 1, act: Act | None = None) -> "DWConv":
+        """`[c2, k, s, d, act]` (YOLOv5 v7.0) or `[c2, k, s, act]` (YOLOv7)."""
+        if type(d) is not int:
+            d, act = 1, d
+        c1, c2 = site.c1, site.scale(c2)
+        return cls(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=site.pick_act(act))
+
+
+@BLOCKS.register()
+class Focus(nn.Module):
+    """2x2 neighbourhoods to channels, then a convolution (YOLOv5 before v6)."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: Act = "SiLU"):
+        super().__init__()
+        self.conv = Conv(4 * c1, c2, k, s, p, g, act=act)
+
+    @classmethod
+    def from_yaml(
+        cls, site: Site, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: Act | None = None
+    ) -> "Focus":
+        """`[c2, k, s, p, g, act]`."""
+        return cls(site.c1, site.scale(c2), k, s, p, g, site.pick_act(act))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H/2, W/2)."""
+        return self.conv(space_to_depth(x))
+
+
+@BLOCKS.register()
+class ReOrg(nn.Module):
+    """2x2 neighbourhoods to channels: (N, C, H, W) -> (N, 4C, H/2, W/2)."""
+
+    @classmethod
+    def from_yaml(cls, site: Site) -> "ReOrg":
+        """`[]`."""
+        return cls()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return space_to_depth(x)
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, 4C, H/2, W/2), in the order the official weights expect: rows vary fastest, (0,0) (1,0) (0,1) (1,1)."""
+    return torch.cat([x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)], 1)
+
+
+@BLOCKS.register()
+class GhostConv(nn.Module):
+    """Half of the channels by a convolution, the other half from those by a cheap depthwise 5x5 (GhostNet, Han 2020)."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act = "SiLU"):
+        super().__init__()
+        hidden = c2 // 2
+        self.cv1 = Conv(c1, hidden, k, s, g=g, act=act)
+        self.cv2 = Conv(hidden, hidden, 5, g=hidden, act=act)
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act | None = None) -> "GhostConv":
+        """`[c2, k, s, g, act]`."""
+        return cls(site.c1, site.scale(c2), k, s, g, site.pick_act(act))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
+        x = self.cv1(x)
+        return torch.cat((x, self.cv2(x)), 1)

@@ -1,0 +1,105 @@
+"""Cross-stage-partial blocks: one path through bottlenecks, one around them."""
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.conv import Conv, GhostConv
+from models.registry import BLOCKS, Act, Site, activation
+
+
+@BLOCKS.register()
+class Bottleneck(nn.Module):
+    """1x1 then 3x3 convolution, with a residual where asked for and the widths agree (ResNet, He 2015)."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(hidden, c2, 3, g=g, act=act)
+        self.add = shortcut and c1 == c2
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> "Bottleneck":
+        """`[c2, shortcut, g, e]`."""
+        return cls(site.c1, site.scale(c2), shortcut, g, e, site.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H, W)."""
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+class _Repeated:
+    """What the blocks below share: the repeats of their row go inside."""
+
+    repeats_inside = True
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5):
+        """`[c2, shortcut, g, e]`; the repeats are the number of bottlenecks."""
+        return cls(site.c1, site.scale(c2), site.repeats, shortcut, g, e, site.act)  # type: ignore[call-arg]
+
+
+@BLOCKS.register()
+class C3(_Repeated, nn.Module):
+    """CSP bottleneck with three convolutions (CSPNet, Wang 2020, as YOLOv5 uses it)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(c1, hidden, 1, act=act)
+        self.cv3 = Conv(2 * hidden, c2, 1, act=act)
+        self.m = nn.Sequential(*(self.bottleneck(hidden, shortcut, g, act) for _ in range(n)))
+
+    def bottleneck(self, channels: int, shortcut: bool, g: int, act: Act) -> nn.Module:
+        """One step of the inner path; subclasses put their own here."""
+        return Bottleneck(channels, channels, shortcut, g, 1.0, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H, W)."""
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+
+class GhostBottleneck(nn.Module):
+    """Two ghost convolutions with a residual, stride 1 (GhostNet, Han 2020)."""
+
+    def __init__(self, channels: int, act: Act = "SiLU"):
+        super().__init__()
+        hidden = channels // 2
+        # the Identity stands where the stride-2 form has a convolution: it keeps the official parameter names
+        self.conv = nn.Sequential(GhostConv(channels, hidden, act=act), nn.Identity(), GhostConv(hidden, channels, act=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same."""
+        return self.conv(x) + x
+
+
+@BLOCKS.register()
+class C3Ghost(C3):
+    """C3 with ghost bottlenecks."""
+
+    def bottleneck(self, channels: int, shortcut: bool, g: int, act: Act) -> nn.Module:
+        """See C3."""
+        return GhostBottleneck(channels, act)
+
+
+@BLOCKS.register()
+class BottleneckCSP(_Repeated, nn.Module):
+    """CSP bottleneck with four convolutions and a batch norm over both paths (CSPNet, Wang 2020)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = nn.Conv2d(c1, hidden, 1, bias=False)
+        self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.cv4 = Conv(2 * hidden, c2, 1, act=act)
+        self.bn = nn.BatchNorm2d(2 * hidden)
+        self.act = activation(act)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0, act) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H, W)."""
+        paths = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
+        return self.cv4(self.act(self.bn(paths)))

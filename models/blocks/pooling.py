@@ -1,0 +1,124 @@
+"""Pooling: plain, and the spatial pyramids that widen the field of view at the end of a backbone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.conv import Conv
+from models.registry import BLOCKS, Act, Site
+
+
+def same_pool(k: int) -> nn.MaxPool2d:
+    """k x k max pooling that keeps the size."""
+    return nn.MaxPool2d(k, stride=1, padding=k // 2)
+
+
+@BLOCKS.register()
+class MP(nn.Module):
+    """k x k max pooling with stride k."""
+
+    def __init__(self, k: int = 2):
+        super().__init__()
+        self.m = nn.MaxPool2d(k, k)
+
+    @classmethod
+    def from_yaml(cls, site: Site, k: int = 2) -> "MP":
+        """`[k]`."""
+        return cls(k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H/k, W/k)."""
+        return self.m(x)
+
+
+@BLOCKS.register()
+class SP(nn.Module):
+    """k x k max pooling with stride s, padded so that s = 1 keeps the size."""
+
+    def __init__(self, k: int = 3, s: int = 1):
+        super().__init__()
+        self.m = nn.MaxPool2d(k, s, k // 2)
+
+    @classmethod
+    def from_yaml(cls, site: Site, k: int = 3, s: int = 1) -> "SP":
+        """`[k, s]`."""
+        return cls(k, s)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H/s, W/s)."""
+        return self.m(x)
+
+
+@BLOCKS.register()
+class SPP(nn.Module):
+    """Spatial pyramid pooling (He 2014): several pool sizes side by side."""
+
+    def __init__(self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13), act: Act = "SiLU"):
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1, act=act)
+        self.m = nn.ModuleList(same_pool(size) for size in k)
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, k: Sequence[int] = (5, 9, 13)) -> "SPP":
+        """`[c2, [k, ...]]`."""
+        return cls(site.c1, site.scale(c2), k, site.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H, W)."""
+        x = self.cv1(x)
+        return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
+
+
+@BLOCKS.register()
+class SPPF(nn.Module):
+    """SPP made faster: three k x k pools one after another equal k, 2k-1 and 3k-2 side by side."""
+
+    def __init__(self, c1: int, c2: int, k: int = 5, act: Act = "SiLU"):
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(4 * hidden, c2, 1, act=act)
+        self.m = same_pool(k)
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, k: int = 5) -> "SPPF":
+        """`[c2, k]`."""
+        return cls(site.c1, site.scale(c2), k, site.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H, W)."""
+        x = self.cv1(x)
+        once = self.m(x)
+        twice = self.m(once)
+        return self.cv2(torch.cat((x, once, twice, self.m(twice)), 1))
+
+
+@BLOCKS.register()
+class SPPCSPC(nn.Module):
+    """Spatial pyramid pooling in a CSP block (YOLOv7, Wang 2022). The hidden width is 2 e c2."""
+
+    def __init__(self, c1: int, c2: int, e: float = 0.5, k: Sequence[int] = (5, 9, 13), act: Act = "SiLU"):
+        super().__init__()
+        hidden = int(2 * c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(c1, hidden, 1, act=act)
+        self.cv3 = Conv(hidden, hidden, 3, act=act)
+        self.cv4 = Conv(hidden, hidden, 1, act=act)
+        self.m = nn.ModuleList(same_pool(size) for size in k)
+        self.cv5 = Conv((len(k) + 1) * hidden, hidden, 1, act=act)
+        self.cv6 = Conv(hidden, hidden, 3, act=act)
+        self.cv7 = Conv(2 * hidden, c2, 1, act=act)
+
+    @classmethod
+    def from_yaml(cls, site: Site, c2: int, e: float = 0.5, k: Sequence[int] = (5, 9, 13)) -> "SPPCSPC":
+        """`[c2, e, [k, ...]]`."""
+        return cls(site.c1, site.scale(c2), e, k, site.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C1, H, W) -> (N, C2, H, W)."""
+        y = self.cv4(self.cv3(self.cv1(x)))
+        y = self.cv6(self.cv5(torch.cat([y, *(pool(y) for pool in self.m)], 1)))
+        return self.cv7(torch.cat((y, self.cv2(x)), 1))

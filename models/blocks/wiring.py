@@ -1,0 +1,67 @@
+"""Blocks without parameters that join rows, and PyTorch's own layers under their `nn.` names."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import BLOCKS, Site
+
+
+@BLOCKS.register()
+class Concat(nn.Module):
+    """Joins maps along one dimension."""
+
+    def __init__(self, dimension: int = 1):
+        super().__init__()
+        self.d = dimension
+
+    @classmethod
+    def from_yaml(cls, site: Site, dimension: int = 1) -> "Concat":
+        """`[dimension]`."""
+        return cls(dimension)
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """List of (N, Ci, H, W) -> (N, sum of Ci, H, W)."""
+        return torch.cat(x, self.d)
+
+
+@BLOCKS.register()
+class Shortcut(nn.Module):
+    """Adds maps of one shape."""
+
+    @classmethod
+    def from_yaml(cls, site: Site, dimension: int = 0) -> "Shortcut":
+        """`[dimension]`: written in YOLOv7's files, without meaning."""
+        return cls()
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """List of (N, C, H, W) -> (N, C, H, W)."""
+        total = x[0]
+        for other in x[1:]:
+            total = total + other
+        return total
+
+
+class _TorchLayer:
+    """A layer of `torch.nn` in a YAML row. `leading` says which arguments the model knows better than the row."""
+
+    def __init__(self, layer: type[nn.Module], leading: str = ""):
+        self.layer = layer
+        self.leading = leading
+
+    def from_yaml(self, site: Site, *args: Any, **kwargs: Any) -> nn.Module:
+        """The row's arguments, with the input channels put in front where the layer has them."""
+        if self.leading == "in":
+            return self.layer(site.c1, *args, **kwargs)
+        if self.leading == "in, out":
+            c2 = args[0] if args else kwargs.pop("out_channels")
+            return self.layer(site.c1, site.scale(c2), *args[1:], **kwargs)
+        return self.layer(*args, **kwargs)
+
+
+for _layer in (nn.Upsample, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d, nn.Identity, nn.PixelShuffle):
+    BLOCKS.register(f"nn.{_layer.__name__}")(_TorchLayer(_layer))
+BLOCKS.register("nn.BatchNorm2d")(_TorchLayer(nn.BatchNorm2d, "in"))
+BLOCKS.register("nn.Conv2d")(_TorchLayer(nn.Conv2d, "in, out"))
+BLOCKS.register("nn.ConvTranspose2d")(_TorchLayer(nn.ConvTranspose2d, "in, out"))

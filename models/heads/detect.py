@@ -1,0 +1,180 @@
+"""Anchor-based detection heads of YOLOv5 (`Detect`) and YOLOv7 (`IDetect`)."""
+
+import copy
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import BLOCKS, Site
+from utils.errors import UserError
+from utils.log import LOGGER
+
+
+@BLOCKS.register()
+class Detect(nn.Module):
+    """A 1x1 convolution a level gives na boxes (x, y, w, h, objectness, classes) a cell.
+
+    `anchors` (nl, na, 2) are in grid units of their level, `stride` (nl,) in pixels a cell.
+    """
+
+    is_head = True
+    anchors: Tensor
+    stride: Tensor
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[float, ...], nc: int, anchors: Any):
+        """`anchors`: a list a level of w, h, w, h ... in pixels, or their number a level (autoanchor then finds better ones)."""
+        super().__init__()
+        if isinstance(anchors, int):
+            anchors = [_generic_anchors(stride, anchors) for stride in strides]
+        if len(anchors) != len(channels):
+            raise UserError(f"{len(anchors)} levels of anchors for {len(channels)} inputs; give one list of anchors an input")
+        self.nc = nc
+        self.no = nc + 5
+        self.nl = len(channels)
+        self.na = len(anchors[0]) // 2
+        self.register_buffer("stride", torch.tensor(strides), persistent=False)
+        self.register_buffer("anchors", torch.zeros(self.nl, self.na, 2))
+        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in channels)
+        self.set_anchors(_ordered(torch.tensor(anchors, dtype=torch.float32).view(self.nl, self.na, 2), self.stride))
+        self.initialise_bias()
+
+    @classmethod
+    def from_yaml(cls, site: Site, nc: int, anchors: Any) -> "Detect":
+        """`[nc, anchors]`: the names, or values of its own."""
+        return cls(site.in_channels, site.in_strides, nc, anchors)
+
+    def set_anchors(self, pixels: Tensor) -> None:
+        """New anchors (nl, na, 2) in pixels, the smallest level first."""
+        with torch.no_grad():
+            self.anchors.copy_(pixels.to(self.anchors) / self.stride.view(-1, 1, 1))
+
+    @property
+    def anchors_px(self) -> Tensor:
+        """(nl, na, 2) in pixels."""
+        return self.anchors * self.stride.view(-1, 1, 1)
+
+    def initialise_bias(self, class_counts: Tensor | None = None) -> None:
+        """Start from the expected frequencies: 8 objects in a 640 px image, classes as counted or all alike (RetinaNet, Lin 2017, 3.3)."""
+        for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
+            bias = cast(Tensor, cast(nn.Conv2d, conv).bias).detach().view(self.na, self.no)
+            bias[:, 4] += math.log(8 / (640 / stride) ** 2)
+            if class_counts is None:
+                bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+            else:
+                bias[:, 5:] += torch.log(class_counts / class_counts.sum())
+
+    def raw(self, x: Tensor, level: int) -> Tensor:
+        """The level's prediction before reshaping: (N, C, H, W) -> (N, na x no, H, W)."""
+        return self.m[level](x)
+
+    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Training: raw maps (N, na, H, W, no). Eval: boxes (N, all cells and anchors, no), and the raw maps.
+
+        Boxes are x, y, w, h in pixels (centre, size), then sigmoid scores.
+        """
+        maps = []
+        for level, features in enumerate(x):
+            y = self.raw(features, level)
+            n, _, height, width = y.shape
+            maps.append(y.view(n, self.na, self.no, height, width).permute(0, 1, 3, 4, 2).contiguous())
+        if self.training:
+            return maps
+        return torch.cat([self.decode(y, level) for level, y in enumerate(maps)], 1), maps
+
+    def decode(self, y: Tensor, level: int) -> Tensor:
+        """Raw map (N, na, H, W, no) -> (N, na x H x W, no). Centre: (2 s - 0.5 + cell) stride; size: (2 s)^2 anchor, s = sigmoid."""
+        n, na, height, width, no = y.shape
+        rows = torch.arange(height, device=y.device, dtype=y.dtype)
+        columns = torch.arange(width, device=y.device, dtype=y.dtype)
+        cell = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (H, W, 2): x, y
+        xy, wh, scores = y.sigmoid().split((2, 2, no - 4), -1)
+        xy = (xy * 2 - 0.5 + cell) * self.stride[level]
+        wh = (wh * 2) ** 2 * self.anchors_px[level].view(1, na, 1, 1, 2)
+        return torch.cat((xy, wh, scores), -1).view(n, -1, no)
+
+
+class ImplicitA(nn.Module):
+    """A learned vector (1, C, 1, 1) that is added (YOLOR, Wang 2021)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.implicit = nn.Parameter(torch.empty(1, channels, 1, 1).normal_(0.0, 0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same."""
+        return self.implicit + x
+
+
+class ImplicitM(nn.Module):
+    """A learned vector (1, C, 1, 1) that is multiplied (YOLOR, Wang 2021)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.implicit = nn.Parameter(torch.empty(1, channels, 1, 1).normal_(1.0, 0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same."""
+        return self.implicit * x
+
+
+@BLOCKS.register()
+class IDetect(Detect):
+    """Detect with implicit knowledge: a vector added before, one multiplied after each prediction (YOLOv7)."""
+
+    anchor_grid: Tensor
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[float, ...], nc: int, anchors: Any):
+        super().__init__(channels, strides, nc, anchors)
+        # the anchors in pixels once more: official YOLOv7 files have them, nothing here reads them
+        self.register_buffer("anchor_grid", self.anchors_px.view(self.nl, 1, self.na, 1, 1, 2).clone())
+        self.ia = nn.ModuleList(ImplicitA(c) for c in channels)
+        self.im = nn.ModuleList(ImplicitM(self.no * self.na) for _ in channels)
+
+    def set_anchors(self, pixels: Tensor) -> None:
+        """See Detect."""
+        super().set_anchors(pixels)
+        if hasattr(self, "anchor_grid"):  # not yet while Detect's part is built
+            self.anchor_grid.copy_(self.anchors_px.view_as(self.anchor_grid))
+
+    def raw(self, x: Tensor, level: int) -> Tensor:
+        """See Detect."""
+        return self.im[level](self.m[level](self.ia[level](x)))
+
+    def fuse(self) -> Detect:
+        """A plain Detect: b' = (b + W a) m, W' = W m."""
+        plain = Detect.__new__(Detect)
+        nn.Module.__init__(plain)
+        plain.nc, plain.no, plain.nl, plain.na = self.nc, self.no, self.nl, self.na
+        plain.register_buffer("stride", self.stride, persistent=False)
+        plain.register_buffer("anchors", self.anchors)
+        plain.m = nn.ModuleList(
+            _fold_implicit(cast(nn.Conv2d, conv), cast(ImplicitA, a), cast(ImplicitM, m))
+            for conv, a, m in zip(self.m, self.ia, self.im, strict=True)
+        )
+        return plain.train(self.training)
+
+
+def _fold_implicit(conv: nn.Conv2d, add: ImplicitA, multiply: ImplicitM) -> nn.Conv2d:
+    weight, bias = conv.weight.detach(), cast(Tensor, conv.bias).detach()
+    a, m = add.implicit.detach().flatten(), multiply.implicit.detach().flatten()
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter(weight * m.view(-1, 1, 1, 1))
+    folded.bias = nn.Parameter((bias + weight.flatten(1) @ a) * m)
+    return folded
+
+
+def _generic_anchors(stride: float, number: int) -> list[float]:
+    """Squares from 2 to nearly 4 cells, where a YAML gives only the number of anchors."""
+    sides = [2 * stride * 2 ** (i / number) for i in range(number)]
+    return [side for s in sides for side in (s, s)]
+
+
+def _ordered(anchors: Tensor, stride: Tensor) -> Tensor:
+    """Anchors (nl, na, 2) with small ones at small strides: turned round, with a warning, where they are the other way."""
+    area = anchors.prod(-1).mean(-1)
+    if len(area) > 1 and (area[-1] - area[0]) * (stride[-1] - stride[0]) < 0:
+        LOGGER.warning("anchors: their order is against the strides' (large objects need large strides); turned round")
+        return anchors.flip(0)
+    return anchors

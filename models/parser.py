@@ -1,0 +1,210 @@
+"""Model YAML -> modules. Rows are `[from, repeats, Block, args]`, as YOLOv5 and YOLOv7 write them; see docs/yaml_format.md.
+
+Channels and strides come from running each row on the meta device (shapes without numbers), so no block has to declare its output.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from models.registry import BLOCKS, Site
+from utils.errors import UserError, suggest
+
+KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
+TRACE_SIZE = 256  # px; a multiple of every stride, small enough to leave no doubt that sizes are not built in
+NAMED_VALUES = {"None": None, "True": True, "False": False}
+
+
+class RowSpec(NamedTuple):
+    """Where a row stands. Indices count outputs: a row with several outputs takes several."""
+
+    index: int
+    source: tuple[int, ...]
+    """Output indices that it reads; -1 is the image."""
+    listed: bool
+    """Whether the module gets a list (its `from` is one) or a tensor."""
+    block: str
+    tag: str | None
+    outputs: int
+
+
+@dataclass
+class Plan:
+    """What a YAML says, while it is read."""
+
+    where: str
+    cfg: dict[str, Any]
+    specs: list[RowSpec] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    """By output index; the further outputs of a row are an `nn.Identity` each."""
+    outputs: list[Tensor] = field(default_factory=list)
+    """Meta tensors by output index."""
+    tags: dict[str, int] = field(default_factory=dict)
+
+
+def parse(cfg: dict[str, Any], where: str) -> Plan:
+    """Build every row of a parsed YAML. `where` is its name in errors, which are `UserError`s naming section, row and what to mend."""
+    check_keys(cfg, where)
+    plan = Plan(where, cfg)
+    with torch.no_grad():
+        image = torch.empty(2, cfg.get("ch", 3), TRACE_SIZE, TRACE_SIZE, device="meta")
+        for section in ("backbone", "head"):
+            for number, row in enumerate(cfg[section]):
+                place = f"{where}: {section} row {number} {_short(row)}"
+                try:
+                    _add_row(plan, row, image)
+                except UserError as error:
+                    raise UserError(f"{place}: {error}") from error
+                except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, KeyError, AttributeError) as error:
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    raise UserError(f"{place}: this block cannot be built with these arguments and inputs: {reason}") from error
+    return plan
+
+
+def check_keys(cfg: dict[str, Any], where: str) -> None:
+    """The top level of a model YAML."""
+    for key in cfg:
+        if key not in KEYS:
+            raise UserError(f"{where}: unknown key '{key}'{suggest(str(key), KEYS)} (known: {', '.join(KEYS)})")
+    for key in ("nc", "anchors", "backbone", "head"):
+        if key not in cfg:
+            raise UserError(f"{where}: '{key}' is missing; a model YAML has nc, anchors, backbone and head")
+    for section in ("backbone", "head"):
+        if not isinstance(cfg[section], list):
+            raise UserError(f"{where}: {section}: expected a list of rows [from, repeats, Block, args]")
+    if type(cfg["nc"]) is not int or cfg["nc"] < 1:
+        raise UserError(f"{where}: nc: {cfg['nc']!r} is no number of classes (1 or more)")
+    if type(cfg.get("ch", 3)) is not int or cfg.get("ch", 3) < 1:
+        raise UserError(f"{where}: ch: {cfg['ch']!r} is no number of image channels (1 or more)")
+    for key in ("depth_multiple", "width_multiple"):
+        value = cfg.get(key, 1.0)
+        if type(value) not in (int, float) or not 0 < value < 100:
+            raise UserError(f"{where}: {key}: {value!r} is not a number above 0")
+    _check_anchors(cfg["anchors"], where)
+
+
+def _check_anchors(anchors: Any, where: str) -> None:
+    """A number of anchors a level, or a list a level of w, h, w, h ... in pixels, equally long."""
+    if type(anchors) is int and anchors > 0:
+        return
+    levels_ok = isinstance(anchors, list) and bool(anchors) and all(isinstance(a, list) for a in anchors)
+    if not levels_ok or not all(type(v) in (int, float) and v > 0 for level in anchors for v in level):
+        raise UserError(
+            f"{where}: anchors: expected a number of anchors a level, or a list of w, h, w, h ... (pixels, above 0) for each level"
+        )
+    lengths = {len(level) for level in anchors}
+    if len(lengths) != 1 or lengths.pop() % 2:
+        sizes = ", ".join(str(len(level)) for level in anchors)
+        raise UserError(f"{where}: anchors: every level needs the same even number of values w, h, w, h ...; found {sizes}")
+
+
+def _add_row(plan: Plan, row: Any, image: Tensor) -> None:
+    """Build one row, run it on meta tensors, append it to the plan."""
+    source_item, repeats, name, args, tag = _fields(row)
+    index = len(plan.outputs)
+    source = _source(source_item, index, plan.tags)
+    inputs = [image if i < 0 else plan.outputs[i] for i in source]
+    block, site = BLOCKS[name], _site(plan.cfg, inputs, repeats)
+    module = _build(block, name, args, site)
+    listed = isinstance(source_item, list)
+    x: Any = inputs if listed else inputs[0]
+    if site.repeats > 1 and not getattr(block, "repeats_inside", False):
+        copies = [module]
+        for _ in range(site.repeats - 1):
+            x = shapes_after(copies[-1], x)
+            copies.append(_build(block, name, args, _site(plan.cfg, [x], 1)))
+        module, x = nn.Sequential(*copies), inputs if listed else inputs[0]
+    result = shapes_after(module, x)
+    single = isinstance(result, Tensor) or getattr(block, "is_head", False)  # a head's maps are the model's result, not rows
+    outputs = [result] if single else list(result)
+    plan.specs.append(RowSpec(index, source, listed, name, tag, len(outputs)))
+    plan.modules += [module, *(nn.Identity() for _ in outputs[1:])]
+    plan.outputs += outputs
+    if tag is not None:
+        if tag in plan.tags:
+            raise UserError(f"the tag '{tag}' is taken by row {plan.tags[tag]}; choose another")
+        plan.tags[tag] = index
+
+
+def _fields(row: Any) -> tuple[Any, int, str, Any, str | None]:
+    """`[from, repeats, Block, args]` or with a tag behind; checked for their types."""
+    if not isinstance(row, list) or len(row) not in (4, 5):
+        raise UserError("expected [from, repeats, Block, args] or [from, repeats, Block, args, tag]")
+    source, repeats, name, args = row[:4]
+    tag = row[4] if len(row) == 5 else None
+    if type(repeats) is not int or repeats < 1:
+        raise UserError(f"repeats is {repeats!r}; expected a number from 1")
+    if not isinstance(name, str):
+        raise UserError(f"the block is {name!r}; expected a name")
+    if not isinstance(args, list | dict):
+        raise UserError(f"args is {args!r}; expected a list or a mapping")
+    if tag is not None and not isinstance(tag, str):
+        raise UserError(f"the tag is {tag!r}; expected a name")
+    return source, repeats, name, args, tag
+
+
+def _source(item: Any, index: int, tags: dict[str, int]) -> tuple[int, ...]:
+    """Output indices of `from`: ints (negative ones count back from this row), tags, or a list of them."""
+    found = []
+    for one in item if isinstance(item, list) else [item]:
+        if isinstance(one, str):
+            if one not in tags:
+                raise UserError(f"from: no row above has the tag '{one}'{suggest(one, tags)}")
+            found.append(tags[one])
+            continue
+        absolute = one + index if type(one) is int and one < 0 else one
+        first = -1 if index == 0 else 0  # only the first row reads the image
+        if type(absolute) is not int or not first <= absolute < index:
+            raise UserError(f"from: {one!r} is no row above this one (model.{index})")
+        found.append(absolute)
+    if not found:
+        raise UserError("from: names no input")
+    return tuple(found)
+
+
+def _site(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> Site:
+    depth = cfg.get("depth_multiple", 1.0)
+    return Site(
+        in_channels=tuple(x.shape[1] for x in inputs),
+        in_strides=tuple(TRACE_SIZE / x.shape[2] for x in inputs),
+        nc=cfg["nc"],
+        anchors=cfg["anchors"],
+        width=cfg.get("width_multiple", 1.0),
+        act=cfg.get("activation") or "SiLU",
+        repeats=max(round(repeats * depth), 1) if repeats > 1 else 1,
+    )
+
+
+def _build(block: Any, name: str, args: list[Any] | dict[str, Any], site: Site) -> nn.Module:
+    """Call the block's `from_yaml` once its arguments are known to fit."""
+    names = {**NAMED_VALUES, "nc": site.nc, "anchors": site.anchors}
+    positional = [_named(a, names) for a in args] if isinstance(args, list) else []
+    keywords = {str(k): _named(a, names) for k, a in args.items()} if isinstance(args, dict) else {}
+    signature = inspect.signature(block.from_yaml)
+    try:
+        signature.bind(site, *positional, **keywords)
+    except TypeError as error:
+        wanted = [str(p).split(":")[0].split(" =")[0] for p in list(signature.parameters.values())[1:]]
+        raise UserError(f"the arguments do not fit {name}({', '.join(wanted)}): {error}") from None
+    return block.from_yaml(site, *positional, **keywords)
+
+
+def _named(value: Any, names: dict[str, Any]) -> Any:
+    """`None`, `nc`, `anchors` in their places; every other value stays the literal that it is."""
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def shapes_after(module: nn.Module, x: Any) -> Any:
+    """Run a module on meta tensors with meta parameters; its own tensors are neither read nor changed."""
+    state = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    return functional_call(module, state, (x,))
+
+
+def _short(row: Any) -> str:
+    """A row as its YAML shows it, cut at 80 characters."""
+    text = "[" + ", ".join(_short(v) if isinstance(v, list) else str(v) for v in row) + "]" if isinstance(row, list) else str(row)
+    return text if len(text) <= 80 else text[:77] + "..."

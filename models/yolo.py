@@ -1,0 +1,148 @@
+"""The detector: rows of a YAML, run in order."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+import models.blocks
+import models.heads
+from models.heads.detect import Detect, ImplicitA, ImplicitM
+from models.parser import RowSpec, parse
+from models.registry import ACTIVATIONS
+from utils.config import load_yaml, resolve
+from utils.errors import UserError
+from utils.profiling import count_macs, count_parameters
+from utils.registry import import_files_of
+
+import_files_of(models.blocks)
+import_files_of(models.heads)
+
+
+class Row(NamedTuple):
+    """One YAML row of a built model; the fields before `module` are those of `parser.RowSpec`."""
+
+    index: int
+    source: tuple[int, ...]
+    listed: bool
+    block: str
+    tag: str | None
+    outputs: int
+    module: nn.Module
+
+
+class Model(nn.Module):
+    """A detector built from a parsed YAML.
+
+    `model[i]` is the module of output i (the further outputs of one row are an `nn.Identity` each), so that `model.N` means the
+    same in `from`, in layer options and in parameter names.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], where: str = "model"):
+        super().__init__()
+        self.cfg: dict[str, Any] = copy.deepcopy(dict(cfg))
+        plan = parse(self.cfg, where)
+        self.model = nn.ModuleList(plan.modules)
+        self.specs: tuple[RowSpec, ...] = tuple(plan.specs)
+        if not self.specs or not isinstance(self.model[self.specs[-1].index], Detect):
+            raise UserError(f"{where}: the last row must be a detection head, as [[17, 20, 23], 1, Detect, [nc, anchors]]")
+        self.nc = self.head.nc
+        self.names = [str(i) for i in range(self.nc)]
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = 1e-3, 0.03
+        self._last_use = {i: spec.index for spec in self.specs for i in spec.source}
+
+    @property
+    def head(self) -> Detect:
+        """The detection head, the last row."""
+        return cast(Detect, self.model[self.specs[-1].index])
+
+    @property
+    def stride(self) -> Tensor:
+        """(nl,) pixels per cell of each level."""
+        return self.head.stride
+
+    @property
+    def rows(self) -> list[Row]:
+        """The YAML's rows with their modules."""
+        return [Row(*spec, module=self.model[spec.index]) for spec in self.specs]
+
+    def forward(self, x: Tensor) -> Any:
+        """Images (N, 3, H, W) in 0..1 -> what the head gives: raw maps in training, (boxes, raw maps) in eval. See `Detect.forward`."""
+        outputs: dict[int, Any] = {-1: x}
+        result: Any = x
+        for spec in self.specs:
+            inputs = [outputs[i] for i in spec.source]
+            result = self.model[spec.index](inputs if spec.listed else inputs[0])
+            if spec.outputs == 1:
+                outputs[spec.index] = result
+            else:
+                rest = range(spec.index + 1, spec.index + spec.outputs)
+                outputs |= {spec.index: result[0]} | {i: self.model[i](result[i - spec.index]) for i in rest}
+            for i in spec.source:  # free what nobody reads any more
+                if self._last_use[i] == spec.index:
+                    outputs.pop(i, None)
+        return result
+
+    def fuse(self) -> "Model":
+        """A new deployed model in eval mode: batch norms, branches and implicits folded. This one stays as it is."""
+        deployed = copy.deepcopy(self).eval()
+        with torch.no_grad():
+            fuse_children(deployed.model)
+        return deployed.requires_grad_(False)
+
+    def info(self, imgsz: int = 640) -> dict[str, float]:
+        """Sizes of this model and of its deployed form; GFLOPs are 2 x MACs at imgsz x imgsz.
+
+        - `layers`: modules, where all activations of a kind count as one (how YOLOv5's 214 layers come out).
+        - `fused_parameters`: as published tables count: deployed, but with the implicit vectors that the official fuse leaves registered.
+        - `gflops_published`: this form with 4 operations per batch norm element on top, as counters based on `thop` print. Display only.
+        - `macs`: of the deployed model; what a speed-up is measured in.
+        """
+        deployed = self.fuse()
+        macs, deployed_macs = count_macs(self, imgsz), count_macs(deployed, imgsz)
+        implicit = sum(m.implicit.numel() for m in self.modules() if isinstance(m, ImplicitA | ImplicitM))
+        parameters = count_parameters(deployed)
+        return {
+            "layers": self._count_layers(),
+            "parameters": count_parameters(self),
+            "gflops": 2 * macs / 1e9,
+            "fused_parameters": parameters + implicit,
+            "deployed_parameters": parameters,
+            "gflops_fused": 2 * deployed_macs / 1e9,
+            "macs": deployed_macs,
+        }
+
+    def summary(self, imgsz: int = 640) -> str:
+        """`Model summary: 214 layers, 7235389 parameters, 16.4 GFLOPs`."""
+        gflops = 2 * count_macs(self, imgsz) / 1e9
+        return f"Model summary: {self._count_layers()} layers, {count_parameters(self)} parameters, {gflops:.1f} GFLOPs"
+
+    def _count_layers(self) -> int:
+        kinds = {name for name in ACTIVATIONS if name != "Identity"}
+        modules = list(self.modules())
+        activations = [m for m in modules if type(m).__name__ in kinds]
+        return len(modules) - len(activations) + len({repr(m) for m in activations})
+
+
+def fuse_children(module: nn.Module) -> None:
+    """Replace every descendant that has a `fuse()` by what it gives, the innermost first. The module must be in eval mode."""
+    for name, child in module.named_children():
+        fuse_children(child)
+        if hasattr(child, "fuse"):
+            setattr(module, name, child.fuse().eval())
+
+
+def build_model(cfg: Mapping[str, Any] | Path | str, nc: int | None = None, anchors: Any = None) -> Model:
+    """A new model from a bare name (`yolov5n`), a path, or a parsed YAML; `nc` and `anchors` win over the YAML's."""
+    if isinstance(cfg, Mapping):
+        where, content = "model", dict(cfg)
+    else:
+        path = resolve(cfg, "model")
+        where, content = str(path), load_yaml(path)
+    changes = {"nc": nc, "anchors": anchors}
+    return Model(content | {k: v for k, v in changes.items() if v is not None}, where)
