@@ -210,3 +210,13 @@ def test_the_coco_figure_is_not_ours_under_another_name():
     coco, ours = coco_and_ours([(detections, labels)])
     assert coco["AP50"] == pytest.approx(1)
     assert ours.map50 == pytest.approx(0.5 + 0.5 * 0.5 / 2 - 0.01 * 0.5 / 2)
+
+
+def test_the_best_f1_is_smoothed_over_a_tenth_of_the_axis():
+    rng = np.random.default_rng(4)
+    tp, conf = rng.random((80, 10)) > 0.5, rng.random(80)
+    result = ap_per_class(tp, conf, rng.integers(0, 2, 80), np.repeat([0, 1], 30))
+    f1 = result.curves.f1.mean(0).tolist()
+    smoothed = [np.mean([f1[min(max(i + k, 0), 999)] for k in range(-50, 51)]) for i in range(1000)]
+    assert result.confidence == pytest.approx(int(np.argmax(smoothed)) / 999)
+    assert result.confidence != pytest.approx(int(np.argmax(f1)) / 999)  # else this case would show nothing
