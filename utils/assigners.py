@@ -31,8 +31,8 @@ class Matches(NamedTuple):
 def match_anchors(targets: Tensor, anchors: Tensor, grids: Tensor, anchor_t: float) -> Matches:
     """YOLOv5's rule: every anchor of similar size, in the target's cell and in its nearest neighbours.
 
-    An anchor fits where neither side differs by a factor of `anchor_t` or more. A neighbour cell takes part where the centre is in
-    the half of its cell that is nearer to it, so that a target has up to three cells. Order: level, offset, anchor, target.
+    An anchor fits where neither side differs by a factor of `anchor_t` or more. A neighbour cell takes part where the centre lies
+    in the half of its cell next to it, so that a target has up to three cells. Order: level, offset, anchor, target.
 
     targets: (M, 6) image, class, x, y, w, h normalised; anchors: (L, A, 2) in grid units; grids: (L, 2) columns and rows, float.
     """
@@ -97,7 +97,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _class_cost(obj: Tensor, cls: Tensor, wanted: Tensor, table: Tensor) -> Tensor:
-    """Cross-entropy of sqrt(p_obj p_cls) against the class each target wants: (images, G) wanted, (images, P) table -> (images, G, P).
+    """BCE of sqrt(p_obj p_cls) against the class a target wants; wanted (images, G), table (images, P) -> (images, G, P).
 
     With y the root, the sum over classes is that of -log(1 - y), the same for every target, plus log(1 - y) - log(y) of the
     wanted class alone. Logarithms come from the logits, so that nothing overflows where y rounds to 0 or 1.

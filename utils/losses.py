@@ -35,8 +35,8 @@ class DetectionLoss(nn.Module):
     """`loss(raw_maps, targets) -> (loss, parts)`.
 
     raw_maps: L tensors (N, A, H, W, 5 + nc), finest level first; targets: (M, 6) image, class, x, y, w, h normalised to 0..1.
-    `loss` is a scalar multiplied by the batch size N; `parts` are box, obj and cls: weighted by their gains, detached, not multiplied.
-    Half-precision maps are computed in float32. With autobalance, a call with gradients moves `balance`.
+    `loss` is a scalar multiplied by the batch size N; `parts` are box, obj and cls: weighted by their gains, detached, not
+    multiplied. Half-precision maps are computed in float32. With autobalance, a call with gradients moves `balance`.
     """
 
     anchors: Tensor
