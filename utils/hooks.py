@@ -1,4 +1,4 @@
-"""What happens around a step. A hook sees the trainer and may read or change anything on it; the trainer knows no hook by name."""
+"""What happens around a step. A hook sees the trainer and may read or change all of it; the trainer knows no hook by name."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ class Hook:
         """After each forward and backward; `trainer.parts` are this batch's named scalars, on the device."""
 
     def on_grads_ready(self, trainer: "Trainer") -> None:
-        """Once an optimizer step, between unscale and clip: gradients are summed over the accumulated batches and in true scale."""
+        """Once an optimizer step, between unscale and clip: gradients are in true scale, summed over the accumulated batches."""
 
     def on_step_end(self, trainer: "Trainer") -> None:
         """After optimizer step, zero_grad and EMA; `trainer.step` counts optimizer steps."""
