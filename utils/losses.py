@@ -62,31 +62,31 @@ class DetectionLoss(nn.Module):
 
         level, anchor, cell, target = matches
         index = _flat_index(matches, targets, grids, anchors.shape[1])
-        box_logits, _, class_logits = _rows(raw_maps, level, index).split([4, 1, raw_maps[0].shape[-1] - 5], 1)
+        rows, objectness = _pick(raw_maps, level, index)
+        box_logits, class_logits = rows[:, :4], rows[:, 5:]
         wanted = targets[target, 2:6] * grids[level].repeat(1, 2)
         wanted = torch.cat((wanted[:, :2] - cell, wanted[:, 2:]), 1)
         iou = bbox_iou(_decode(box_logits, anchors[level, anchor]), wanted)
         share = (1 / torch.bincount(level, minlength=len(raw_maps)))[level]  # summing with it adds up the means of the levels
 
         box = self.hyp.box * ((1 - iou) * share).sum()
-        obj = self.hyp.obj * self._objectness(raw_maps, level, index, iou.detach().clamp(min=0))
+        obj = self.hyp.obj * self._objectness(objectness, level, index, iou.detach().clamp(min=0))
         cls = self.hyp.cls * (self._classification(class_logits, targets[target, 1].long()) * share).sum()
         return (box + obj + cls) * len(raw_maps[0]), {"box": box.detach(), "obj": obj.detach(), "cls": cls.detach()}
 
-    def _objectness(self, raw_maps: Sequence[Tensor], level: Tensor, index: Tensor, iou: Tensor) -> Tensor:
-        """Every cell of every level against the IoU of its prediction, 0 where nothing is matched.
+    def _objectness(self, logits: Sequence[Tensor], level: Tensor, index: Tensor, iou: Tensor) -> Tensor:
+        """Every cell of every level (logits, flat) against the IoU of its prediction, 0 where nothing is matched.
 
         Where several targets share a cell the last match counts. All of them write that one's value, so that the order in which a
         device writes does not matter.
         """
-        logits = [raw[..., 4].flatten() for raw in raw_maps]
         sizes = [len(part) for part in logits]
         cells = index + level.new_tensor([sum(sizes[:number]) for number in range(len(sizes))])[level]
         number = torch.arange(len(cells), device=cells.device)
         last = cells.new_zeros(sum(sizes)).scatter_reduce_(0, cells, number, "amax")
         wanted = iou.new_zeros(sum(sizes)).scatter_(0, cells, iou[last[cells]])
 
-        losses = self._cross_entropy(_at_least_float32(torch.cat(logits)), wanted, self.hyp.obj_pw)
+        losses = self._cross_entropy(torch.cat(list(logits)), wanted, self.hyp.obj_pw)
         means = torch.stack([part.mean() for part in losses.split(sizes)])
         balance = self.balance.to(means.device)
         if self.hyp.autobalance and torch.is_grad_enabled():
@@ -118,7 +118,7 @@ class DetectionLoss(nn.Module):
 def _choose(raw_maps: Sequence[Tensor], targets: Tensor, candidates: Matches, anchors: Tensor, grids: Tensor) -> Matches:
     """YOLOv7's OTA among the candidates. Boxes are compared as shares of the image: IoU is the same as in pixels."""
     level, anchor, cell, _ = candidates
-    rows = _rows(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
+    rows, _ = _pick(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
     boxes = _decode(rows[:, :4], anchors[level, anchor])
     boxes[:, :2] += cell
     corners = xywh2xyxy(boxes / grids[level].repeat(1, 2))
@@ -133,11 +133,35 @@ def _flat_index(matches: Matches, targets: Tensor, grids: Tensor, anchors_per_le
     return ((image * anchors_per_level + anchor) * rows + cell[:, 1]) * columns + cell[:, 0]
 
 
-def _rows(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> Tensor:
-    """The predictions (n, 5 + nc) at `index` of their `level`; levels ascend."""
+def _pick(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The predictions (n, 5 + nc) at `index` of their `level` (ascending), and every level's objectness logits, flat."""
     counts = torch.bincount(level, minlength=len(raw_maps)).tolist()  # cheaper than a copy of all maps into one
-    parts = [raw.flatten(0, 3)[part] for raw, part in zip(raw_maps, index.split(counts), strict=True)]
-    return _at_least_float32(torch.cat(parts))
+    picked = [_Pick.apply(raw, part) for raw, part in zip(raw_maps, index.split(counts), strict=True)]
+    rows, objectness = zip(*picked, strict=True)
+    return _at_least_float32(torch.cat(rows)), [_at_least_float32(part) for part in objectness]
+
+
+class _Pick(torch.autograd.Function):
+    """Rows and objectness of one raw map (N, A, H, W, 5 + nc).
+
+    Plain indexing would give each of the two a gradient as large as the map, then add them: a third of the time of the loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(index)
+        ctx.shape = raw.shape
+        flat = raw.flatten(0, 3)
+        return flat[index], flat[:, 4].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        rows, objectness = gradients
+        gradient = rows.new_zeros(ctx.shape)
+        flat = gradient.flatten(0, 3)
+        flat.index_put_((*ctx.saved_tensors,), rows, accumulate=True)
+        flat[:, 4] += objectness
+        return gradient, None
 
 
 def _decode(logits: Tensor, anchors: Tensor) -> Tensor:
