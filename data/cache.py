@@ -1,0 +1,175 @@
+"""Scan of images and labels, remembered beside the labels in a plain `.npz` (no pickle) and redone for files that changed."""
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data.files import label_path, short_hash, stamp, user_cache_folder
+from data.images import READ_ERRORS, probe_image
+from data.labels import Finding, parse_labels
+from utils.errors import UserError
+from utils.files import atomic_open
+from utils.log import LOGGER
+
+CACHE_VERSION = 1
+
+
+class Problem(NamedTuple):
+    """One line of `dataset_report.csv`."""
+
+    file: Path
+    line: int  # from 1; 0 = the whole file
+    reason: str
+
+
+@dataclass
+class Entry:
+    """What the scan knows of one image."""
+
+    stamps: tuple[int, ...]  # size and time of the image, then of its labels
+    shape: tuple[int, int] = (0, 0)  # width, height
+    labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """False if the image is left out."""
+        return not any(finding.fatal for finding in self.findings)
+
+
+@dataclass
+class Scan:
+    """The usable images of a split and everything odd about all of them."""
+
+    files: list[Path]
+    labels: list[np.ndarray]  # (n, 5) float32: class, xywh normalised
+    shapes: np.ndarray  # (images, 2) int: width, height
+    report: list[Problem]
+
+
+def scan(images: Sequence[Path], nc: int) -> Scan:
+    """Look at every image and label file, from the cache where nothing changed since. `UserError` if no image is usable."""
+    cache_file = label_path(images[0]).parent.with_suffix(".cache.npz")
+    known = _load(cache_file, nc) or _load(_private(cache_file), nc)
+    now = {image: stamp(image) + stamp(label_path(image)) for image in images}
+    changed = [image for image in images if image not in known or known[image].stamps != now[image]]
+    if changed:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            jobs = pool.map(lambda image: _look_at(image, now[image], nc), changed)
+            fresh = list(tqdm(jobs, f"Scanning {images[0].parent}", len(changed), leave=False, disable=len(changed) < 1000))
+        known |= dict(zip(changed, fresh, strict=True))
+        _save(cache_file, known, nc)
+    return _summary(images, [known[image] for image in images])
+
+
+def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> Entry:
+    entry = Entry(stamps)
+    try:
+        entry.shape = probe_image(image)
+    except FileNotFoundError:
+        entry.findings.append(Finding(0, "no such image"))
+    except READ_ERRORS as error:
+        entry.findings.append(Finding(0, f"corrupt image: {_one_line(error)}"))
+    label = label_path(image)
+    if label.is_file():
+        try:
+            entry.labels, findings = parse_labels(label.read_text(encoding="utf-8-sig"), nc)
+            entry.findings += findings
+        except (OSError, UnicodeDecodeError) as error:
+            entry.findings.append(Finding(0, f"labels cannot be read: {_one_line(error)}"))
+    return entry
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _summary(images: Sequence[Path], entries: list[Entry]) -> Scan:
+    usable = [(image, entry) for image, entry in zip(images, entries, strict=True) if entry.usable]
+    report = [
+        Problem(label_path(image) if finding.line else image, finding.line, finding.reason)
+        for image, entry in zip(images, entries, strict=True)
+        for finding in entry.findings
+    ]
+    backgrounds = sum(not len(entry.labels) for _, entry in usable)
+    corrupt = len(images) - len(usable)
+    LOGGER.info(f"Scanning {images[0].parent}... {len(images)} images, {backgrounds} backgrounds, {corrupt} corrupt")
+    if not usable:
+        raise UserError(f"{images[0].parent}: none of the {len(images)} images is usable; the first: {_worded(report[0])}")
+    if corrupt:
+        LOGGER.warning(f"{corrupt} images are left out, all are listed in dataset_report.csv; the first: {_worded(report[0])}")
+    files, kept = [image for image, _ in usable], [entry for _, entry in usable]
+    return Scan(files, [entry.labels for entry in kept], np.array([entry.shape for entry in kept]), report)
+
+
+def _worded(problem: Problem) -> str:
+    return f"{problem.file}{f':{problem.line}' if problem.line else ''}: {problem.reason}"
+
+
+def write_report(path: Path, report: Iterable[Problem]) -> None:
+    """`dataset_report.csv`: file, line (0 = the whole file), reason."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Problem._fields)
+        writer.writerows(report)
+
+
+def _private(cache_file: Path) -> Path:
+    """Where the cache goes if the data folder is read-only."""
+    return user_cache_folder() / "labels" / f"{short_hash(str(cache_file.absolute()))}.npz"
+
+
+def _load(file: Path, nc: int) -> dict[Path, Entry]:
+    """Entries by image; empty where there is no cache, another version's or a broken one: the scan then starts anew."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            head = json.loads(bytes(stored["head"]))
+            if (head["version"], head["nc"]) != (CACHE_VERSION, nc):
+                return {}
+            labels = np.split(stored["labels"], np.cumsum(stored["counts"])[:-1])
+            columns = zip(head["files"], stored["stamps"].tolist(), stored["shapes"].tolist(), labels, strict=True)
+            entries = {Path(name): Entry(tuple(s), tuple(wh), rows) for name, s, wh, rows in columns}
+            for name, findings in head["findings"].items():
+                entries[Path(name)].findings = [Finding(*finding) for finding in findings]
+            return entries
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
+    """Write beside the labels, or into the user's cache folder, or not at all: a cache never stops anybody."""
+    entries = {image: entry for image, entry in entries.items() if image.exists()}
+    if not entries:
+        return
+    head = {
+        "version": CACHE_VERSION,
+        "nc": nc,
+        "files": [str(image) for image in entries],
+        "findings": {str(image): entry.findings for image, entry in entries.items() if entry.findings},
+    }
+    arrays = {
+        "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
+        "stamps": np.array([entry.stamps for entry in entries.values()], np.int64),
+        "shapes": np.array([entry.shape for entry in entries.values()], np.int64),
+        "labels": np.concatenate([entry.labels for entry in entries.values()]),
+        "counts": np.array([len(entry.labels) for entry in entries.values()]),
+    }
+    for target in (cache_file, _private(cache_file)):
+        try:
+            if target != cache_file:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_open(target) as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            return
+        except OSError:
+            continue
+    LOGGER.warning(f"{cache_file}: cannot be written, nor can {user_cache_folder()}: the data are scanned again next time")

@@ -1,0 +1,132 @@
+"""Data YAMLs: where a set's images are and what its classes are called. Nothing from a YAML is ever run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data.files import label_path, list_images, short_hash, stamp
+from utils.config import load_yaml, resolve
+from utils.errors import UserError, suggest
+from utils.log import LOGGER
+
+SPLITS = ("train", "val", "test")
+KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "generator", "download")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """One data set. Paths are absolute; what they hold is looked at when a split is asked for."""
+
+    file: Path | None  # the YAML it came from, None for a mapping
+    root: Path
+    train: list[Path]
+    val: list[Path]
+    test: list[Path]
+    names: list[str]
+    fraction: float = 1.0  # share of the training images that is used
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    def images(self, split: str) -> list[Path]:
+        """Sorted image files of `train`, `val` or `test`. `UserError` where the set has none."""
+        assert split in SPLITS
+        entries = getattr(self, split)
+        if not entries:
+            raise UserError(
+                f"{self.file or 'data'}: has no '{split}' split; add a '{split}:' line (a folder or a list of images)"
+            )
+        return list_images(entries)
+
+    @cached_property
+    def hash(self) -> str:
+        """Ten hex digits over names and every split's file names and sizes, so that a run records which data it saw."""
+        lines = [str(self.names)]
+        for split in SPLITS:
+            for image in self.images(split) if getattr(self, split) else []:
+                lines.append(f"{split} {image.name} {stamp(image)[0]} {stamp(label_path(image))[0]}")
+        return short_hash("\n".join(lines))
+
+
+def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConfig:
+    """A data set from a bare name (`demo`), a YAML's path, a mapping, or as it is.
+
+    `path` is relative to the YAML's folder first, then to the working directory. A set with a `generator` is composed on
+    first use. `UserError` names file and key of what is wrong.
+    """
+    if isinstance(source, DataConfig):
+        return source
+    file, content = (None, source) if isinstance(source, Mapping) else _read(source)
+    where = str(file or "data")
+    for key in content:
+        if key not in KNOWN_KEYS:
+            raise UserError(f"{where}: unknown key '{key}'{suggest(str(key), KNOWN_KEYS)} (known: {', '.join(KNOWN_KEYS)})")
+    if content.get("download"):
+        LOGGER.warning(f"{where}: 'download' is never run; fetch the data yourself and let 'path' point to them")
+    names = _names(where, content)
+    folder = file.parent if file else Path.cwd()
+    if content.get("generator") is not None:
+        _generate(where, content["generator"], folder / str(content.get("path", ".")))
+    root = _root(where, str(content.get("path") or "."), folder)
+    splits = {split: _entries(where, split, content.get(split), root) for split in SPLITS}
+    if not any(splits.values()):
+        raise UserError(f"{where}: has neither 'train' nor 'val'; add 'train: images/train' and 'val: images/val'")
+    return DataConfig(file, root, **splits, names=names, fraction=_fraction(where, content.get("fraction", 1.0)))
+
+
+def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
+    file = resolve(source, "data").absolute()
+    return file, load_yaml(file)
+
+
+def _names(where: str, content: Mapping[str, Any]) -> list[str]:
+    """Class names by id; from `nc` alone they are `class0`, `class1`, ..."""
+    names, nc = content.get("names"), content.get("nc")
+    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
+        raise UserError(f"{where}: nc: {nc!r} is not a number of classes (1 or more)")
+    if names is None and nc is None:
+        raise UserError(f"{where}: has no 'names'; add 'names: [cat, dog]'")
+    if names is None:
+        return [f"class{i}" for i in range(nc or 0)]
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found {list(names)[:10]}")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str | int | float) for n in names):
+        raise UserError(f"{where}: names: expected a list or 'id: name' lines, found {names!r}")
+    if nc is not None and nc != len(names):
+        raise UserError(f"{where}: nc is {nc}, but there are {len(names)} names; correct one of them or leave nc out")
+    return [str(name) for name in names]
+
+
+def _root(where: str, path: str, folder: Path) -> Path:
+    tried = list(dict.fromkeys([(folder / path).resolve(), Path(path).resolve()]))
+    for root in tried:
+        if root.is_dir():
+            return root
+    raise UserError(f"{where}: path: '{path}' not found; looked for {' and '.join(map(str, tried))}")
+
+
+def _entries(where: str, split: str, value: Any, root: Path) -> list[Path]:
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(entry, str | Path) for entry in entries):
+        raise UserError(f"{where}: {split}: expected a folder, a list file or a list of them, found {value!r}")
+    return [root / entry for entry in entries]
+
+
+def _fraction(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise UserError(f"{where}: fraction: {value!r} is out of range (above 0, up to 1)")
+    return float(value)
+
+
+def _generate(where: str, name: Any, folder: Path) -> None:
+    from data.demo import RECIPES, compose
+
+    if name not in RECIPES:
+        raise UserError(f"{where}: generator: '{name}' is not known{suggest(str(name), RECIPES)} (known: {', '.join(RECIPES)})")
+    compose(RECIPES[name], folder.resolve())

@@ -1,0 +1,216 @@
+"""Images with boxes, one sample at a time. A sample's randomness is f(seed, epoch, index), whoever computes it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.augment import blend, jitter_colours, letterbox, mosaic, random_matrix, warp
+from data.cache import scan
+from data.files import short_hash, stamp, user_cache_folder
+from data.images import read_image, resize_long_side
+from utils.config import Hyp
+from utils.files import atomic_open
+from utils.log import LOGGER
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks for. The epoch travels with the index, so that workers that live on always know it."""
+
+    epoch: int
+    image: int
+
+
+class Sample(NamedTuple):
+    """One image ready for batching."""
+
+    image: np.ndarray  # (3, H, W) uint8 RGB
+    boxes: np.ndarray  # (n, 5) float32: class, xywh normalised to W, H
+    file: str
+    shape: tuple  # ((h0, w0), ((ratio_h, ratio_w), (pad_w, pad_h))): what undoes the letterbox
+
+
+class Batch(NamedTuple):
+    """What a loader yields."""
+
+    images: torch.Tensor  # (N, 3, H, W) uint8 RGB
+    targets: torch.Tensor  # (M, 6) float32: image, class, xywh normalised
+    files: list[str]
+    shapes: list[tuple]
+
+
+class DetectionDataset(Dataset):
+    """Samples of one split.
+
+    `.files`, `.labels` ((n, 5) float32: class, xywh normalised) and `.shapes` ((images, 2): width, height) describe the
+    usable images in the same order; `.report` lists everything odd that the scan found.
+
+    `rect_batch` > 0 sorts the images by proportions and gives each run of that many the smallest common shape.
+    Mosaic and mixup need square samples and are off then, and from epoch `mosaic_epochs` on.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        nc: int,
+        *,
+        imgsz: int = 640,
+        hyp: Hyp | None = None,
+        augment: bool = False,
+        rect_batch: int = 0,
+        cache: str | None = None,
+        single_cls: bool = False,
+        seed: int = 0,
+        stride: int = 32,
+        pad: float = 0.0,
+        mosaic_epochs: float = float("inf"),
+    ):
+        found = scan(images, nc)
+        self.files, self.labels, self.shapes, self.report = found.files, found.labels, found.shapes, found.report
+        self.imgsz, self.hyp, self.augment, self.seed, self.epoch = imgsz, hyp or Hyp(), augment, seed, 0
+        self.mosaic_epochs = 0 if rect_batch else mosaic_epochs
+        if single_cls:
+            for labels in self.labels:
+                labels[:, 0] = 0
+        self._batch_shapes: list[tuple[int, int]] = []
+        self._rect_batch = rect_batch
+        if rect_batch:
+            self._sort_by_aspect()
+            self._batch_shapes = rect_shapes(self.shapes, rect_batch, imgsz, stride, pad)
+        self._disk = user_cache_folder() / f"images-{imgsz}" if cache == "disk" else None
+        self._ram: list[np.ndarray] = self._read_all() if cache == "ram" and self._fits_ram() else []
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of samples that are asked for by a bare index."""
+        self.epoch = epoch
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        return self._augmented(epoch, index) if self.augment else self._plain(index)
+
+    def _plain(self, index: int) -> Sample:
+        image, boxes = self._pixels(index)
+        ratio = image.shape[0] / self.shapes[index][1], image.shape[1] / self.shapes[index][0]
+        image, _, pad = letterbox(image, *self._out_shape(index), enlarge=False)
+        boxes[:, 1:] += np.array([*pad, *pad], np.float32)
+        return self._sample(index, image, boxes, (ratio, pad))
+
+    def _augmented(self, epoch: int, index: int) -> Sample:
+        rng = np.random.default_rng([self.seed, epoch, index])
+        out, hyp = self._out_shape(index), self.hyp
+        image, boxes = self._composed(index, epoch, rng)
+        image, boxes = warp(image, boxes, random_matrix(*image.shape[:2], out, hyp, rng), out)
+        if epoch < self.mosaic_epochs and rng.random() < hyp.mixup:
+            other = int(rng.integers(len(self)))
+            second, second_boxes = self._composed(other, epoch, rng)
+            second, second_boxes = warp(second, second_boxes, random_matrix(*second.shape[:2], out, hyp, rng), out)
+            image, boxes = blend((image, boxes), (second, second_boxes), rng)
+        return self._sample(index, jitter_colours(image, hyp, rng), boxes, ((1.0, 1.0), (0, 0)))
+
+    def _composed(self, index: int, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The image itself or, with the probability of the hyp file, a mosaic of it and three others."""
+        if epoch >= self.mosaic_epochs or rng.random() >= self.hyp.mosaic:
+            return self._pixels(index)
+        members = rng.permutation([index, *rng.integers(len(self), size=3)])
+        return mosaic([self._pixels(int(i)) for i in members], self.imgsz, rng)
+
+    def _sample(self, index: int, image: np.ndarray, boxes: np.ndarray, undo: tuple) -> Sample:
+        height, width = image.shape[:2]
+        low, high = boxes[:, 1:3], boxes[:, 3:5]
+        size = np.array([width, height], np.float32)
+        normalised = np.concatenate([boxes[:, :1], (low + high) / (2 * size), (high - low) / size], 1)
+        w0, h0 = self.shapes[index].tolist()
+        return Sample(to_planes(image), normalised, str(self.files[index]), ((h0, w0), undo))
+
+    def _pixels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image with its long side at imgsz, and its boxes as class, x1, y1, x2, y2 in that image's pixels."""
+        image = self._ram[index] if self._ram else self._from_disk(index) if self._disk else self._read(index)
+        size = np.array([image.shape[1], image.shape[0]], np.float32)
+        labels = self.labels[index]
+        low, high = labels[:, 1:3] - labels[:, 3:5] / 2, labels[:, 1:3] + labels[:, 3:5] / 2
+        return image, np.concatenate([labels[:, :1], low * size, high * size], 1)
+
+    def _out_shape(self, index: int) -> tuple[int, int]:
+        return self._batch_shapes[index // self._rect_batch] if self._rect_batch else (self.imgsz, self.imgsz)
+
+    def _sort_by_aspect(self) -> None:
+        order = np.argsort(self.shapes[:, 1] / self.shapes[:, 0], kind="stable")
+        self.files = [self.files[i] for i in order]
+        self.labels = [self.labels[i] for i in order]
+        self.shapes = self.shapes[order]
+
+    def _read(self, index: int) -> np.ndarray:
+        return resize_long_side(read_image(self.files[index]), self.imgsz, smooth=not self.augment)
+
+    def _read_all(self) -> list[np.ndarray]:
+        images = [
+            self._read(i) for i in tqdm(range(len(self)), "Caching images in memory", leave=False, disable=len(self) < 1000)
+        ]
+        LOGGER.info(f"Cached {len(images)} images in memory ({sum(image.nbytes for image in images) / 1e6:.0f} MB)")
+        return images
+
+    def _fits_ram(self) -> bool:
+        """At most half of the machine's memory goes into the cache."""
+        need = float((3 * self.imgsz**2 * self.shapes.min(1) / self.shapes.max(1)).sum())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if need > memory / 2:
+            LOGGER.warning(
+                f"--cache ram: needs {need / 1e9:.1f} GB of {memory / 1e9:.1f} GB: images are not cached; try --cache disk"
+            )
+        return need <= memory / 2
+
+    def _from_disk(self, index: int) -> np.ndarray:
+        """The resized image from the user's cache folder, written there the first time."""
+        assert self._disk
+        source = self.files[index]
+        file = self._disk / f"{short_hash(f'{source} {stamp(source)} {self.augment}')}.npy"
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            image = self._read(index)
+        try:
+            self._disk.mkdir(parents=True, exist_ok=True)
+            with atomic_open(file) as stream:
+                np.save(stream, image)
+        except OSError as error:
+            LOGGER.warning(f"--cache disk: {self._disk}: {error.strerror}; reading the images as they are from now on")
+            self._disk = None
+        return image
+
+
+def rect_shapes(shapes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float) -> list[tuple[int, int]]:
+    """(height, width) of each batch of images sorted by height / width.
+
+    The smallest that holds its images with the long side at imgsz, rounded up to the stride after adding `pad` strides
+    (YOLOv5's rule).
+    """
+    aspect = shapes[:, 1] / shapes[:, 0]
+    result = []
+    for start in range(0, len(aspect), batch_size):
+        group = aspect[start : start + batch_size]
+        sides = np.array([min(group.max(), 1.0), min(1 / group.min(), 1.0)])
+        height, width = (np.ceil(sides * imgsz / stride + pad).astype(int) * stride).tolist()
+        result.append((height, width))
+    return result
+
+
+def to_planes(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) -> contiguous (3, h, w)."""
+    return np.stack(cv2.split(image))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size -> a batch."""
+    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    rows = [np.insert(sample.boxes, 0, i, axis=1) for i, sample in enumerate(samples)]
+    targets = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
+    return Batch(images, targets, [sample.file for sample in samples], [sample.shape for sample in samples])

@@ -1,0 +1,202 @@
+"""The demo set: scenes composed on first use from the pictures in `data/demo/`, the same on every machine.
+
+Clothes from Fashion-MNIST lie tinted, turned and scaled on photographs, among clutter and partly hidden by each other.
+Train and val share neither garments nor photographs. Boxes are tight around what is visible.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.images import read_image
+from utils.errors import UserError
+from utils.log import LOGGER
+
+ASSETS = Path(__file__).resolve().parent / "demo"
+VERSION = 1  # raise it when a scene would look different: sets of another version are composed anew
+SPRITE = 28  # px, side of a Fashion-MNIST picture
+CLASSES = ("top", "trouser", "dress", "shoe", "bag")
+SHEET_ROWS = ((0, 2, 4, 6), (1,), (3,), (5, 7, 9), (8,))  # rows of the sprite sheet that make up each class
+SHEETS = {"train": "fashion_train.png", "val": "fashion_t10k.png"}
+PHOTOS = {
+    "train": ("astronaut", "brick", "coffee", "gravel", "rocket"),
+    "val": ("chelsea", "grass", "motorcycle_left"),
+}
+MIN_VISIBLE = 0.5  # no garment is hidden by more than half
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size of a composed set."""
+
+    imgsz: int  # px
+    train: int  # images
+    val: int
+
+    @property
+    def stamp(self) -> str:
+        """Identifies what was composed."""
+        return f"demo set version {VERSION}: {self.train} + {self.val} images of {self.imgsz} px\n"
+
+
+RECIPES = {"demo": Recipe(128, 400, 100), "demo-large": Recipe(192, 1200, 300)}
+
+
+@dataclass
+class Scene:
+    """A picture under construction and which pixels of it show each garment."""
+
+    image: np.ndarray  # (size, size, 3) float32 RGB
+    classes: list[int] = field(default_factory=list)
+    visible: list[np.ndarray] = field(default_factory=list)  # (size, size) bool
+    areas: list[float] = field(default_factory=list)  # px that the whole garment covers, hidden or not
+
+    def paste(self, colour: np.ndarray, alpha: np.ndarray, area: float, kind: int | None) -> bool:
+        """Lay (size, size, 3) `colour` over the scene. Refused if a garment, this one included, would be hidden too far."""
+        cover = alpha > 0.5
+        left = [seen & ~cover for seen in self.visible]
+        if cover.sum() < MIN_VISIBLE * area or any(
+            seen.sum() < MIN_VISIBLE * whole for seen, whole in zip(left, self.areas, strict=True)
+        ):
+            return False
+        self.image += alpha[..., None] * (colour - self.image)
+        self.visible = left
+        if kind is not None:
+            self.classes.append(kind)
+            self.visible.append(cover)
+            self.areas.append(area)
+        return True
+
+    def label_lines(self) -> str:
+        """YOLO text labels: `class xc yc w h`, normalised."""
+        size, lines = self.image.shape[0], []
+        for kind, seen in zip(self.classes, self.visible, strict=True):
+            x, y, w, h = cv2.boundingRect(seen.astype(np.uint8))
+            lines.append(f"{kind} {(x + w / 2) / size:.6f} {(y + h / 2) / size:.6f} {w / size:.6f} {h / size:.6f}\n")
+        return "".join(lines)
+
+
+def compose(recipe: Recipe, folder: Path) -> None:
+    """Write the set to `folder` unless it is there already. Whole or not at all; processes that come at once do no harm."""
+    if _is_there(recipe, folder):
+        return
+    LOGGER.info(f"Composing the demo set ({recipe.train} + {recipe.val} images of {recipe.imgsz} px) in {folder}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as workshop:
+            fresh = Path(workshop) / "fresh"
+            for split in SHEETS:
+                _compose_split(recipe, split, fresh)
+            (fresh / "version.txt").write_text(recipe.stamp)
+            _publish(recipe, fresh, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: the demo set cannot be written: {error.strerror or error}") from None
+
+
+def _is_there(recipe: Recipe, folder: Path) -> bool:
+    stamp = folder / "version.txt"
+    return stamp.is_file() and stamp.read_text() == recipe.stamp
+
+
+def _publish(recipe: Recipe, fresh: Path, folder: Path) -> None:
+    """Rename into place. A set of another version makes room first; if another process was quicker, its set stays."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "version.txt").is_file():
+        raise UserError(f"{folder}: is in the way of the demo set and was not composed by it; move it elsewhere")
+    try:
+        if folder.exists() and not _is_there(recipe, folder):
+            folder.rename(fresh.with_name("outdated"))
+        fresh.rename(folder)
+    except OSError:
+        if not _is_there(recipe, folder):
+            raise
+
+
+def _compose_split(recipe: Recipe, split: str, root: Path) -> None:
+    sprites, photos = _sprites(split), [read_image(ASSETS / f"{name}.jpg") for name in PHOTOS[split]]
+    images, labels = root / "images" / split, root / "labels" / split
+    for folder in (images, labels):
+        folder.mkdir(parents=True)
+    for number in range(getattr(recipe, split)):
+        rng = np.random.default_rng([VERSION, recipe.imgsz, list(SHEETS).index(split), number])
+        scene = compose_scene(recipe.imgsz, sprites, photos, rng)
+        pixels = cv2.cvtColor(scene.image.round().clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(images / f"{number:04d}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        (labels / f"{number:04d}.txt").write_text(scene.label_lines())
+
+
+def _sprites(split: str) -> list[list[np.ndarray]]:
+    """By class, (28, 28) grey pictures on black."""
+    sheet = cv2.imread(str(ASSETS / SHEETS[split]), cv2.IMREAD_GRAYSCALE)
+    assert sheet is not None, f"{SHEETS[split]} is missing from {ASSETS}"
+    rows = sheet.reshape(10, SPRITE, -1, SPRITE).swapaxes(1, 2)
+    return [[sprite for row in members for sprite in rows[row]] for members in SHEET_ROWS]
+
+
+def compose_scene(size: int, sprites: list[list[np.ndarray]], photos: list[np.ndarray], rng: np.random.Generator) -> Scene:
+    """Background, then two to eight garments and a few scraps of photographs in random order."""
+    scene = Scene(_crop(photos, size, size, rng, zoom=(0.9, 1.6)).astype(np.float32))
+    things = rng.permutation([True] * int(rng.integers(2, 9)) + [False] * int(rng.integers(1, 6)))
+    for is_garment in things:
+        for _ in range(5):  # tries to find room for it
+            if is_garment:
+                kind = int(rng.integers(len(sprites)))
+                sprite = sprites[kind][int(rng.integers(len(sprites[kind])))]
+                done = scene.paste(*_garment(sprite, size, rng), kind)
+            else:
+                done = scene.paste(*_scrap(photos, size, rng), None)
+            if done:
+                break
+    scene.image += rng.normal(0, rng.uniform(0, 8), scene.image.shape)
+    return scene
+
+
+def _garment(sprite: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """Colour (size, size, 3), opacity (size, size) and covered area of a tinted, turned, scaled sprite somewhere in the scene."""
+    mask = _silhouette(sprite)
+    zoom = size / 128 * rng.uniform(0.8, 1.9)
+    angle = np.radians(rng.normal(0, 12))
+    turn = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    turn[:, 0] *= rng.choice([-1, 1])
+    centre = rng.uniform(0.06, 0.94, 2) * size
+    matrix = np.column_stack([turn, centre - turn @ [SPRITE / 2, SPRITE / 2]])
+    light, dark = rng.uniform(110, 255, 3), rng.uniform(0, 60, 3)
+    shade = cv2.warpAffine(
+        sprite.astype(np.float32) / 255, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+    alpha = cv2.warpAffine(mask.astype(np.float32), matrix, (size, size), flags=cv2.INTER_LINEAR)
+    return dark + shade.clip(0, 1)[..., None] * (light - dark), alpha, mask.sum() * zoom**2
+
+
+def _silhouette(sprite: np.ndarray) -> np.ndarray:
+    """(28, 28) uint8 0/1: the garment without holes that are only dark cloth."""
+    outlines, _ = cv2.findContours((sprite > 12).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    largest = max(outlines, key=cv2.contourArea)
+    return cv2.drawContours(np.zeros_like(sprite), [largest], -1, 1, cv2.FILLED)
+
+
+def _scrap(photos: list[np.ndarray], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """A turned ellipse or rectangle cut from a photograph: clutter that may hide garments, like `_garment` otherwise."""
+    axes, centre = rng.uniform(0.04, 0.16, 2) * size, rng.uniform(0, 1, 2) * size
+    angle = rng.uniform(0, 180)
+    alpha = np.zeros((size, size), np.float32)
+    if rng.random() < 0.5:
+        cv2.ellipse(alpha, (centre.tolist(), (2 * axes).tolist(), angle), 1.0, cv2.FILLED)
+    else:
+        corners = cv2.boxPoints((centre.tolist(), (2 * axes).tolist(), angle))
+        cv2.fillConvexPoly(alpha, corners.round().astype(np.int32), 1.0)
+    colour = _crop(photos, size, size, rng, zoom=(0.4, 1.0)).astype(np.float32) * rng.uniform(0.5, 1.3, 3)
+    return colour.clip(0, 255), alpha, 0.0
+
+
+def _crop(photos: list[np.ndarray], height: int, width: int, rng: np.random.Generator, zoom: tuple[float, float]) -> np.ndarray:
+    """A random part of a random photograph, perhaps mirrored, its brightness changed."""
+    photo = photos[int(rng.integers(len(photos)))]
+    scale = min(rng.uniform(*zoom), photo.shape[0] / height, photo.shape[1] / width)
+    h, w = int(height * scale), int(width * scale)
+    top, left = rng.integers(photo.shape[0] - h + 1), rng.integers(photo.shape[1] - w + 1)
+    part = cv2.resize(photo[top : top + h, left : left + w], (width, height), interpolation=cv2.INTER_AREA)
+    part = part[:, ::-1] if rng.random() < 0.5 else part
+    return (part * rng.uniform(0.6, 1.1)).clip(0, 255)

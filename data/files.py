@@ -1,0 +1,76 @@
+"""Where images and labels are: folders, list files, and the cache folder of the user."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+
+
+def list_images(entries: Iterable[Path]) -> list[Path]:
+    """Every image under the folders and in the list files of `entries`, sorted, each once.
+
+    A list file has one image a line, absolute or relative to the list's folder first, then to the working directory.
+    `UserError` where an entry is missing or no image is found. Images that a list names but that are missing are kept:
+    the scan reports them.
+    """
+    entries = list(entries)
+    found: list[Path] = []
+    for entry in entries:
+        if entry.is_dir():
+            found += (p for p in entry.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif entry.is_file() and entry.suffix.lower() not in IMAGE_SUFFIXES:
+            found += _read_list(entry)
+        elif entry.is_file():
+            found.append(entry)
+        else:
+            raise UserError(f"{entry}: no such folder or list of images")
+    if not found:
+        raise UserError(f"{', '.join(map(str, entries))}: no images found (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    return sorted(set(found))
+
+
+def _read_list(file: Path) -> list[Path]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: neither an image nor a text list of images") from None
+    return [_existing(file.parent, line.strip()) for line in lines if line.strip()]
+
+
+def _existing(folder: Path, line: str) -> Path:
+    beside = folder / line
+    return Path(line).absolute() if not beside.exists() and Path(line).exists() else beside
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last folder named `images` becomes `labels`; without one it lies beside the image."""
+    parts = list(image.parts[:-1])
+    for i in reversed(range(len(parts))):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts, image.stem + ".txt")
+
+
+def user_cache_folder() -> Path:
+    """Folder for what can be computed again; the user's data are never written to."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "yolo-compress"
+
+
+def short_hash(text: str) -> str:
+    """Ten hex digits that name a text, the same on every machine."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in ns, which tell whether a file changed; (-1, -1) where there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return -1, -1
+    return info.st_size, info.st_mtime_ns

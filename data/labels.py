@@ -1,0 +1,69 @@
+"""Label text files: `class xc yc w h` a line, normalised to the image; more columns are a polygon, whose box is taken."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+ROUNDING = 0.01  # values outside 0..1 by up to this much are rounding of the labelling tool: clipped and reported
+
+
+class Finding(NamedTuple):
+    """Something odd in a file; `fatal` if the image is left out because of it."""
+
+    line: int  # from 1; 0 = the whole file
+    reason: str
+    fatal: bool = True
+
+
+def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:
+    """(n, 5) float32 rows `class, xc, yc, w, h` (0..1) and what was odd.
+
+    BOM, CRLF and blank lines are fine. Repeated and zero-area boxes are dropped and reported. A line that cannot be trusted
+    (not numbers, wrong columns, class id that is no integer in 0..nc-1, values out of 0..1) is fatal: the image is left out,
+    since training on it would teach its objects as background.
+    """
+    rows: list[np.ndarray] = []
+    findings: list[Finding] = []
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), start=1):
+        if not line.strip():
+            continue
+        row, reason = _parse_line(line, nc)
+        if row is None:
+            findings.append(Finding(number, reason))
+            continue
+        if reason:
+            findings.append(Finding(number, reason, fatal=False))
+        if row[3] <= 0 or row[4] <= 0:
+            findings.append(Finding(number, "box has no area: dropped", fatal=False))
+        elif any(np.array_equal(row, other) for other in rows):
+            findings.append(Finding(number, "box is there twice: dropped", fatal=False))
+        else:
+            rows.append(row)
+    return np.array(rows, np.float32).reshape(-1, 5), findings
+
+
+def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
+    """The row and an empty string or a harmless oddity; None and the reason where the line is bad."""
+    try:
+        values = np.array([float(word) for word in line.split()])
+    except ValueError:
+        return None, "not numbers"
+    if len(values) < 5 or (len(values) > 5 and (len(values) % 2 == 0 or len(values) < 7)):
+        return None, f"{len(values)} columns (a box has 5, a polygon 7 or more, an odd number)"
+    if not np.isfinite(values).all():
+        return None, "NaN or infinite value"
+    if values[0] != int(values[0]) or not 0 <= values[0] < nc:
+        return None, f"class id {values[0]:g} is not one of 0 to {nc - 1}"
+    low, high = values[1:].min(), values[1:].max()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        return None, f"value {low if low < -ROUNDING else high:g} is out of range (0 to 1: normalised to the image)"
+    reason = "" if low >= 0 and high <= 1 else "value slightly out of 0..1: clipped"
+    coordinates = values[1:].clip(0, 1)
+    box = coordinates if len(values) == 5 else _polygon_box(coordinates.reshape(-1, 2))
+    return np.concatenate([values[:1], box]).astype(np.float32), reason
+
+
+def _polygon_box(points: np.ndarray) -> np.ndarray:
+    """(n, 2) points -> their box xywh."""
+    low, high = points.min(0), points.max(0)
+    return np.concatenate([(low + high) / 2, high - low])
