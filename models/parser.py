@@ -1,9 +1,10 @@
 """Model YAML -> modules. Rows are `[from, repeats, Block, args]`, as YOLOv5 and YOLOv7 write them; see docs/yaml_format.md.
 
-Channels and strides come from running each row on the meta device (shapes without numbers), so no block has to declare its output.
+Channels and strides come from running each row on the meta device (shapes without numbers): no block declares its output.
 """
 
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ TRACE_SIZE = 256  # px; a multiple of every stride, small enough to leave no dou
 NAMED_VALUES = {"None": None, "True": True, "False": False}
 
 
-class RowSpec(NamedTuple):
+class RowSpec(NamedTuple):  # pyright: ignore
     """Where a row stands. Indices count outputs: a row with several outputs takes several."""
 
     index: int
@@ -47,7 +48,7 @@ class Plan:
 
 
 def parse(cfg: dict[str, Any], where: str) -> Plan:
-    """Build every row of a parsed YAML. `where` is its name in errors, which are `UserError`s naming section, row and what to mend."""
+    """Build every row of a parsed YAML. Errors are `UserError`s that name `where`, section, row and what to mend."""
     check_keys(cfg, where)
     plan = Plan(where, cfg)
     with torch.no_grad():
@@ -76,28 +77,33 @@ def check_keys(cfg: dict[str, Any], where: str) -> None:
     for section in ("backbone", "head"):
         if not isinstance(cfg[section], list):
             raise UserError(f"{where}: {section}: expected a list of rows [from, repeats, Block, args]")
-    if type(cfg["nc"]) is not int or cfg["nc"] < 1:
-        raise UserError(f"{where}: nc: {cfg['nc']!r} is no number of classes (1 or more)")
-    if type(cfg.get("ch", 3)) is not int or cfg.get("ch", 3) < 1:
-        raise UserError(f"{where}: ch: {cfg['ch']!r} is no number of image channels (1 or more)")
+    for key in ("nc", "ch"):
+        value = cfg.get(key, 3)
+        if type(value) is not int or value < 1:
+            raise UserError(
+                f"{where}: {key}: {value!r} is no number of {'classes' if key == 'nc' else 'image channels'} (from 1)"
+            )
     for key in ("depth_multiple", "width_multiple"):
         value = cfg.get(key, 1.0)
-        if type(value) not in (int, float) or not 0 < value < 100:
+        if not _is_positive(value):
             raise UserError(f"{where}: {key}: {value!r} is not a number above 0")
     _check_anchors(cfg["anchors"], where)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _check_anchors(anchors: Any, where: str) -> None:
     """A number of anchors a level, or a list a level of w, h, w, h ... in pixels, equally long."""
     if type(anchors) is int and anchors > 0:
         return
-    levels_ok = isinstance(anchors, list) and bool(anchors) and all(isinstance(a, list) for a in anchors)
-    if not levels_ok or not all(type(v) in (int, float) and v > 0 for level in anchors for v in level):
-        raise UserError(
-            f"{where}: anchors: expected a number of anchors a level, or a list of w, h, w, h ... (pixels, above 0) for each level"
-        )
+    if not isinstance(anchors, list) or not anchors or not all(isinstance(a, list) for a in anchors):
+        raise UserError(f"{where}: anchors: expected a number of anchors a level, or a list of w, h, w, h ... for each level")
+    if not all(_is_positive(value) for level in anchors for value in level):
+        raise UserError(f"{where}: anchors: widths and heights are pixels, numbers above 0")
     lengths = {len(level) for level in anchors}
-    if len(lengths) != 1 or lengths.pop() % 2:
+    if len(lengths) != 1 or 0 in lengths or lengths.pop() % 2:
         sizes = ", ".join(str(len(level)) for level in anchors)
         raise UserError(f"{where}: anchors: every level needs the same even number of values w, h, w, h ...; found {sizes}")
 
@@ -199,9 +205,11 @@ def _named(value: Any, names: dict[str, Any]) -> Any:
 
 
 def shapes_after(module: nn.Module, x: Any) -> Any:
-    """Run a module on meta tensors with meta parameters; its own tensors are neither read nor changed."""
+    """Run a new module in eval mode on meta tensors with meta parameters; its own tensors are neither read nor changed."""
     state = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    return functional_call(module, state, (x,))
+    result = functional_call(module.eval(), state, (x,))
+    module.train()
+    return result
 
 
 def _short(row: Any) -> str:

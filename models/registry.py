@@ -17,7 +17,7 @@ BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
 
 Act = str | bool
-"""An activation as a YAML writes it: a name, `nn.Name(literals)`, or False for none. True asks for the model's default (`Site.pick_act`)."""
+"""An activation as a YAML writes it: a name, `nn.Name(literals)`, or False for none; True is the model's own."""
 
 for _name in ("SiLU", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Hardsigmoid", "Mish", "ELU"):
     ACTIVATIONS.register(_name)(partial(getattr(nn, _name), inplace=True))
@@ -28,7 +28,7 @@ _ACTIVATION_TEXT = re.compile(r"(?:nn\.)?(?P<name>[A-Za-z]\w*)(?:\((?P<arguments
 
 
 def activation(spec: Act) -> nn.Module:
-    """A new activation module from `SiLU`, `nn.LeakyReLU(0.1)`, or False for none. Only registered names and literals are read."""
+    """A new activation module from `SiLU`, `nn.LeakyReLU(0.1)`, or False for none. Only registered names and literals count."""
     if spec is False:
         return nn.Identity()
     match = _ACTIVATION_TEXT.fullmatch(spec.strip()) if isinstance(spec, str) else None

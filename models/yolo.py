@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +14,20 @@ import models.heads
 from models.heads.detect import Detect, ImplicitA, ImplicitM
 from models.parser import RowSpec, parse
 from models.registry import ACTIVATIONS
+from models.widths import widths_of
 from utils.config import load_yaml, resolve
 from utils.errors import UserError
-from utils.profiling import count_macs, count_parameters
+from utils.profiling import count_macs, count_norm_elements, count_parameters
 from utils.registry import import_files_of
 
 import_files_of(models.blocks)
 import_files_of(models.heads)
 
 
-class Row(NamedTuple):
-    """One YAML row of a built model; the fields before `module` are those of `parser.RowSpec`."""
+@dataclass(frozen=True)
+class Row(RowSpec):
+    """One YAML row of a built model."""
 
-    index: int
-    source: tuple[int, ...]
-    listed: bool
-    block: str
-    tag: str | None
-    outputs: int
     module: nn.Module
 
 
@@ -54,6 +51,8 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = 1e-3, 0.03
+        self.deployed = False
+        self.built_widths = widths_of(self)  # what the checkpoint compares a pruned model with
         self._last_use = {i: spec.index for spec in self.specs for i in spec.source}
 
     @property
@@ -69,10 +68,10 @@ class Model(nn.Module):
     @property
     def rows(self) -> list[Row]:
         """The YAML's rows with their modules."""
-        return [Row(*spec, module=self.model[spec.index]) for spec in self.specs]
+        return [Row(**vars(spec), module=self.model[spec.index]) for spec in self.specs]
 
     def forward(self, x: Tensor) -> Any:
-        """Images (N, 3, H, W) in 0..1 -> what the head gives: raw maps in training, (boxes, raw maps) in eval. See `Detect.forward`."""
+        """Images (N, 3, H, W) in 0..1 -> what the head gives: raw maps in training, (boxes, raw maps) in eval; see `Detect`."""
         outputs: dict[int, Any] = {-1: x}
         result: Any = x
         for spec in self.specs:
@@ -93,14 +92,15 @@ class Model(nn.Module):
         deployed = copy.deepcopy(self).eval()
         with torch.no_grad():
             fuse_children(deployed.model)
+        deployed.deployed = True
         return deployed.requires_grad_(False)
 
     def info(self, imgsz: int = 640) -> dict[str, float]:
         """Sizes of this model and of its deployed form; GFLOPs are 2 x MACs at imgsz x imgsz.
 
         - `layers`: modules, where all activations of a kind count as one (how YOLOv5's 214 layers come out).
-        - `fused_parameters`: as published tables count: deployed, but with the implicit vectors that the official fuse leaves registered.
-        - `gflops_published`: this form with 4 operations per batch norm element on top, as counters based on `thop` print. Display only.
+        - `fused_parameters`: as published tables count: deployed, and the implicit vectors that the official fuse leaves there.
+        - `gflops_published`: this form and 4 operations per batch norm element, as counters based on `thop` print. Display only.
         - `macs`: of the deployed model; what a speed-up is measured in.
         """
         deployed = self.fuse()
@@ -114,6 +114,7 @@ class Model(nn.Module):
             "fused_parameters": parameters + implicit,
             "deployed_parameters": parameters,
             "gflops_fused": 2 * deployed_macs / 1e9,
+            "gflops_published": (2 * macs + 4 * count_norm_elements(self, imgsz)) / 1e9,
             "macs": deployed_macs,
         }
 
@@ -133,8 +134,9 @@ def fuse_children(module: nn.Module) -> None:
     """Replace every descendant that has a `fuse()` by what it gives, the innermost first. The module must be in eval mode."""
     for name, child in module.named_children():
         fuse_children(child)
-        if hasattr(child, "fuse"):
-            setattr(module, name, child.fuse().eval())
+        fuse = getattr(child, "fuse", None)
+        if callable(fuse):
+            setattr(module, name, cast(nn.Module, fuse()).eval())
 
 
 def build_model(cfg: Mapping[str, Any] | Path | str, nc: int | None = None, anchors: Any = None) -> Model:

@@ -65,7 +65,7 @@ def _attention(args: Sequence[Any], result: Any) -> int:
 
 @macs_of("torchvision::deform_conv2d")
 def _deformable(args: Sequence[Any], result: Tensor) -> int:
-    """As the plain convolution; the interpolation of its inputs is element-wise work. The offsets' convolution counts by itself."""
+    """As the plain convolution; interpolating its inputs is element-wise work. The offsets' convolution counts by itself."""
     return result.numel() * args[1][0].numel()
 
 
@@ -137,7 +137,7 @@ def count_macs(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
 
 
 def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dict[str, tuple[int, int, int]]:
-    """(MACs, output height, output width) of every convolution and linear layer that runs; a shared layer counts each time it runs."""
+    """(MACs, output height, output width) of every convolution and linear layer that runs, summed where one runs twice."""
     found: dict[str, tuple[int, int, int]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -157,6 +157,23 @@ def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dic
         for handle in handles:
             handle.remove()
     return found
+
+
+def count_norm_elements(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
+    """Elements that pass through batch norms for one image: what some published GFLOPs count 4 operations each for."""
+    elements = 0
+
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal elements
+        elements += output.numel()
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    try:
+        run_on_meta(model, imgsz, channels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return elements
 
 
 def count_parameters(model: nn.Module) -> int:

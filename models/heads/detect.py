@@ -56,7 +56,7 @@ class Detect(nn.Module):
         return self.anchors * self.stride.view(-1, 1, 1)
 
     def initialise_bias(self, class_counts: Tensor | None = None) -> None:
-        """Start from the expected frequencies: 8 objects in a 640 px image, classes as counted or all alike (RetinaNet, Lin 2017, 3.3)."""
+        """Start from expected frequencies: 8 objects in a 640 px image, classes as counted or all alike (RetinaNet, 3.3)."""
         for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
             bias = cast(Tensor, cast(nn.Conv2d, conv).bias).detach().view(self.na, self.no)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
@@ -84,7 +84,7 @@ class Detect(nn.Module):
         return torch.cat([self.decode(y, level) for level, y in enumerate(maps)], 1), maps
 
     def decode(self, y: Tensor, level: int) -> Tensor:
-        """Raw map (N, na, H, W, no) -> (N, na x H x W, no). Centre: (2 s - 0.5 + cell) stride; size: (2 s)^2 anchor, s = sigmoid."""
+        """Raw map (N, na, H, W, no) -> (N, na x H x W, no): centre (2 s - 0.5 + cell) stride, size (2 s)^2 anchor, s sigmoid."""
         n, na, height, width, no = y.shape
         rows = torch.arange(height, device=y.device, dtype=y.dtype)
         columns = torch.arange(width, device=y.device, dtype=y.dtype)

@@ -1,0 +1,160 @@
+"""The only place that writes or reads weights: plain data and tensors, written atomically, with the structure that pruning left.
+
+See docs/checkpoint_format.md.
+"""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.importer import is_official, read_official
+from models.widths import set_widths, widths_of
+from models.yolo import Model, build_model
+from utils.errors import UserError
+
+FORMAT = 1
+DEFAULTS: dict[str, Any] = {"hyp": {}, "args": {}, "epoch": -1, "best_fitness": 0.0, "history": []}
+REQUIRED = ("format", "model_cfg", "structure", "state_dict", "names", "stride", "anchors")
+
+
+def save_checkpoint(path: Path | str, model: Model, **fields: Any) -> None:
+    """Write a model and `fields` (hyp, args, epoch, best_fitness, history, train_state ...: plain data and tensors) to one file.
+
+    The file appears whole or not at all: an earlier one stays valid whatever happens. `UserError` where the disk refuses.
+    """
+    if model.deployed:
+        raise UserError(f"{path}: a fused model has lost its training form; save the model that fuse() was called on")
+    changed = {name: widths for name, widths in widths_of(model).items() if model.built_widths.get(name) != widths}
+    content = {
+        **DEFAULTS,
+        **fields,
+        "format": FORMAT,
+        "model_cfg": model.cfg,
+        "structure": changed,
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        "names": list(model.names),
+        "stride": model.stride.tolist(),
+        "anchors": model.head.anchors_px.flatten(1).tolist(),
+    }
+    write_atomically(content, Path(path))
+
+
+def save_model(model: Model, path: Path | str, **fields: Any) -> None:
+    """`save_checkpoint` with the model first, for whoever has only a model."""
+    save_checkpoint(path, model, **fields)
+
+
+def write_atomically(content: Any, path: Path) -> None:
+    """`torch.save` to a temporary file beside, then take its place in one step."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(temporary, path)  # noqa: PTH105 (the name says what matters here)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer turns a full disk into a RuntimeError
+        raise UserError(f"{path}: cannot be written, an earlier file is untouched: {str(error).splitlines()[0]}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask; reading it needs to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read and check a checkpoint of ours; nothing but plain data and tensors can be in it. `UserError` where it is none."""
+    path = Path(path)
+    wrong = f"{path}: this is no checkpoint of ours"
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{wrong}: it holds more than plain data and tensors") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read, it is damaged or no checkpoint: {reason}") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{wrong}: it has no 'format'")
+    if content["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {content['format']!r}; this version reads format {FORMAT}")
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise UserError(f"{wrong}: it has no '{missing[0]}'")
+    return content
+
+
+def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
+    """The model of a loaded checkpoint: built from its YAML, set to its widths, loaded strictly. In training mode."""
+    model = build_model(checkpoint["model_cfg"])
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    try:
+        set_widths(model, checkpoint["structure"], state)
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint: its weights do not fit its own structure: {reason}") from error
+    model.names = list(checkpoint["names"])
+    device = next(iter(state.values())).device
+    return model.to(device)
+
+
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
+    """A model in its training form (in train mode) from our checkpoint or an official pickled `.pt`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if is_official(path):
+        return model_from_official(path).to(device)
+    return model_from_checkpoint(load_checkpoint(path, device))
+
+
+def model_from_official(path: Path | str) -> Model:
+    """Our model with the weights of an official checkpoint (EMA preferred), in float32."""
+    official = read_official(path)
+    model = build_model(official.cfg, nc=official.nc)
+    state = {k: v for k, v in official.state_dict.items() if k.rsplit(".", 1)[-1] != "anchor_grid"}
+    own = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] != "anchor_grid"}
+    odd = sorted(set(state) ^ set(own)) or [k for k in own if state[k].shape != own[k].shape]
+    if odd:
+        raise UserError(f"{path}: its weights do not fit the model that it describes; the first that differs is '{odd[0]}'")
+    model.load_state_dict(state, strict=False)
+    model.head.set_anchors(model.head.anchors_px)  # brings what depends on the anchors up to date
+    model.names = official.names
+    return model
+
+
+def transfer_weights(
+    model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Iterable[str] = ("anchors", "anchor_grid")
+) -> tuple[int, int]:
+    """Copy the weights that agree in name and shape, but those whose name contains a word of `exclude`.
+
+    Gives (copied, number of the model's entries), as in `Transferred 342/349 items`.
+    """
+    words = tuple(exclude)
+    own = model.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if name in own and own[name].shape == tensor.shape and not any(word in name for word in words)
+    }
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting), len(own)

@@ -1,0 +1,239 @@
+"""Official YOLOv5 / YOLOv7 `.pt` files, which are pickled modules, read without running anything that is in them.
+
+A restricted unpickler turns every class of theirs into an inert `Record`, rebuilds tensors with our own code, and refuses
+everything else: no import, no call of a foreign function, no attribute access.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of files that torch wrote before 1.6
+INERT_PACKAGES = ("models", "utils", "torch", "numpy", "pathlib", "datetime", "argparse", "copyreg", "copy_reg", "__main__")
+STORAGE_TYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class Record:
+    """What is left of a foreign object: its attributes, and the arguments it was made with. It does nothing."""
+
+    origin = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
+        record = object.__new__(cls)
+        object.__setattr__(record, "arguments", args)
+        return record
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        """Take a plain dict as attributes; keep anything else aside."""
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            self.__dict__["state"] = state
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """What we take from an official file."""
+
+    cfg: dict[str, Any]
+    """The model YAML, as it was parsed."""
+    state_dict: dict[str, Tensor]
+    """Parameters and buffers by official name; floating point ones in float32."""
+    names: list[str]
+    nc: int
+
+
+def is_official(path: Path) -> bool:
+    """Whether the file pickles a module of the official projects. Looks at bytes, loads nothing."""
+    try:
+        return b"models.yolo" in _pickle_bytes(path) or b"cmodels.yolo" in path.read_bytes()[:65536]
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_official(path: Path | str) -> OfficialCheckpoint:
+    """Read an official checkpoint; EMA weights are preferred. `UserError` where it is none, or holds anything unexpected."""
+    path = Path(path)
+    try:
+        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        model = _model_of(content)
+        cfg = _plain(model.__dict__["yaml"])
+        state = {n: t.float() if t.is_floating_point() else t for n, t in _tensors(model, "").items()}
+        names = model.__dict__.get("names", [])
+        names = [str(names[key]) for key in sorted(names)] if isinstance(names, Mapping) else [str(n) for n in names]
+        nc = int(cfg.get("nc", len(names)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except (pickle.UnpicklingError, struct.error, EOFError, MemoryError, RecursionError, ArithmeticError) as error:
+        raise UserError(f"{path}: damaged pickle: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, UnicodeError) as error:
+        raise UserError(f"{path}: no YOLOv5 or YOLOv7 checkpoint: {type(error).__name__}: {str(error)[:120]}") from None
+    return OfficialCheckpoint(cfg, state, names if len(names) == nc else [str(i) for i in range(nc)], nc)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows containers, tensors and inert records; everything else is refused by name."""
+
+    def __init__(self, file: Any, storage: Callable[[str, torch.dtype, int], Tensor]):
+        super().__init__(file, encoding="utf-8")
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global; `UserError` for what has none."""
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("_codecs", "encode"): _encode,
+            ("builtins", "set"): set,
+            ("__builtin__", "set"): set,
+            ("torch", "Size"): tuple,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        if module == "torch" and name in STORAGE_TYPES:
+            return STORAGE_TYPES[name]
+        if module.split(".")[0] in INERT_PACKAGES:
+            return type(name.rpartition(".")[2], (Record,), {"origin": f"{module}.{name}"})
+        raise UserError(f"refused: its pickle asks for '{module}.{name}', which no checkpoint needs")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """("storage", type, key, location, number of elements[, view]) -> a flat tensor."""
+        kind, dtype, key, _, size = pid[:5]
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(size) is not int:
+            raise UserError(f"refused: unknown reference {kind!r} in its pickle")
+        return self.storage(str(key), dtype, size)
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """The view that the pickle describes; torch checks that it stays inside the storage."""
+    return storage.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 2 protocols write bytes."""
+    return text.encode("latin1" if encoding == "latin1" else "utf-8")
+
+
+def _pickle_bytes(path: Path) -> bytes:
+    """The `data.pkl` of a zipped checkpoint, or nothing where the file is no zip."""
+    if not zipfile.is_zipfile(path):
+        return b""
+    with zipfile.ZipFile(path) as archive:
+        name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+        return archive.read(name) if name else b""
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+        if name is None:
+            raise UserError("a zip without data.pkl is no checkpoint")
+        folder = name.removesuffix("data.pkl")
+        cache: dict[str, Tensor] = {}
+
+        def storage(key: str, dtype: torch.dtype, size: int) -> Tensor:
+            if key not in cache:
+                data = bytearray(archive.read(f"{folder}data/{key}"))
+                cache[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            return cache[key]
+
+        return _Unpickler(io.BytesIO(archive.read(name)), storage).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    """Before torch 1.6: pickles of a magic number, a version, the system and the object, then keys and raw storages."""
+    total = path.stat().st_size
+    cache: dict[str, Tensor] = {}
+
+    def storage(key: str, dtype: torch.dtype, size: int) -> Tensor:
+        if not 0 <= size * dtype.itemsize <= total:
+            raise UserError("damaged: a tensor is larger than the file")
+        return cache.setdefault(key, torch.zeros(size, dtype=dtype))
+
+    with path.open("rb") as file:
+
+        def load() -> Any:
+            return _Unpickler(file, storage).load()
+
+        if load() != LEGACY_MAGIC:
+            raise UserError("neither a zipped nor an old torch checkpoint")
+        load(), load()  # protocol version and system information
+        content = load()
+        for key in load():
+            _fill(cache[str(key)], file)
+    return content
+
+
+def _fill(storage: Tensor, file: BinaryIO) -> None:
+    """Raw storage: its number of elements as int64, then the elements."""
+    (size,) = struct.unpack("<q", file.read(8))
+    if size != storage.numel():
+        raise UserError("damaged: a storage has another size than its tensors say")
+    if size:
+        storage.copy_(torch.frombuffer(bytearray(file.read(size * storage.dtype.itemsize)), dtype=storage.dtype))
+
+
+def _model_of(content: Any) -> Record:
+    """The pickled module: `ema` where there is one, or `model`, or the object itself."""
+    if isinstance(content, dict):
+        content = content.get("ema") or content.get("model")
+    if not isinstance(content, Record) or "_modules" not in content.__dict__:
+        raise UserError("no model is in this file")
+    return content
+
+
+def _tensors(module: Record, prefix: str) -> dict[str, Tensor]:
+    """The state dict of an inert module: its tensors and its children's, by name."""
+    found: dict[str, Tensor] = {}
+    hidden = module.__dict__.get("_non_persistent_buffers_set", ())
+    for table in ("_parameters", "_buffers"):
+        for name, value in module.__dict__.get(table, {}).items():
+            if isinstance(value, Tensor) and name not in hidden:
+                found[prefix + name] = value
+    for name, child in module.__dict__.get("_modules", {}).items():
+        if isinstance(child, Record):
+            found |= _tensors(child, f"{prefix}{name}.")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The YAML of a pickled model: mappings, lists and scalars; `UserError` for anything else."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise UserError("the model's YAML holds more than plain values")
