@@ -20,7 +20,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of files that torch wrote before 1.6
-INERT_PACKAGES = ("models", "utils", "torch", "numpy", "pathlib", "datetime", "argparse", "copyreg", "copy_reg", "__main__")
+INERT_MODULES = ("models", "utils", "torch.nn", "numpy", "pathlib", "datetime", "argparse")  # and what is below them
 STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -36,17 +36,13 @@ STORAGE_TYPES = {
 
 
 class Record:
-    """What is left of a foreign object: its attributes, and the arguments it was made with. It does nothing."""
+    """What is left of a foreign object: its attributes. It does nothing."""
 
-    origin = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
-        record = object.__new__(cls)
-        object.__setattr__(record, "arguments", args)
-        return record
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":  # noqa: D102 (object's own takes no arguments)
+        return object.__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
-        pass
+        """Takes anything, keeps nothing."""
 
     def __setstate__(self, state: Any) -> None:
         """Take a plain dict as attributes; keep anything else aside."""
@@ -120,8 +116,8 @@ class _Unpickler(pickle.Unpickler):
             return known[module, name]
         if module == "torch" and name in STORAGE_TYPES:
             return STORAGE_TYPES[name]
-        if module.split(".")[0] in INERT_PACKAGES:
-            return type(name.rpartition(".")[2], (Record,), {"origin": f"{module}.{name}"})
+        if (module, name) == ("torch", "device") or f"{module}.".startswith(tuple(f"{m}." for m in INERT_MODULES)):
+            return type(name.rpartition(".")[2], (Record,), {})
         raise UserError(f"refused: its pickle asks for '{module}.{name}', which no checkpoint needs")
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -189,7 +185,8 @@ def _read_legacy(path: Path) -> Any:
 
         if load() != LEGACY_MAGIC:
             raise UserError("neither a zipped nor an old torch checkpoint")
-        load(), load()  # protocol version and system information
+        for _ in ("protocol version", "system information"):
+            load()
         content = load()
         for key in load():
             _fill(cache[str(key)], file)

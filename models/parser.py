@@ -6,7 +6,7 @@ Channels and strides come from running each row on the meta device (shapes witho
 import inspect
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ TRACE_SIZE = 256  # px; a multiple of every stride, small enough to leave no dou
 NAMED_VALUES = {"None": None, "True": True, "False": False}
 
 
-class RowSpec(NamedTuple):  # pyright: ignore
+@dataclass(frozen=True)
+class RowSpec:
     """Where a row stands. Indices count outputs: a row with several outputs takes several."""
 
     index: int
@@ -77,21 +78,11 @@ def check_keys(cfg: dict[str, Any], where: str) -> None:
     for section in ("backbone", "head"):
         if not isinstance(cfg[section], list):
             raise UserError(f"{where}: {section}: expected a list of rows [from, repeats, Block, args]")
-    for key in ("nc", "ch"):
-        value = cfg.get(key, 3)
-        if type(value) is not int or value < 1:
-            raise UserError(
-                f"{where}: {key}: {value!r} is no number of {'classes' if key == 'nc' else 'image channels'} (from 1)"
-            )
-    for key in ("depth_multiple", "width_multiple"):
-        value = cfg.get(key, 1.0)
-        if not _is_positive(value):
-            raise UserError(f"{where}: {key}: {value!r} is not a number above 0")
+    for key, kinds in (("nc", (int,)), ("ch", (int,)), ("depth_multiple", (int, float)), ("width_multiple", (int, float))):
+        value = cfg.get(key, 1)
+        if type(value) not in kinds or not 0 < value < math.inf:
+            raise UserError(f"{where}: {key}: {value!r} is not {'an integer' if kinds == (int,) else 'a number'} above 0")
     _check_anchors(cfg["anchors"], where)
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _check_anchors(anchors: Any, where: str) -> None:
@@ -100,7 +91,7 @@ def _check_anchors(anchors: Any, where: str) -> None:
         return
     if not isinstance(anchors, list) or not anchors or not all(isinstance(a, list) for a in anchors):
         raise UserError(f"{where}: anchors: expected a number of anchors a level, or a list of w, h, w, h ... for each level")
-    if not all(_is_positive(value) for level in anchors for value in level):
+    if not all(type(value) in (int, float) and 0 < value < math.inf for level in anchors for value in level):
         raise UserError(f"{where}: anchors: widths and heights are pixels, numbers above 0")
     lengths = {len(level) for level in anchors}
     if len(lengths) != 1 or 0 in lengths or lengths.pop() % 2:

@@ -100,7 +100,7 @@ class Model(nn.Module):
 
         - `layers`: modules, where all activations of a kind count as one (how YOLOv5's 214 layers come out).
         - `fused_parameters`: as published tables count: deployed, and the implicit vectors that the official fuse leaves there.
-        - `gflops_published`: this form and 4 operations per batch norm element, as counters based on `thop` print. Display only.
+        - `gflops_published`: this form with 4 MACs per batch norm element, as counters based on `thop` print. Display only.
         - `macs`: of the deployed model; what a speed-up is measured in.
         """
         deployed = self.fuse()
@@ -114,7 +114,7 @@ class Model(nn.Module):
             "fused_parameters": parameters + implicit,
             "deployed_parameters": parameters,
             "gflops_fused": 2 * deployed_macs / 1e9,
-            "gflops_published": (2 * macs + 4 * count_norm_elements(self, imgsz)) / 1e9,
+            "gflops_published": 2 * (macs + 4 * count_norm_elements(self, imgsz)) / 1e9,
             "macs": deployed_macs,
         }
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from models.registry import BLOCKS, Act, Site, activation
 
 
-def autopad(k: int | tuple[int, int], p: int | None = None, d: int = 1) -> int | tuple[int, ...]:
+def autopad(k: int | Sequence[int], p: int | None = None, d: int = 1) -> int | tuple[int, int]:
     """The given padding, or the one that keeps the size at stride 1 ("same")."""
     if p is not None:
         return p
-    return d * (k - 1) // 2 if isinstance(k, int) else tuple(d * (x - 1) // 2 for x in k)
+    height, width = (k, k) if isinstance(k, int) else k
+    return d * (height - 1) // 2, d * (width - 1) // 2
 
 
 class DeployedConv(nn.Module):
