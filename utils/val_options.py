@@ -1,0 +1,30 @@
+"""Options of val.py: YOLOv5's and YOLOv7's flags under their own names. Standard library only."""
+
+from dataclasses import dataclass
+
+from utils.options import RunOptions, option
+
+
+@dataclass(frozen=True)
+class ValOptions(RunOptions):
+    """What one validation is told."""
+
+    weights: str = option("", "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt")
+    data: str = option("", "data YAML: bare name (demo) or path")
+    batch_size: int = option(32, "images at a time", "batch")
+    imgsz: int = option(
+        640, "long side of the images in pixels, rounded up to a multiple of the model's stride", "img", "img-size"
+    )
+    conf_thres: float = option(0.001, "least confidence; low, because the metrics look at the whole curve")
+    iou_thres: float = option(0.6, "overlap above which NMS drops the less confident box")
+    max_det: int = option(300, "most detections of one image")
+    task: str = option("val", "split to validate on, or speed: times only", choices=("val", "train", "test", "speed"))
+    single_cls: bool = option(False, "count all classes as one")
+    augment: bool = option(False, "detect at three sizes, once mirrored, and put the boxes together")
+    verbose: bool = option(False, "a row of metrics for every class")
+    save_txt: bool = option(False, "write labels/<image>.txt: class, x, y, w, h (normalised) a line")
+    save_conf: bool = option(False, "with --save-txt: the confidence as sixth column")
+    save_json: bool = option(False, "write predictions.json in COCO's format")
+    half: bool = option(False, "compute in float16; no effect on the CPU")
+    noplots: bool = option(False, "no pictures")
+    project: str = option("runs/val", "folder of the runs")

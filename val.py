@@ -1,0 +1,18 @@
+"""Validate a detector: precision, recall, mAP as YOLOv5 reports them, COCO's metric, speed, pictures.
+
+python val.py --weights runs/train/exp/weights/best.pt --data demo
+"""
+
+from utils.cli import run_script
+from utils.val_options import ValOptions
+
+
+def main(opt: ValOptions) -> None:
+    """Hand over to the recipe; torch is imported only now."""
+    from recipes.val import val
+
+    val(opt)
+
+
+if __name__ == "__main__":
+    run_script(ValOptions, main, __doc__ or "")
