@@ -1,28 +1,72 @@
 """Train a detector: `train` makes the model ready, `fit` turns a ready model into a trained run folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.config import Hyp
+from data.config import DataConfig, load_data
+from models import Model
+from models.checkpoint import load_checkpoint, load_model, model_from_checkpoint
+from recipes.prepare import check_complete, class_names, prepare_hyp, prepare_model
+from recipes.session import Session, build_trainer, whole_strides
+from utils import dist
+from utils.config import Hyp, save_yaml
+from utils.device import device_name, select_device
+from utils.errors import UserError
+from utils.eval_plots import batch_pictures, plot_evaluation
+from utils.evaluator import evaluate, log_table
 from utils.hooks import Hook
+from utils.log import LOGGER, log_to_file
+from utils.run_hooks import GracefulStop
+from utils.rundir import environment, latest_checkpoint, make_run_dir, save_options
+from utils.seed import seed_everything
 from utils.tasks import DetectionTask, TaskFactory
 from utils.train_options import TrainOptions
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where a training ended: stripped checkpoints and the last validation of the best one (`EvalResult`)."""
+    """Where a training ended: stripped checkpoints, and the validation of the best one (`EvalResult`, only on rank 0)."""
 
     best: Path
     last: Path
     result: Any
 
 
+def train(opt: TrainOptions) -> FitResult:
+    """What train.py does: model and data from the options, then `fit`."""
+    if opt.resume:
+        return resume(opt)
+    check_complete(opt)
+    world = dist.world_from_env()
+    with dist.process_group(world, select_device(opt.device, world.local_rank)):
+        with dist.main_first(world):
+            data = load_data(opt.data)
+        hyp = prepare_hyp(opt)
+        seed_everything(opt.seed)
+        model = prepare_model(opt, hyp, class_names(data.names, opt.single_cls))
+        run_dir = make_run_dir(opt.project, opt.name, opt.exist_ok) if world.main else Path()
+        return fit(model, data, hyp, opt, dist.broadcast(run_dir, world))
+
+
+def resume(opt: TrainOptions) -> FitResult:
+    """Go on with an interrupted run in its own folder, with its own options; only the device may be another."""
+    path = latest_checkpoint(opt.project) if opt.resume == "latest" else Path(opt.resume)
+    checkpoint = load_checkpoint(path)
+    if "train_state" not in checkpoint:
+        raise UserError(f"{path}: this training has finished, nothing to resume; start a new one from it: --weights {path}")
+    old = TrainOptions.from_dict(checkpoint["args"])
+    old = replace(old, device=opt.device or old.device, imgsz=(old.imgsz, old.val_imgsz))  # type: ignore[arg-type]
+    hyp = Hyp(**checkpoint["hyp"])
+    LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
+    run_dir = path.absolute().parent.parent
+    return fit(model_from_checkpoint(checkpoint), load_data(old.data), hyp, old, run_dir, resume=checkpoint["train_state"])
+
+
 def fit(
-    model: Any,
-    data: Any,
+    model: Model,
+    data: DataConfig,
     hyp: Hyp,
     opt: TrainOptions,
     run_dir: Path,
@@ -33,8 +77,62 @@ def fit(
 ) -> FitResult:
     """Train a ready model on a data set into a run folder.
 
-    `model` is a training-form Model whose `names` are the data's; `data` a `DataConfig`; `hyp` unscaled; `opt` says epochs,
-    batch size, image size and so on; `run_dir` exists. `task(model, loss, world_size)` makes the task, `hooks` are called around
-    the steps, `resume` is a loaded `last.pt`.
+    `model` is a training-form Model whose `names` are the data's; `hyp` is unscaled; `opt` says epochs, batch size, image size
+    and so on; `run_dir` exists. `task(model, loss, world_size)` makes the task, `hooks` are called around the steps, `resume` is
+    the `train_state` of a `last.pt`.
     """
-    raise NotImplementedError
+    world = dist.world_from_env()
+    device = select_device(opt.device, world.local_rank)
+    last = run_dir / "weights" / "last.pt"
+    with dist.process_group(world, device), GracefulStop(lambda: _advice(last)) as stop:
+        opt = whole_strides(opt, int(model.stride.max()))
+        session = Session(model.to(device), data, hyp, opt, run_dir, world, device)
+        if world.main:
+            _record(session, fresh=resume is None)
+        with dist.main_first(world):
+            trainer = build_trainer(session, task, [*hooks, stop])
+        if resume is not None:
+            trainer.load_state_dict(resume)
+        LOGGER.info(f"{opt.epochs} epochs of {len(trainer.loader)} batches at {opt.imgsz} px on {device_name(device)}")
+        LOGGER.info(f"{model.summary()}")
+        trainer.fit()
+        best = last.with_name("best.pt")
+        result = _final_validation(session, best) if world.main else None
+    LOGGER.info(f"Results saved to {run_dir}")
+    return FitResult(best, last, result)
+
+
+def _record(session: Session, fresh: bool) -> None:
+    """What the run is made of, as files in its folder."""
+    folder = session.run_dir
+    log_to_file(folder / "log.txt")
+    if fresh:
+        (folder / "weights").mkdir(exist_ok=True)
+        save_options(session.opt, folder / "opt.yaml", **environment(session.device), data_hash=session.data.hash)
+        save_yaml(session.hyp.to_dict(), folder / "hyp.yaml")
+        save_yaml(session.effective_hyp.to_dict(), folder / "hyp_effective.yaml")
+        save_yaml(session.model.cfg, folder / "model.yaml")
+
+
+def _final_validation(session: Session, best: Path) -> Any:
+    """Validate `best.pt` as it is deployed, print every class and draw the pictures."""
+    if not best.is_file():
+        raise UserError(f"{session.run_dir}: no checkpoint was written, the weights were never finite; try a lower lr0")
+    opt, model = session.opt, load_model(best, session.device)
+    pictures = None if opt.noplots else batch_pictures(model.names, session.run_dir)
+    result = evaluate(
+        model.fuse(), session.val_loader, names=model.names, single_cls=opt.single_cls, coco=True, on_batch=pictures
+    )
+    LOGGER.info(f"\nBest epoch, {best}:")
+    log_table(result, per_class=True)
+    if result.coco:
+        LOGGER.info("COCO metric: " + ", ".join(f"{name} {value:.4g}" for name, value in result.coco.items()))
+    if not opt.noplots:
+        plot_evaluation(result, model.names, session.run_dir)
+    return result
+
+
+def _advice(last: Path) -> str:
+    if last.is_file():
+        return f"the last completed epoch is saved; go on with: python train.py --resume {last}"
+    return "stopped before the first epoch was complete, nothing is saved"

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
+
 from utils.hooks import Hook
 from utils.run_hooks import users_columns
 
@@ -13,15 +15,14 @@ if TYPE_CHECKING:
 
 def plot_results(rows: list[dict[str, float]], path: Path) -> None:
     """One small plot a column of results.csv over the epochs; train and val of the same loss share theirs."""
-    import matplotlib.pyplot as plt
-
     panels: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for row in rows for name in row if name != "epoch"):
         group, _, quantity = name.partition("/")
         panels.setdefault("learning rate" if group == "x" else quantity.replace("_", " "), []).append(name)
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.9 * lines), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 2.9 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
@@ -33,7 +34,6 @@ def plot_results(rows: list[dict[str, float]], path: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 class ResultsPlot(Hook):

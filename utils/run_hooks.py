@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from utils.device import gpu_memory
+from utils.files import atomic_open
 from utils.hooks import Hook
 from utils.log import LOGGER
 from utils.precision import all_finite
@@ -75,7 +76,7 @@ class ResultsCsv(Hook):
         """One line an epoch; a cell is empty where the epoch has no such value."""
         rows = [users_columns(row) for row in trainer.history]
         names = [*COLUMNS, *dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)]
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with atomic_open(self.path, "w") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
@@ -168,7 +169,7 @@ class Checkpoints(Hook):
         if not (all_finite(trainer.ema.model) and all_finite(trainer.task)):
             LOGGER.warning(f"epoch {trainer.epoch}: the weights are not finite, no checkpoint is written")
             return
-        self._fields = {"epoch": trainer.epoch, "best_fitness": trainer.best_fitness, "history": list(trainer.history)}
+        self._fields = {"epoch": trainer.epoch, "best_fitness": trainer.best_fitness, "history": [users_columns(row) for row in trainer.history]}
         if not self.every_epoch and not (trainer.stop or trainer.epoch + 1 == trainer.epochs):
             return
         model = trainer.ema.model

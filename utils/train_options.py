@@ -1,7 +1,10 @@
 """Options of train.py: the flags of YOLOv5 and YOLOv7 under their own names and aliases. Standard library only."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from utils.errors import UserError, suggest
 from utils.options import RunOptions, option
 
 
@@ -53,3 +56,23 @@ class TrainOptions(RunOptions):
         sizes = self.imgsz if isinstance(self.imgsz, tuple) else (self.imgsz,)
         object.__setattr__(self, "imgsz", sizes[0])
         object.__setattr__(self, "val_imgsz", sizes[-1])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainOptions":
+        """The options that a checkpoint holds as `args`. `UserError` for one that this script does not know."""
+        known = [item.name for item in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UserError(f"args: unknown option '{name}'{suggest(name, known)}; resume with the script that trained it")
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        sizes = (given.get("imgsz", 640), given.pop("val_imgsz", None) or given.get("imgsz", 640))
+        return cls(**given | {"imgsz": sizes})
+
+    @property
+    def schedule(self) -> str:
+        """Name of the learning rate schedule, whichever flag gave it. `UserError` where flags contradict each other."""
+        named = {"cosine": self.cos_lr, "linear": self.linear_lr}
+        wanted = [name for name, on in named.items() if on] or [self.lr_schedule]
+        if len(wanted) > 1 or (self.lr_schedule != "linear" and wanted[0] != self.lr_schedule):
+            raise UserError("--cos-lr, --linear-lr and --lr-schedule contradict each other; give one of them")
+        return wanted[0]

@@ -1,0 +1,15 @@
+"""Train a detector: `python train.py --cfg yolov5n --data demo --hyp demo`. See docs/training.md."""
+
+from utils.cli import run_script
+from utils.train_options import TrainOptions
+
+
+def main(opt: TrainOptions) -> None:
+    """Import the work only now, so that `--help` and wrong options answer at once."""
+    from recipes.train import train
+
+    train(opt)
+
+
+if __name__ == "__main__":
+    run_script(TrainOptions, main, "Train a detector.")
