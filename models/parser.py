@@ -1,6 +1,6 @@
 """Model YAML -> modules. Rows are `[from, repeats, Block, args]`, as YOLOv5 and YOLOv7 write them; see docs/yaml_format.md.
 
-Channels and strides come from running each row on the meta device (shapes without numbers): no block declares its output.
+Channels and strides come from running each row once on a small zero image: no block has to declare its output.
 """
 
 import inspect
@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from models.registry import BLOCKS, Site
 from utils.errors import UserError, suggest
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
-TRACE_SIZE = 256  # px; a multiple of every stride, small enough to leave no doubt that sizes are not built in
+TRACE_SIZE = 128  # px: a multiple of every usual stride, and small enough to cost milliseconds
 NAMED_VALUES = {"None": None, "True": True, "False": False}
 
 
@@ -44,7 +43,7 @@ class Plan:
     modules: list[nn.Module] = field(default_factory=list)
     """By output index; the further outputs of a row are an `nn.Identity` each."""
     outputs: list[Tensor] = field(default_factory=list)
-    """Meta tensors by output index."""
+    """What each output gives for the zero image."""
     tags: dict[str, int] = field(default_factory=dict)
 
 
@@ -53,7 +52,7 @@ def parse(cfg: dict[str, Any], where: str) -> Plan:
     check_keys(cfg, where)
     plan = Plan(where, cfg)
     with torch.no_grad():
-        image = torch.empty(2, cfg.get("ch", 3), TRACE_SIZE, TRACE_SIZE, device="meta")
+        image = torch.zeros(1, cfg.get("ch", 3), TRACE_SIZE, TRACE_SIZE)
         for section in ("backbone", "head"):
             for number, row in enumerate(cfg[section]):
                 place = f"{where}: {section} row {number} {_short(row)}"
@@ -100,7 +99,7 @@ def _check_anchors(anchors: Any, where: str) -> None:
 
 
 def _add_row(plan: Plan, row: Any, image: Tensor) -> None:
-    """Build one row, run it on meta tensors, append it to the plan."""
+    """Build one row, run it, append it to the plan."""
     source_item, repeats, name, args, tag = _fields(row)
     index = len(plan.outputs)
     source = _source(source_item, index, plan.tags)
@@ -112,10 +111,10 @@ def _add_row(plan: Plan, row: Any, image: Tensor) -> None:
     if site.repeats > 1 and not getattr(block, "repeats_inside", False):
         copies = [module]
         for _ in range(site.repeats - 1):
-            x = shapes_after(copies[-1], x)
+            x = run_once(copies[-1], x)
             copies.append(_build(block, name, args, _site(plan.cfg, [x], 1)))
         module, x = nn.Sequential(*copies), inputs if listed else inputs[0]
-    result = shapes_after(module, x)
+    result = run_once(module, x)
     single = isinstance(result, Tensor) or getattr(block, "is_head", False)  # a head's maps are the model's result, not rows
     outputs = [result] if single else list(result)
     plan.specs.append(RowSpec(index, source, listed, name, tag, len(outputs)))
@@ -195,10 +194,9 @@ def _named(value: Any, names: dict[str, Any]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def shapes_after(module: nn.Module, x: Any) -> Any:
-    """Run a new module in eval mode on meta tensors with meta parameters; its own tensors are neither read nor changed."""
-    state = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    result = functional_call(module.eval(), state, (x,))
+def run_once(module: nn.Module, x: Any) -> Any:
+    """What a new module gives in eval mode, where no statistics change."""
+    result = module.eval()(x)
     module.train()
     return result
 

@@ -14,6 +14,8 @@ from models.registry import BLOCKS, Act, Site, activation
 class RepConv(nn.Module):
     """3x3, 1x1 and (where the shape allows) identity branch, each with batch norm, summed (RepVGG, Ding 2021)."""
 
+    deploy_free = ("rbr_1x1",)  # children that cost nothing in the deployed model
+
     def __init__(self, c1: int, c2: int, s: int = 1, g: int = 1, act: Act = "SiLU"):
         super().__init__()
         self.rbr_identity = nn.BatchNorm2d(c1) if c1 == c2 and s == 1 else None
