@@ -99,7 +99,8 @@ class DetectionDataset(Dataset):
 
     def _plain(self, index: int) -> Sample:
         image, boxes = self._pixels(index)
-        ratio = image.shape[0] / self.shapes[index][1], image.shape[1] / self.shapes[index][0]
+        width, height = self.shapes[index].tolist()
+        ratio = image.shape[0] / height, image.shape[1] / width
         image, _, pad = letterbox(image, *self._out_shape(index), enlarge=False)
         boxes[:, 1:] += np.array([*pad, *pad], np.float32)
         return self._sample(index, image, boxes, (ratio, pad))

@@ -7,6 +7,7 @@ Train and val share neither garments nor photographs. Boxes are tight around wha
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -45,6 +46,15 @@ class Recipe:
 RECIPES = {"demo": Recipe(128, 400, 100), "demo-large": Recipe(192, 1200, 300)}
 
 
+class Patch(NamedTuple):
+    """Something to lay into a scene."""
+
+    colour: np.ndarray  # (h, w, 3) float32 RGB
+    alpha: np.ndarray  # (h, w) float32 opacity
+    area: float  # px that it covers and that must not be hidden; 0 for clutter
+    kind: int | None  # class, None for clutter
+
+
 @dataclass
 class Scene:
     """A picture under construction and which pixels of it show each garment."""
@@ -54,20 +64,26 @@ class Scene:
     visible: list[np.ndarray] = field(default_factory=list)  # (size, size) bool
     areas: list[float] = field(default_factory=list)  # px that the whole garment covers, hidden or not
 
-    def paste(self, colour: np.ndarray, alpha: np.ndarray, area: float, kind: int | None) -> bool:
-        """Lay (size, size, 3) `colour` over the scene. Refused if a garment, this one included, would be hidden too far."""
-        cover = alpha > 0.5
+    def paste(self, patch: "Patch", corner: np.ndarray) -> bool:
+        """Lay a patch at (x, y) of its upper left corner. Refused if a garment, itself included, would be hidden too far."""
+        size, (h, w) = self.image.shape[0], patch.alpha.shape
+        (x1, y1), (x2, y2) = corner.clip(0, size), (corner + [w, h]).clip(0, size)
+        here = slice(y1, y2), slice(x1, x2)
+        inside = slice(y1 - corner[1], y2 - corner[1]), slice(x1 - corner[0], x2 - corner[0])
+        alpha = patch.alpha[inside]
+        cover = np.zeros((size, size), bool)
+        cover[here] = alpha > 0.5
         left = [seen & ~cover for seen in self.visible]
-        if cover.sum() < MIN_VISIBLE * area or any(
-            seen.sum() < MIN_VISIBLE * whole for seen, whole in zip(left, self.areas, strict=True)
+        if np.count_nonzero(cover) < MIN_VISIBLE * patch.area or any(
+            np.count_nonzero(seen) < MIN_VISIBLE * whole for seen, whole in zip(left, self.areas, strict=True)
         ):
             return False
-        self.image += alpha[..., None] * (colour - self.image)
+        self.image[here] += alpha[..., None] * (patch.colour[inside] - self.image[here])
         self.visible = left
-        if kind is not None:
-            self.classes.append(kind)
+        if patch.kind is not None:
+            self.classes.append(patch.kind)
             self.visible.append(cover)
-            self.areas.append(area)
+            self.areas.append(patch.area)
         return True
 
     def label_lines(self) -> str:
@@ -137,37 +153,33 @@ def _sprites(split: str) -> list[list[np.ndarray]]:
 
 def compose_scene(size: int, sprites: list[list[np.ndarray]], photos: list[np.ndarray], rng: np.random.Generator) -> Scene:
     """Background, then two to eight garments and a few scraps of photographs in random order."""
-    scene = Scene(_crop(photos, size, size, rng, zoom=(0.9, 1.6)).astype(np.float32))
+    scene = Scene(_crop(photos, size, rng, zoom=(0.9, 1.6)))
     things = rng.permutation([True] * int(rng.integers(2, 9)) + [False] * int(rng.integers(1, 6)))
     for is_garment in things:
         for _ in range(5):  # tries to find room for it
-            if is_garment:
-                kind = int(rng.integers(len(sprites)))
-                sprite = sprites[kind][int(rng.integers(len(sprites[kind])))]
-                done = scene.paste(*_garment(sprite, size, rng), kind)
-            else:
-                done = scene.paste(*_scrap(photos, size, rng), None)
-            if done:
+            patch = _garment(size, sprites, rng) if is_garment else _scrap(size, photos, rng)
+            centre = rng.uniform(0.06, 0.94, 2) * size
+            if scene.paste(patch, (centre - patch.alpha.shape[0] / 2).round().astype(int)):
                 break
-    scene.image += rng.normal(0, rng.uniform(0, 8), scene.image.shape)
+    scene.image += rng.standard_normal(scene.image.shape, np.float32) * np.float32(rng.uniform(0, 8))
     return scene
 
 
-def _garment(sprite: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-    """Colour (size, size, 3), opacity (size, size) and covered area of a tinted, turned, scaled sprite somewhere in the scene."""
+def _garment(size: int, sprites: list[list[np.ndarray]], rng: np.random.Generator) -> Patch:
+    """A random garment of a random class, tinted, turned and scaled."""
+    kind = int(rng.integers(len(sprites)))
+    sprite = sprites[kind][int(rng.integers(len(sprites[kind])))]
     mask = _silhouette(sprite)
     zoom = size / 128 * rng.uniform(0.8, 1.9)
     angle = np.radians(rng.normal(0, 12))
     turn = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turn[:, 0] *= rng.choice([-1, 1])
-    centre = rng.uniform(0.06, 0.94, 2) * size
-    matrix = np.column_stack([turn, centre - turn @ [SPRITE / 2, SPRITE / 2]])
-    light, dark = rng.uniform(110, 255, 3), rng.uniform(0, 60, 3)
-    shade = cv2.warpAffine(
-        sprite.astype(np.float32) / 255, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
-    alpha = cv2.warpAffine(mask.astype(np.float32), matrix, (size, size), flags=cv2.INTER_LINEAR)
-    return dark + shade.clip(0, 1)[..., None] * (light - dark), alpha, mask.sum() * zoom**2
+    side = int(SPRITE * zoom * 1.5)
+    matrix = np.column_stack([turn, side / 2 - turn @ [SPRITE / 2, SPRITE / 2]])
+    light, dark = rng.uniform(110, 255, 3).astype(np.float32), rng.uniform(0, 60, 3).astype(np.float32)
+    shade = cv2.warpAffine(sprite.astype(np.float32) / 255, matrix, (side, side), flags=cv2.INTER_CUBIC)
+    alpha = cv2.warpAffine(mask.astype(np.float32), matrix, (side, side), flags=cv2.INTER_LINEAR)
+    return Patch(dark + shade.clip(0, 1)[..., None] * (light - dark), alpha, mask.sum() * zoom**2, kind)
 
 
 def _silhouette(sprite: np.ndarray) -> np.ndarray:
@@ -177,26 +189,25 @@ def _silhouette(sprite: np.ndarray) -> np.ndarray:
     return cv2.drawContours(np.zeros_like(sprite), [largest], -1, 1, cv2.FILLED)
 
 
-def _scrap(photos: list[np.ndarray], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-    """A turned ellipse or rectangle cut from a photograph: clutter that may hide garments, like `_garment` otherwise."""
-    axes, centre = rng.uniform(0.04, 0.16, 2) * size, rng.uniform(0, 1, 2) * size
-    angle = rng.uniform(0, 180)
-    alpha = np.zeros((size, size), np.float32)
+def _scrap(size: int, photos: list[np.ndarray], rng: np.random.Generator) -> Patch:
+    """A turned ellipse or rectangle cut from a photograph: clutter that may hide garments."""
+    axes, angle = rng.uniform(0.08, 0.32, 2) * size, rng.uniform(0, 180)
+    side = int(np.hypot(*axes)) + 2
+    alpha = np.zeros((side, side), np.float32)
+    shape = ((side / 2, side / 2), axes.tolist(), angle)
     if rng.random() < 0.5:
-        cv2.ellipse(alpha, (centre.tolist(), (2 * axes).tolist(), angle), 1.0, cv2.FILLED)
+        cv2.ellipse(alpha, shape, 1.0, cv2.FILLED)
     else:
-        corners = cv2.boxPoints((centre.tolist(), (2 * axes).tolist(), angle))
-        cv2.fillConvexPoly(alpha, corners.round().astype(np.int32), 1.0)
-    colour = _crop(photos, size, size, rng, zoom=(0.4, 1.0)).astype(np.float32) * rng.uniform(0.5, 1.3, 3)
-    return colour.clip(0, 255), alpha, 0.0
+        cv2.fillConvexPoly(alpha, cv2.boxPoints(shape).round().astype(np.int32), 1.0)
+    tint = rng.uniform(0.5, 1.3, 3).astype(np.float32)
+    return Patch((_crop(photos, side, rng, zoom=(0.4, 1.0)) * tint).clip(0, 255), alpha, 0.0, None)
 
 
-def _crop(photos: list[np.ndarray], height: int, width: int, rng: np.random.Generator, zoom: tuple[float, float]) -> np.ndarray:
-    """A random part of a random photograph, perhaps mirrored, its brightness changed."""
+def _crop(photos: list[np.ndarray], side: int, rng: np.random.Generator, zoom: tuple[float, float]) -> np.ndarray:
+    """(side, side, 3) float32: a random part of a random photograph, perhaps mirrored, its brightness changed."""
     photo = photos[int(rng.integers(len(photos)))]
-    scale = min(rng.uniform(*zoom), photo.shape[0] / height, photo.shape[1] / width)
-    h, w = int(height * scale), int(width * scale)
-    top, left = rng.integers(photo.shape[0] - h + 1), rng.integers(photo.shape[1] - w + 1)
-    part = cv2.resize(photo[top : top + h, left : left + w], (width, height), interpolation=cv2.INTER_AREA)
-    part = part[:, ::-1] if rng.random() < 0.5 else part
-    return (part * rng.uniform(0.6, 1.1)).clip(0, 255)
+    part = max(1, int(side * min(rng.uniform(*zoom), min(photo.shape[:2]) / side)))
+    top, left = rng.integers(photo.shape[0] - part + 1), rng.integers(photo.shape[1] - part + 1)
+    patch = cv2.resize(photo[top : top + part, left : left + part], (side, side), interpolation=cv2.INTER_AREA)
+    patch = patch[:, ::-1] if rng.random() < 0.5 else patch
+    return (patch * np.float32(rng.uniform(0.6, 1.1))).clip(0, 255)
