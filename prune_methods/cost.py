@@ -1,0 +1,81 @@
+"""MACs and parameters of the model that a mask would leave, without cutting it."""
+
+import numpy as np
+from torch import nn
+
+from prune_methods.wiring import Wiring
+from utils.profiling import count_macs, macs_by_module
+
+
+class Cost:
+    """MACs of the deployed model as a function of the flat mask.
+
+    A layer's MACs are proportional to its outputs x its inputs (a depthwise layer's: to its outputs). Layers that vanish in
+    deployment - a block names them in `deploy_free` - do not count; what no layer owns (matrix products between activations) is
+    a constant, `other`.
+    """
+
+    def __init__(self, model: nn.Module, wiring: Wiring, imgsz: int = 640):
+        free = deploy_free(model)
+        layers = {n: v[0] for n, v in macs_by_module(model, imgsz).items() if n not in free and n in wiring.outs}
+        widths = {n: (len(wiring.outs[n]), len(wiring.ins.get(n, [0]))) for n in layers}
+        self.unit = np.array([macs / (widths[n][0] * widths[n][1]) for n, macs in layers.items()])
+        one = np.array([wiring.total])  # the entry that is always True: a depthwise layer's factor 1
+        self.outs = _Segments([wiring.outs[n] for n in layers])
+        self.ins = _Segments([wiring.ins.get(n, one) for n in layers])
+        self.base = deployed_macs(model, imgsz)
+        self.other = self.base - round(float(self.unit @ np.prod(list(widths.values()), axis=1)))
+        self._sizes = _Segments(list(wiring.outs.values())), _Segments([wiring.ins.get(n, one) for n in wiring.outs])
+        self._per_weight = _parameters_per_channel(model, wiring)
+        self._fixed_parameters = sum(p.numel() for p in model.parameters()) - self._owned(wiring.all_kept())
+
+    def macs(self, keep: np.ndarray) -> int:
+        """Of the deployed model with this mask."""
+        return self.other + round(float(self.unit @ (self.outs(keep) * self.ins(keep))))
+
+    def parameters(self, keep: np.ndarray) -> int:
+        """Of the training form with this mask."""
+        return self._fixed_parameters + self._owned(keep)
+
+    def _owned(self, keep: np.ndarray) -> int:
+        outs, ins = self._sizes[0](keep), self._sizes[1](keep)
+        per_pair, per_output = self._per_weight
+        return int(per_pair @ (outs * ins) + per_output @ outs)
+
+
+class _Segments:
+    """Sum of the mask over many index lists at once."""
+
+    def __init__(self, lists: list[np.ndarray]):
+        self.index = np.concatenate(lists)
+        self.starts = np.concatenate(([0], np.cumsum([len(x) for x in lists])))[:-1].astype(int)
+
+    def __call__(self, keep: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(keep[self.index].astype(np.int64), self.starts)
+
+
+def _parameters_per_channel(model: nn.Module, wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters of each wired layer: per pair of output and input, and per output (bias, norm, bare parameter)."""
+    per_pair, per_output = [], []
+    parameters = dict(model.named_parameters())
+    for name, outs in wiring.outs.items():
+        if name in parameters:  # a bare one
+            own = [parameters[name]]
+        else:
+            own = list(model.get_submodule(name).parameters(recurse=False))
+        pairs = [p for p in own if name in wiring.ins and p.dim() > 1]
+        per_pair.append(sum(p.numel() for p in pairs) // (len(outs) * len(wiring.ins.get(name, [0]))))
+        per_output.append((sum(p.numel() for p in own) - sum(p.numel() for p in pairs)) // len(outs))
+    return np.array(per_pair), np.array(per_output)
+
+
+def deploy_free(model: nn.Module) -> set[str]:
+    """Names of the modules that are folded into another one in the deployed model."""
+    branches = [f"{name}.{child}" for name, m in model.named_modules() for child in getattr(m, "deploy_free", ())]
+    return {name for name, _ in model.named_modules() for b in branches if name == b or name.startswith(f"{b}.")}
+
+
+def deployed_macs(model: nn.Module, imgsz: int = 640) -> int:
+    """Measured MACs of the deployed model (of the model itself where it has no `fuse`)."""
+    fuse = getattr(model, "fuse", None)
+    return count_macs(fuse() if fuse else model, imgsz)

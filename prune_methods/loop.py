@@ -1,0 +1,195 @@
+"""Shrink masks in small steps, scoring the masked model anew each time, until the target speed-up is met."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from prune_methods.base import Criterion
+from prune_methods.cost import Cost
+from prune_methods.graph import ChannelGroup
+from prune_methods.slices import SliceSums
+from prune_methods.wiring import Masks, Wiring
+
+STEPS = 200  # of equal size from all channels to none: 0.5 % of the channels a step, as Torch-Pruning's published runs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What no group goes below; true clamps, whatever the step size.
+
+    `round_to`: widths that were cut are multiples of it (a group that starts at another width may also stay whole).
+    """
+
+    min_channels: int = 4
+    max_ratio: float = 1.0  # largest share of a group's channels that may go
+    round_to: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """The masked model after a step."""
+
+    step: int
+    channels: int
+    parameters: int
+    macs: int
+    speed_up: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to keep, how it came about, and whether the target was met."""
+
+    masks: Masks
+    steps: tuple[Step, ...]
+    base_macs: int
+    macs: int
+    target: float
+
+    @property
+    def speed_up(self) -> float:
+        """MACs of the deployed model before over after."""
+        return self.base_macs / self.macs
+
+    @property
+    def met(self) -> bool:
+        """Whether the speed-up is at least the target."""
+        return self.base_macs >= self.target * self.macs
+
+
+def floors(sizes: np.ndarray, limits: Limits) -> np.ndarray:
+    """Channels that must stay in each group of the given sizes."""
+    by_ratio = np.ceil(sizes * (1 - limits.max_ratio) - 1e-9).astype(int)
+    lowest = np.maximum(np.maximum(by_ratio, limits.min_channels), 1)
+    rounded = -(-lowest // limits.round_to) * limits.round_to
+    return np.minimum(rounded, sizes)
+
+
+def reachable_speed_up(model: nn.Module, groups: list[ChannelGroup], limits: Limits, imgsz: int = 640) -> float:
+    """The best speed-up that the limits allow: every group at its floor."""
+    wiring = Wiring(model, groups)
+    cost = Cost(model, wiring, imgsz)
+    within = np.arange(wiring.total) - wiring.starts[wiring.group_of]
+    keep = np.append(within < floors(wiring.sizes, limits)[wiring.group_of], True)
+    return cost.base / cost.macs(keep)
+
+
+def keep_masks(
+    model: nn.Module,
+    groups: list[ChannelGroup],
+    criterion: Criterion,
+    target: float,
+    *,
+    limits: Limits | None = None,
+    per_layer: bool = False,
+    max_steps: int = STEPS,
+    imgsz: int = 640,
+    on_step: Callable[[Step], None] | None = None,
+) -> Plan:
+    """Masks that reach `target` times fewer MACs with as few channels removed as the ranking allows.
+
+    Channels are ranked over all groups, or within each (`per_layer`: all groups shrink by the same share). The last step is
+    bisected, so that one channel less (one block of `round_to`) would miss the target. Ends without having met it after
+    `max_steps`, or where every group is at its floor.
+    """
+    shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz)
+    goal = shrinking.cost.base / target
+    steps: list[Step] = []
+    for number in range(1, max_steps + 1):
+        if shrinking.cost.macs(shrinking.kept()) <= goal:
+            break
+        order = shrinking.next_channels(number)
+        if not len(order) and not shrinking.room():
+            break
+        shrinking.remove(order, goal)
+        steps.append(shrinking.state(number))
+        if on_step:
+            on_step(steps[-1])
+    keep = shrinking.kept()
+    cost = shrinking.cost
+    return Plan(shrinking.wiring.by_group(keep), tuple(steps), cost.base, cost.macs(keep), target)
+
+
+class _Shrinking:
+    """The masks on their way down. `removed_at[c]` says when flat channel c went; STAYS if it did not."""
+
+    STAYS = np.iinfo(np.int64).max
+
+    def __init__(
+        self, model: nn.Module, groups: list[ChannelGroup], criterion: Criterion, limits: Limits, per_layer: bool, imgsz: int
+    ):
+        self.wiring = Wiring(model, groups)
+        self.cost = Cost(model, self.wiring, imgsz)
+        self.sums = SliceSums(model, self.wiring, criterion)
+        self.round_to, self.per_layer = limits.round_to, per_layer
+        self.floors = floors(self.wiring.sizes, limits)
+        self.removed_at = np.full(self.wiring.total, self.STAYS)
+
+    def marked(self) -> np.ndarray:
+        """The flat mask before rounding."""
+        return np.append(self.removed_at == self.STAYS, True)
+
+    def kept(self) -> np.ndarray:
+        """The flat mask, widths rounded up to multiples: what went last comes back first."""
+        keep = self.marked()
+        if self.round_to == 1:
+            return keep
+        for start, size, left in zip(self.wiring.starts, self.wiring.sizes, self.wiring.counts(keep), strict=True):
+            width = min(-(-left // self.round_to) * self.round_to, size)
+            last_first = np.argsort(-self.removed_at[start : start + size], kind="stable")
+            keep[start + last_first[:width]] = True
+        return keep
+
+    def room(self) -> bool:
+        """Whether any group is above its floor."""
+        return bool((self.wiring.counts(self.marked()) > self.floors).any())
+
+    def next_channels(self, number: int) -> np.ndarray:
+        """Flat channels that step `number` removes, in their order. Ties go by index, so that the number is exact."""
+        keep = self.marked()
+        left = self.wiring.counts(keep)
+        scores = self.sums.scores(keep)
+        rank = self._rank_in_group(scores)
+        group = self.wiring.group_of
+        free = rank < (left - self.floors)[group]
+        if self.per_layer:
+            quota = left - (self.wiring.sizes * (1 - number / STEPS)).astype(int)
+            chosen = np.flatnonzero(free & (rank < quota[group]))
+            return chosen[np.lexsort((chosen, rank[chosen]))]  # all groups' weakest first, then all second weakest
+        quota = left.sum() - int(self.wiring.total * (1 - number / STEPS))
+        chosen = np.flatnonzero(free)
+        return chosen[np.argsort(scores[chosen], kind="stable")][: max(quota, 0)]
+
+    def _rank_in_group(self, scores: np.ndarray) -> np.ndarray:
+        """0 for the lowest score of each group; those that are gone come last."""
+        order = np.lexsort((scores, self.wiring.group_of))
+        rank = np.empty(self.wiring.total, dtype=int)
+        rank[order] = np.arange(self.wiring.total) - self.wiring.starts[self.wiring.group_of]
+        return rank
+
+    def remove(self, order: np.ndarray, goal: float) -> None:
+        """Remove the channels in their order, but only as many as the goal (MACs) needs."""
+        before = self.removed_at
+        first = int((before != self.STAYS).sum())
+
+        def after(number: int) -> np.ndarray:
+            removed_at = before.copy()
+            removed_at[order[:number]] = first + np.arange(number)
+            return removed_at
+
+        def meets(number: int) -> bool:
+            self.removed_at = after(number)
+            return self.cost.macs(self.kept()) <= goal
+
+        if meets(len(order)):
+            needed = bisect_left(range(len(order)), True, key=meets)
+            self.removed_at = after(needed)
+
+    def state(self, number: int) -> Step:
+        """The row of `prune.csv`."""
+        keep = self.kept()
+        macs = self.cost.macs(keep)
+        return Step(number, int(keep[:-1].sum()), self.cost.parameters(keep), macs, self.cost.base / macs)
