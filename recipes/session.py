@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from utils import dist
 from utils.config import Hyp
 from utils.ema import ModelEMA
 from utils.errors import UserError
-from utils.evaluator import evaluate
+from utils.evaluator import EvalResult, evaluate, log_table
 from utils.hooks import Hook
 from utils.log import LOGGER
 from utils.losses import build_loss
@@ -81,6 +81,7 @@ class Session:
             epochs=opt.epochs,
         )
 
+    @cached_property
     def val_loader(self) -> DetectionLoader:
         """Validation images in rectangles of like proportions, twice the training batch, as YOLOv5 does."""
         return build_loader(
@@ -185,8 +186,15 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
     )
 
 
-def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], Any]:
-    return partial(evaluate, loader=session.val_loader(), names=session.model.names, loss=loss, single_cls=session.opt.single_cls)
+def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], EvalResult]:
+    loader, names = session.val_loader, session.model.names
+
+    def validate(model: nn.Module) -> EvalResult:
+        result = evaluate(model, loader, names=names, loss=loss, single_cls=session.opt.single_cls)
+        log_table(result)
+        return result
+
+    return validate
 
 
 def _preparation(session: Session) -> Callable[[Tensor, int], Tensor]:

@@ -169,7 +169,8 @@ class Checkpoints(Hook):
         if not (all_finite(trainer.ema.model) and all_finite(trainer.task)):
             LOGGER.warning(f"epoch {trainer.epoch}: the weights are not finite, no checkpoint is written")
             return
-        self._fields = {"epoch": trainer.epoch, "best_fitness": trainer.best_fitness, "history": [users_columns(row) for row in trainer.history]}
+        history = [users_columns(row) for row in trainer.history]
+        self._fields = {"epoch": trainer.epoch, "best_fitness": trainer.best_fitness, "history": history}
         if not self.every_epoch and not (trainer.stop or trainer.epoch + 1 == trainer.epochs):
             return
         model = trainer.ema.model
