@@ -74,10 +74,12 @@ def choose_ota(
     cost = _class_cost(obj, cls, targets[:, 1].long()[target_table], table) - IOU_COST * (iou + 1e-8).log()
     cost.masked_fill_(~real, torch.inf)
 
-    quota = iou.topk(min(TOP_IOUS, iou.shape[2])).values.sum(-1).int().clamp(min=1)
-    cheapest = cost.sort(stable=True).indices[..., :TOP_IOUS]
-    within = torch.arange(cheapest.shape[2], device=cost.device) < quota[..., None]
-    taken = torch.zeros_like(real).scatter_(2, cheapest, within) & real
+    most = min(TOP_IOUS, iou.shape[2])
+    quota = iou.topk(most).values.sum(-1, keepdim=True).long().clamp(1, most)
+    limit = cost.topk(most, largest=False).values.gather(2, quota - 1)  # cost of the last one taken; a stable sort is slower
+    below, level_with = cost < limit, cost == limit
+    room = quota - below.sum(-1, keepdim=True)
+    taken = (below | level_with & (level_with.cumsum(-1, dtype=torch.int32) <= room)) & real
 
     claims = taken.sum(1)
     owner = torch.where(claims > 1, cost.argmin(1), taken.byte().argmax(1))  # (images, P), seat of the target
@@ -99,13 +101,12 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 def _class_cost(obj: Tensor, cls: Tensor, wanted: Tensor, table: Tensor) -> Tensor:
     """BCE of sqrt(p_obj p_cls) against the class a target wants; wanted (images, G), table (images, P) -> (images, G, P).
 
-    With y the root, the sum over classes is that of -log(1 - y), the same for every target, plus log(1 - y) - log(y) of the
-    wanted class alone. Logarithms come from the logits, so that nothing overflows where y rounds to 0 or 1.
+    With y the root, the sum over classes is that of -log(1 - y), the same for every target, minus the logit of y of the wanted
+    class alone. y stays off 0 and 1, where a cost would be infinite and the others could not be compared.
     """
-    log_y = (torch.nn.functional.logsigmoid(obj[:, None]) + torch.nn.functional.logsigmoid(cls)) / 2
-    log_not_y = (-torch.expm1(log_y.clamp(max=-1e-30))).log()
-    background = -log_not_y.sum(1)
-    return background[table][:, None] + (log_not_y - log_y)[table[:, None], wanted[:, :, None]]
+    y = (obj.sigmoid()[:, None] * cls.sigmoid()).sqrt_().clamp_(1e-30, 1 - torch.finfo(cls.dtype).eps / 2)
+    background = -(1 - y).log().sum(1)
+    return background[table][:, None] - y[table[:, None], wanted[:, :, None]].logit()
 
 
 def _seats(image: Tensor, images: int) -> tuple[Tensor, Tensor]:
