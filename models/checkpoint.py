@@ -7,6 +7,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def save_checkpoint(path: Path | str, model: Model, **fields: Any) -> None:
     """
     if model.deployed:
         raise UserError(f"{path}: a fused model has lost its training form; save the model that fuse() was called on")
+    _check_plain(fields, "fields")
     changed = {name: widths for name, widths in widths_of(model).items() if model.built_widths.get(name) != widths}
     content = {
         **DEFAULTS,
@@ -70,6 +72,18 @@ def write_atomically(content: Any, path: Path) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _check_plain(value: Any, place: str) -> None:
+    """Refuse what could be written but not read again: a caller's bug, so a TypeError."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_plain(item, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{place}[{index}]")
+    elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)):
+        raise TypeError(f"checkpoint {place} is a {type(value).__name__}; only plain data and tensors can be read again")
 
 
 def _umask() -> int:

@@ -113,8 +113,10 @@ class SPPCSPC(nn.Module):
         self.cv7 = Conv(2 * hidden, c2, 1, act=act)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, e: float = 0.5, k: Sequence[int] = (5, 9, 13)) -> "SPPCSPC":
-        """`[c2, e, [k, ...]]`."""
+    def from_yaml(
+        cls, site: Site, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5, k: Sequence[int] = (5, 9, 13)
+    ) -> "SPPCSPC":
+        """`[c2, n, shortcut, g, e, [k, ...]]`; n, shortcut and g stand in YOLOv7's signature without effect."""
         return cls(site.c1, site.scale(c2), e, k, site.act)
 
     def forward(self, x: Tensor) -> Tensor:
