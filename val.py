@@ -8,7 +8,8 @@ from utils.val_options import ValOptions
 
 
 def main(opt: ValOptions) -> None:
-    """Hand over to the recipe; torch is imported only now."""
+    """Hand over to the recipe; torch is imported only once the options are known to be usable."""
+    opt.check()
     from recipes.val import val
 
     val(opt)

@@ -20,15 +20,14 @@ JPEG_END = b"\xff\xd9"
 def probe_image(path: Path) -> tuple[int, int]:
     """(width, height) as shown, EXIF orientation applied. Raises one of `READ_ERRORS` where the file is broken or cut short.
 
-    Only headers and checksums are read; a JPEG that does not end as it should is decoded in full to see whether it is whole.
+    Headers and checksums are read; a JPEG that does not end as it should is decoded in full to see whether it is whole.
     """
+    with Image.open(path) as image:
+        image.verify()
     with Image.open(path) as image:
         width, height = image.size
         turned = image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS
-        is_jpeg = image.format in {"JPEG", "MPO"}
-        image.verify()
-    if is_jpeg and not _ends_with(path, JPEG_END):
-        with Image.open(path) as image:
+        if image.format in {"JPEG", "MPO"} and not _ends_with(path, JPEG_END):
             image.load()
     return (height, width) if turned else (width, height)
 

@@ -17,7 +17,6 @@ from models.checkpoint import load_model
 from utils.boxes import scale_boxes
 from utils.detection_files import coco_category_ids, coco_records, yolo_text
 from utils.device import device_name, select_device
-from utils.errors import UserError
 from utils.eval_plots import batch_pictures, plot_evaluation
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, log_to_file
@@ -29,8 +28,12 @@ OnBatch = Callable[[Any, list[Tensor]], None]
 
 def val(opt: ValOptions) -> EvalResult:
     """Validate `opt.weights` on a split of `opt.data`; the run folder gets `results.json` and the pictures."""
-    opt = settled(opt)
+    opt.check()
+    if opt.task == "speed":  # as YOLOv5: the thresholds of a user of the detector
+        opt = replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True)
     device = select_device(opt.device)
+    if opt.half and device.type == "cpu":
+        LOGGER.warning("--half has no effect on the CPU: computing in float32")
     data, model = load_data(opt.data), load_model(opt.weights, device).fuse()
     names = shown_names(data, model, opt)
     opt = replace(opt, imgsz=fitting_size(opt.imgsz, int(max(model.stride))))
@@ -51,7 +54,7 @@ def val(opt: ValOptions) -> EvalResult:
         max_det=opt.max_det,
         single_cls=opt.single_cls,
         augment=opt.augment,
-        half=opt.half and device.type != "cpu",
+        half=opt.half,
         coco=opt.task != "speed",
         on_batch=writers(opt, names, folder, records),
     )
@@ -66,24 +69,6 @@ def val(opt: ValOptions) -> EvalResult:
     (folder / "results.json").write_text(json.dumps(summary(result, opt), indent=2, ensure_ascii=False), encoding="utf-8")
     LOGGER.info(f"Results saved to {folder}")
     return result
-
-
-def settled(opt: ValOptions) -> ValOptions:
-    """The options as they will be used; `UserError` where one is missing or out of range."""
-    for name in ("weights", "data"):
-        if not getattr(opt, name):
-            raise UserError(f"--{name} is missing; e.g. python val.py --weights runs/train/exp/weights/best.pt --data demo")
-    for name in ("batch_size", "imgsz", "max_det"):
-        if getattr(opt, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least 1")
-    for name in ("conf_thres", "iou_thres"):
-        if not 0 <= getattr(opt, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be between 0 and 1")
-    if opt.save_conf and not opt.save_txt:
-        LOGGER.warning("--save-conf has no effect without --save-txt")
-    if opt.task == "speed":  # as YOLOv5: the thresholds of a user of the detector
-        return replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True)
-    return opt
 
 
 def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
@@ -119,6 +104,8 @@ def writers(opt: ValOptions, names: list[str], folder: Path, records: list[dict[
     labels = folder / "labels"
     if opt.save_txt:
         labels.mkdir(exist_ok=True)
+    elif opt.save_conf:
+        LOGGER.warning("--save-conf has no effect without --save-txt")
     category_ids = coco_category_ids(names)
 
     def write(batch: Any, detections: list[Tensor]) -> None:

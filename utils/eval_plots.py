@@ -62,7 +62,7 @@ def plot_confusion(confusion: ConfusionMatrix, names: Sequence[str], path: Path)
     axis.set(xlabel="True", ylabel="Predicted", title=f"Confusion at confidence {confusion.conf}, IoU {confusion.iou_thres}")
     if nc <= CELL_NUMBERS:
         for row, column in np.argwhere(shares >= 0.005):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if shares[row, column] > 0.6 else "black"
             axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=9)
     figure.savefig(path, dpi=130)
 

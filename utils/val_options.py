@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from utils.errors import UserError
 from utils.options import RunOptions, option
 
 
@@ -28,3 +29,15 @@ class ValOptions(RunOptions):
     half: bool = option(False, "compute in float16; no effect on the CPU")
     noplots: bool = option(False, "no pictures")
     project: str = option("runs/val", "folder of the runs")
+
+    def check(self) -> None:
+        """`UserError` where an option is missing or out of range."""
+        for name in ("weights", "data"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing; e.g. python val.py --weights runs/train/exp/weights/best.pt --data demo")
+        for name in ("batch_size", "imgsz", "max_det"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name in ("conf_thres", "iou_thres"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be between 0 and 1")
