@@ -68,7 +68,7 @@ def with_classes(source: Model, nc: int) -> Model:
         merged = _merge(built[name], fresh[name], widths)
         if merged != fresh[name]:
             structure[name] = merged
-    set_widths(model, structure, source.state_dict())
+    set_widths(model, structure)
     for name in by_classes:
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Conv2d | nn.Linear):

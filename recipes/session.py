@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from data.autoanchor import check_anchors
+from data.cache import write_report
 from data.config import DataConfig
+from data.dataset import DetectionDataset
 from data.loader import DetectionLoader, build_loader
 from models import Model
 from models.checkpoint import save_checkpoint
@@ -23,6 +26,7 @@ from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.hooks import Hook
+from utils.label_plots import plot_images, plot_labels
 from utils.log import LOGGER
 from utils.losses import build_loss
 from utils.optim import Schedule, build_optimizer
@@ -143,6 +147,20 @@ class BatchSize(Hook):
         self.size = state["size"]
 
 
+class TrainPictures(Hook):
+    """train_batch0.jpg, 1 and 2: what augmentation makes of the images."""
+
+    main_only = True
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder, self.names = folder, names
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        """Draw the first three batches of the run."""
+        if trainer.epoch == 0 and trainer.batch < 3:
+            plot_images(trainer.data, self.names, self.folder / f"train_batch{trainer.batch}.jpg")
+
+
 def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: int) -> Tensor:
     """Images in 0..1, resized so that the long side is a random multiple of the stride in 0.5..1.5 x imgsz.
 
@@ -156,9 +174,16 @@ def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: in
     return interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[Hook]) -> Trainer:
-    """The trainer of a run with the hooks that every run has. Those handed in come before checkpoints are written."""
+def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[Hook], new_anchors: bool = False) -> Trainer:
+    """The trainer of a run with the hooks that every run has. Those handed in come before checkpoints are written.
+
+    `new_anchors`: anchors that fit the data badly may be replaced.
+    """
     opt, world = session.opt, session.world
+    loader, batch_size = session.train_loader(opt.batch_size), BatchSize(session)
+    _describe(loader.dataset, session)
+    if new_anchors:
+        check_anchors(loader.dataset, session.model, session.hyp.anchor_t, opt.imgsz, opt.seed)
     freeze(session.model, opt.freeze)
     loss = build_loss(session.model, session.effective_hyp)
     task = task_factory(session.model, loss, world.size).to(session.device)
@@ -167,7 +192,6 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
         if session.device.type == "cpu":
             raise UserError("--sync-bn: works on GPUs only")
         nn.SyncBatchNorm.convert_sync_batchnorm(task)  # tensors stay the same objects, so the EMA still follows them
-    loader, batch_size = session.train_loader(opt.batch_size), BatchSize(session)
     return Trainer(
         task=task,
         loader=loader,
@@ -184,6 +208,16 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
         world=world,
         seed=opt.seed,
     )
+
+
+def _describe(dataset: DetectionDataset, session: Session) -> None:
+    """`dataset_report.csv` where the scan found something odd, and labels.jpg."""
+    if not session.world.main:
+        return
+    if dataset.report:
+        write_report(session.run_dir / "dataset_report.csv", dataset.report)
+    if not session.opt.noplots:
+        plot_labels(dataset.labels, session.model.names, session.run_dir / "labels.jpg")
 
 
 def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], EvalResult]:
@@ -205,9 +239,15 @@ def _preparation(session: Session) -> Callable[[Tensor, int], Tensor]:
 
 def _run_hooks(session: Session) -> list[Hook]:
     opt, folder = session.opt, session.run_dir
-    plots = [] if opt.noplots else [TensorBoard(folder), ResultsPlot(folder / "results.png")]
+    plots = [TensorBoard(folder), ResultsPlot(folder / "results.png"), TrainPictures(folder, session.model.names)]
     checkpoints = Checkpoints(folder / "weights", session.save, period=opt.save_period, every_epoch=not opt.nosave)
-    return [ProgressBar(), EarlyStopping(opt.patience), ResultsCsv(folder / "results.csv"), *plots, checkpoints]
+    return [
+        ProgressBar(),
+        EarlyStopping(opt.patience),
+        ResultsCsv(folder / "results.csv"),
+        *([] if opt.noplots else plots),
+        checkpoints,
+    ]
 
 
 def whole_strides(opt: TrainOptions, stride: int) -> TrainOptions:

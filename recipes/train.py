@@ -47,7 +47,8 @@ def train(opt: TrainOptions) -> FitResult:
         seed_everything(opt.seed)
         model = prepare_model(opt, hyp, class_names(data.names, opt.single_cls))
         run_dir = make_run_dir(opt.project, opt.name, opt.exist_ok) if world.main else Path()
-        return fit(model, data, hyp, opt, dist.broadcast(run_dir, world))
+        new_anchors = not (opt.weights or opt.noautoanchor)
+        return fit(model, data, hyp, opt, dist.broadcast(run_dir, world), new_anchors=new_anchors)
 
 
 def resume(opt: TrainOptions) -> FitResult:
@@ -74,12 +75,13 @@ def fit(
     task: TaskFactory = DetectionTask,
     hooks: Sequence[Hook] = (),
     resume: dict[str, Any] | None = None,
+    new_anchors: bool = False,
 ) -> FitResult:
     """Train a ready model on a data set into a run folder.
 
     `model` is a training-form Model whose `names` are the data's; `hyp` is unscaled; `opt` says epochs, batch size, image size
     and so on; `run_dir` exists. `task(model, loss, world_size)` makes the task, `hooks` are called around the steps, `resume` is
-    the `train_state` of a `last.pt`.
+    the `train_state` of a `last.pt`. `new_anchors` allows autoanchor to replace anchors that fit the data badly.
     """
     world = dist.world_from_env()
     device = select_device(opt.device, world.local_rank)
@@ -90,7 +92,7 @@ def fit(
         if world.main:
             _record(session, fresh=resume is None)
         with dist.main_first(world):
-            trainer = build_trainer(session, task, [*hooks, stop])
+            trainer = build_trainer(session, task, [*hooks, stop], new_anchors)
         if resume is not None:
             trainer.load_state_dict(resume)
         LOGGER.info(f"{opt.epochs} epochs of {len(trainer.loader)} batches at {opt.imgsz} px on {device_name(device)}")

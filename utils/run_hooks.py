@@ -56,7 +56,7 @@ class ProgressBar(Hook):
         assert self._bar is not None
         if trainer.batch % self.every == 0 or trainer.batch + 1 == total:
             losses = [f"{value:.4g}" for value in trainer.mean_parts().values()]
-            counts = [str(len(trainer.targets)), str(trainer.images.shape[-1])]
+            counts = [str(len(trainer.data.targets)), str(trainer.images.shape[-1])]
             fields = [f"{trainer.epoch}/{trainer.epochs - 1}", gpu_memory(trainer.device), *losses, *counts]
             self._bar.set_description_str("".join(f"{text:>11}" for text in fields), refresh=False)
         self._bar.update(1)

@@ -78,8 +78,8 @@ class Trainer:
     skipped: int = field(init=False, default=0)  # steps skipped in this epoch because a gradient was not finite
     stop: bool = field(init=False, default=False)
     parts: dict[str, Tensor] = field(init=False, default_factory=dict)  # detached scalars of the last batch
-    images: Tensor = field(init=False, default_factory=lambda: torch.empty(0))  # of the last batch, as the network saw them
-    targets: Tensor = field(init=False, default_factory=lambda: torch.empty(0))
+    data: Any = field(init=False, default=None)  # the last batch as the loader gave it
+    images: Tensor = field(init=False, default_factory=lambda: torch.empty(0))  # and as the network saw it
     row: dict[str, float] = field(init=False, default_factory=dict)  # the epoch's line of results.csv
     history: list[dict[str, float]] = field(init=False, default_factory=list)
     result: Any = field(init=False, default=None)  # of the last validation
@@ -153,7 +153,7 @@ class Trainer:
             reason = str(error).splitlines()[0]
         # Outside the handler, so that the traceback no longer holds the batch's memory.
         self._zero_grad()
-        self.images, self.targets, self.parts = torch.empty(0), torch.empty(0), {}
+        self.data, self.images, self.parts = None, torch.empty(0), {}
         free_gpu_memory(self.device)
         if self.smaller_batch is None or not self.smaller_batch(self):
             raise UserError(f"out of memory even with the smallest batch: {reason}; a smaller --imgsz or model would fit")
@@ -167,20 +167,20 @@ class Trainer:
         self.skipped = 0
         self._call("on_epoch_start")
         for number, data in enumerate(self.loader):
-            self.batch = number
-            self._train_batch(data)
+            self.batch, self.data = number, data
+            self._train_batch()
         self._read_guard()
 
-    def _train_batch(self, data: Any) -> None:
+    def _train_batch(self) -> None:
         number = self.epoch * len(self.loader) + self.batch
         setting = self.schedule.at(number)
         self._waiting += 1
         steps = self._waiting >= setting.accumulate or self.batch + 1 == len(self.loader)
-        self.images = self.prepare(data.images.to(self.device, non_blocking=True), number)
-        self.targets = data.targets.to(self.device, non_blocking=True)
+        self.images = self.prepare(self.data.images.to(self.device, non_blocking=True), number)
+        targets = self.data.targets.to(self.device, non_blocking=True)
         with dist.without_sync(self.net, not steps):
             with self.precision.autocast():
-                parts = self.net(self.images, self.targets)
+                parts = self.net(self.images, targets)
             self.precision.scaler.scale(parts["loss"]).backward()
         self._record(parts)
         if steps:
