@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+
+from data.config import load_data
+from data.files import label_path, list_images
+from tests.data_sets import write_set
+from utils.config import load_hyp, save_yaml
+from utils.errors import UserError
+
+
+def write_yaml(folder: Path, **content) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_yaml(content, folder / "set.yaml")
+    return folder / "set.yaml"
+
+
+def test_path_is_relative_to_the_yaml_first_then_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "here" / "cells").mkdir(parents=True)
+    (tmp_path / "there" / "cells").mkdir(parents=True)
+    file = write_yaml(tmp_path / "here", path="cells", train="a", names=["x"])
+    monkeypatch.chdir(tmp_path / "there")
+    assert load_data(file).root == tmp_path / "here" / "cells"
+    (tmp_path / "here" / "cells").rmdir()
+    assert load_data(file).root == tmp_path / "there" / "cells"
+    (tmp_path / "there" / "cells").rmdir()
+    with pytest.raises(UserError) as error:
+        load_data(file)
+    assert str(tmp_path / "here" / "cells") in str(error.value)
+    assert str(tmp_path / "there" / "cells") in str(error.value)
+
+
+def test_names_as_list_mapping_or_from_nc(tmp_path):
+    assert load_data(write_yaml(tmp_path, train=".", names={1: "b", 0: "a"})).names == ["a", "b"]
+    assert load_data(write_yaml(tmp_path, train=".", names=["a", "b"], nc=2)).names == ["a", "b"]
+    assert load_data(write_yaml(tmp_path, train=".", nc=2)).names == ["class0", "class1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ".", "names": ["a"], "nc": 2}, "nc is 2, but there are 1 names"),
+        ({"train": ".", "names": {0: "a", 2: "b"}}, "ids must be 0 to 1"),
+        ({"train": ".", "names": "abc"}, "expected a list"),
+        ({"train": ".", "nc": 0}, "nc: 0"),
+        ({"train": "."}, "has no 'names'"),
+        ({"names": ["a"]}, "neither 'train' nor 'val'"),
+        ({"trian": ".", "names": ["a"]}, "did you mean 'train'?"),
+        ({"train": 5, "names": ["a"]}, "train: expected a folder"),
+        ({"train": ".", "names": ["a"], "fraction": 1.5}, "fraction: 1.5 is out of range"),
+        ({"train": ".", "names": ["a"], "generator": "os.system"}, "generator: 'os.system' is not known"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_file(tmp_path, content, message):
+    file = write_yaml(tmp_path, **content)
+    with pytest.raises(UserError) as error:
+        load_data(file)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_download_is_never_run(tmp_path, caplog):
+    bait = tmp_path / "bait"
+    file = write_yaml(tmp_path, train=".", names=["a"], download=f"touch {bait}")
+    from utils.log import LOGGER
+
+    LOGGER.addHandler(caplog.handler)
+    load_data(file)
+    LOGGER.removeHandler(caplog.handler)
+    assert not bait.exists()
+    assert "'download' is never run" in caplog.text
+
+
+def test_missing_split_and_empty_folder(tmp_path):
+    data = load_data(write_yaml(tmp_path, train="void", val="absent", names=["a"]))
+    (tmp_path / "void").mkdir()
+    for split, message in (("test", "no 'test' split"), ("val", "no such folder"), ("train", "no images found")):
+        with pytest.raises(UserError, match=message):
+            data.images(split)
+
+
+def test_entries_are_folders_lists_or_both(tmp_path):
+    write_set(tmp_path / "a", [(8, 8), (8, 8)])
+    write_set(tmp_path / "b", [(8, 8)])
+    listing = tmp_path / "b" / "list.txt"
+    listing.write_bytes(b"\xef\xbb\xbf./images/train/000.png\r\n\r\n")
+    (tmp_path / "a" / "images" / "notes.md").write_text("no image")
+    found = list_images([tmp_path / "a" / "images", listing, tmp_path / "a" / "images" / "train"])
+    assert found == [tmp_path / f for f in ("a/images/train/000.png", "a/images/train/001.png", "b/images/train/000.png")]
+
+
+def test_labels_replace_the_last_images_folder_only():
+    assert label_path(Path("/images/my/images/train/images.jpg")) == Path("/images/my/labels/train/images.txt")
+    assert label_path(Path("/my_images/a.b.jpg")) == Path("/my_images/a.b.txt")
+
+
+def test_hash_notices_data_and_names(tmp_path):
+    content = write_set(tmp_path, [(8, 8), (8, 8)])
+    first = load_data(content).hash
+    assert first == load_data(content).hash
+    assert first != load_data(content | {"names": ["c0", "c1", "x"]}).hash
+    (tmp_path / "labels/train/000.txt").write_text("")
+    assert first != load_data(content).hash
+
+
+def test_published_hyper_parameters():
+    low, med, high = (load_hyp(f"hyp.scratch-{size}.yaml") for size in ("low", "med", "high"))
+    assert [(h.lrf, h.box, h.cls, h.obj, h.scale, h.mixup, h.copy_paste, h.loss) for h in (low, med, high)] == [
+        (0.01, 0.05, 0.5, 1.0, 0.5, 0.0, 0.0, "yolo"),
+        (0.1, 0.05, 0.3, 0.7, 0.9, 0.1, 0.0, "yolo"),
+        (0.1, 0.05, 0.3, 0.7, 0.9, 0.1, 0.1, "yolo"),
+    ]
+    tiny, p5 = load_hyp("hyp.scratch.tiny.yaml"), load_hyp("data/hyp.scratch.p5.yaml")
+    assert [(h.lrf, h.cls, h.obj, h.translate, h.scale, h.mixup, h.paste_in, h.loss) for h in (tiny, p5)] == [
+        (0.01, 0.5, 1.0, 0.1, 0.5, 0.05, 0.05, "ota"),
+        (0.1, 0.3, 0.7, 0.2, 0.9, 0.15, 0.15, "ota"),
+    ]
