@@ -121,7 +121,7 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
     model = build_model(checkpoint["model_cfg"])
     state: dict[str, Tensor] = checkpoint["state_dict"]
     try:
-        set_widths(model, checkpoint["structure"], state)
+        set_widths(model, checkpoint["structure"])
         model.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,56 +22,48 @@ Widths = dict[str, dict[str, Any]]
 
 
 def widths_of(model: nn.Module) -> Widths:
-    """{module name: {attribute: value}} of every module that has widths.
+    """{module name: {attribute: value, "shapes": {tensor name: shape}}} of every module that has widths.
 
-    Attributes are a known layer's own and those that a class lists in `width_attributes`. Other modules with parameters or
-    buffers of their own, as ImplicitA, have `shapes` instead: {tensor name: shape}.
+    Attributes are a known layer's own and those that a class lists in `width_attributes`; shapes are those of the parameters and
+    saved buffers that the module itself holds, so that layers with raw parameters, as ImplicitA, need nothing more.
     """
     found: Widths = {}
     for name, module in model.named_modules():
         widths: dict[str, Any] = {a: getattr(module, a) for a in width_attributes(module)}
         widths = {a: list(v) if isinstance(v, tuple) else v for a, v in widths.items()}
-        if not _known(module) and (tensors := _own_tensors(module)):
-            widths["shapes"] = {n: list(t.shape) for n, t in tensors.items()}
-        if widths:
-            found[name] = widths
+        shapes = {n: list(t.shape) for n, t in _own_tensors(module).items()}
+        if widths or shapes:
+            found[name] = widths | {"shapes": shapes}
     return found
 
 
 def width_attributes(module: nn.Module) -> tuple[str, ...]:
     """Names of the attributes that hold a width of this module."""
-    return (*_known(module), *getattr(module, "width_attributes", ()))
+    known = next((names for kind, names in LAYER_WIDTHS.items() if isinstance(module, kind)), ())
+    return (*known, *getattr(module, "width_attributes", ()))
 
 
-def set_widths(model: nn.Module, structure: Mapping[str, Mapping[str, Any]], state_dict: Mapping[str, Tensor]) -> None:
-    """Give the named modules their widths, and empty tensors of the state dict's shapes for `load_state_dict` to fill.
+def set_widths(model: nn.Module, structure: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the named modules their widths; tensors whose shape changes are empty, for `load_state_dict` to fill.
 
     KeyError or AttributeError where the structure names something that the model does not have.
     """
     for name, widths in structure.items():
         module = model.get_submodule(name)
-        allowed = (*width_attributes(module), "shapes")
-        for attribute, value in widths.items():
-            if attribute not in allowed:
-                raise KeyError(f"{name}.{attribute} is no width")
-            if attribute != "shapes":
-                setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
+        for attribute in width_attributes(module):
+            value = widths[attribute]
+            setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
         for tensor_name, old in _own_tensors(module).items():
-            _resize(module, tensor_name, old, state_dict[f"{name}.{tensor_name}"].shape)
+            shape = widths["shapes"][tensor_name]
+            if list(old.shape) != list(shape):
+                _replace(module, tensor_name, old, old.new_empty(shape))
 
 
-def _resize(module: nn.Module, name: str, old: Tensor, shape: torch.Size) -> None:
-    if old.shape == shape:
-        return
-    new = torch.empty(shape, dtype=old.dtype)
+def _replace(module: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
     if isinstance(old, nn.Parameter):
         setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
         module.register_buffer(name, new)
-
-
-def _known(module: nn.Module) -> tuple[str, ...]:
-    return next((names for kind, names in LAYER_WIDTHS.items() if isinstance(module, kind)), ())
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
