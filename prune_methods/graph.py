@@ -203,7 +203,9 @@ def _is_output(graph: tp.DependencyGraph, dependency: Any) -> bool:
 def _width(thing: Any) -> tuple[int, int]:
     """(outputs, inputs) of a layer; a bare parameter has its channel dimension."""
     if isinstance(thing, nn.Parameter):
-        return (thing.shape[_channel_dim(thing)],) * 2
+        width = thing.shape[_channel_dim(thing)]
+        return width, width
     if isinstance(thing, nn.Linear | _ConvNd):
         return int(thing.weight.shape[0]), int(thing.weight.shape[1]) * getattr(thing, "groups", 1)
-    return (len(next(thing.parameters(recurse=False))),) * 2
+    width = len(next(thing.parameters(recurse=False)))
+    return width, width

@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Step:
-    """The masked model after a step."""
+    """The masked model after a step: parameters of the training form, MACs of the deployed one."""
 
     step: int
     channels: int
@@ -87,7 +87,7 @@ def keep_masks(
     per_layer: bool = False,
     max_steps: int = STEPS,
     imgsz: int = 640,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[Step, Masks], None] | None = None,
 ) -> Plan:
     """Masks that reach `target` times fewer MACs with as few channels removed as the ranking allows.
 
@@ -107,7 +107,7 @@ def keep_masks(
         shrinking.remove(order, goal)
         steps.append(shrinking.state(number))
         if on_step:
-            on_step(steps[-1])
+            on_step(steps[-1], shrinking.wiring.by_group(shrinking.kept()))
     keep = shrinking.kept()
     cost = shrinking.cost
     return Plan(shrinking.wiring.by_group(keep), tuple(steps), cost.base, cost.macs(keep), target)

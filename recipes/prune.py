@@ -1,0 +1,202 @@
+"""`prune.py`: what can be cut -> masks for the target -> one cut -> recalibrate -> validate -> finetune -> report."""
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from data.config import DataConfig, load_data
+from data.loader import build_loader
+from models import Model, load_model, save_model
+from prune_methods import PRUNERS, ChannelGroup, Limits, Masks, Plan, Step, apply, keep_masks, preflight, reachable_speed_up
+from prune_methods.recalibrate import recalibrate_bn
+from prune_methods.verify import verify
+from recipes.prepare import class_names, prepare_hyp
+from recipes.prune_report import Report, describe_groups, write_channels, write_skipped, write_steps
+from recipes.train import FitResult, fit
+from utils import dist
+from utils.config import load_hyp
+from utils.device import select_device
+from utils.errors import UserError
+from utils.evaluator import EvalResult, evaluate, log_table
+from utils.log import LOGGER, log_to_file
+from utils.options import to_dict
+from utils.prune_options import PruneOptions
+from utils.rundir import environment, make_run_dir, save_options
+from utils.seed import seed_everything
+from utils.train_options import TrainOptions
+
+COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
+SHUFFLED_ONLY = dict.fromkeys(
+    ("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "mosaic", "mixup"),
+    0.0,
+)  # augmentation switched off: shuffled training images as they are
+
+
+def prune(opt: PruneOptions) -> Path | None:
+    """The whole run; gives the path of the best checkpoint, None for a dry run."""
+    opt.check()
+    if dist.world_from_env().size > 1:
+        raise UserError(
+            "prune.py is one process; cut with --no-finetune, then: "
+            "torchrun --nproc-per-node 2 train.py --weights runs/prune/exp/weights/pruned.pt --hyp finetune"
+        )
+    criterion_class = PRUNERS[opt.method]
+    seed_everything(opt.seed)
+    model = load_model(opt.weights, select_device(opt.device))
+    groups, skipped = preflight(model, opt.ignore)
+    if opt.dry_run:
+        LOGGER.info(describe_groups(groups, skipped, reach(model, groups, opt)))
+        return None
+    check_reach(model, groups, opt)
+    data = matching_data(model, opt)
+    folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
+    log_to_file(folder / "log.txt")
+    save_options(opt, folder / "opt.yaml", **environment(next(model.parameters()).device), data_hash=data.hash)
+    write_skipped(skipped, folder / "skipped.csv")
+    LOGGER.info(model.summary())
+    LOGGER.info(f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)} layers cannot")
+    stage = Stages(model, data, opt, folder)
+    stage.report.add("base", model, stage.validate(model, "Base model"))
+    plan = stage.shrink(groups, criterion_class(seed=opt.seed))
+    smaller = stage.cut(groups, plan)
+    best = stage.finetune(smaller) if opt.finetune else folder / "weights" / "pruned.pt"
+    stage.report.write(folder / "prune_report.md", plan)
+    LOGGER.info("\n" + stage.report.markdown(plan))
+    LOGGER.info(f"Results saved to {folder}; the model is {best}")
+    return best
+
+
+def limits(opt: PruneOptions) -> Limits:
+    """The clamps of the options."""
+    return Limits(opt.min_channels, opt.max_ratio, opt.round_to)
+
+
+def reach(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> float:
+    """The best speed-up within the clamps."""
+    return reachable_speed_up(model, groups, limits(opt), COST_SIZE) if groups else 1.0
+
+
+def check_reach(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> None:
+    """`UserError` where it is known beforehand that the target cannot be met, or that nothing can be cut."""
+    best = reach(model, groups, opt)
+    if best <= 1:
+        raise UserError(f"{opt.weights}: nothing can be pruned within these limits; see which layers and why with --dry-run")
+    if best < opt.speed_up and not opt.allow_less:
+        raise UserError(
+            f"--speed-up {opt.speed_up:g}: cannot be reached, the limits allow {best:.2f}x at most; "
+            "ask for less, loosen --min-channels, --max-ratio or --ignore, or go as far as possible with --allow-less"
+        )
+
+
+def matching_data(model: Model, opt: PruneOptions) -> DataConfig:
+    """The data, which must have the model's classes."""
+    data = load_data(opt.data)
+    names = class_names(data.names, opt.single_cls)
+    if len(names) != model.nc:
+        raise UserError(
+            f"{opt.weights}: has {model.nc} classes, {opt.data} has {len(names)}; prune with the data that it was trained on, or "
+            f"train it on these first: python train.py --weights {opt.weights} --data {opt.data} --hyp finetune"
+        )
+    model.names = names
+    return data
+
+
+class Stages:
+    """The steps of one run that share model, data, options and folder."""
+
+    def __init__(self, model: Model, data: DataConfig, opt: PruneOptions, folder: Path):
+        self.model, self.data, self.opt, self.folder = model, data, opt, folder
+        self.report = Report(COST_SIZE)
+        stride = int(model.stride.max())
+        self.imgsz = -(-opt.imgsz // stride) * stride
+        common: dict[str, Any] = {"imgsz": self.imgsz, "workers": opt.workers, "stride": stride, "single_cls": opt.single_cls}
+        self.val_loader = build_loader(data, "val", batch_size=2 * opt.batch_size, rect=True, pad=0.5, **common)
+        plain = load_hyp(opt.finetune_hyp).replace(**SHUFFLED_ONLY)
+        common |= {"batch_size": opt.batch_size, "seed": opt.seed}
+        self.plain_loader = build_loader(data, "train", hyp=plain, augment=True, **common)
+
+    def validate(self, model: Model, title: str) -> EvalResult:
+        """mAP of a model as it is now."""
+        LOGGER.info(f"\n{title}:")
+        result = evaluate(model.fuse(), self.val_loader, names=model.names, single_cls=self.opt.single_cls)
+        log_table(result)
+        return result
+
+    def shrink(self, groups: list[ChannelGroup], criterion: Any) -> Plan:
+        """Masks for the target; a row a step goes to `prune.csv`."""
+        opt, maps = self.opt, {}
+
+        def on_step(step: Step, masks: Masks) -> None:
+            if step.step % 20 == 0:
+                LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
+            if opt.val_every and step.step % opt.val_every == 0:
+                so_far = cast(Model, apply(self.model, groups, masks))
+                recalibrate_bn(so_far, self.plain_loader, opt.recalibrate_batches)
+                maps[step.step] = self.validate(so_far, f"Step {step.step}, {step.speed_up:.2f}x, recalibrated")
+
+        LOGGER.info(f"\nPruning with {opt.method} to {opt.speed_up:g}x:")
+        plan = keep_masks(
+            self.model,
+            groups,
+            criterion,
+            opt.speed_up,
+            limits=limits(opt),
+            per_layer=opt.per_layer,
+            max_steps=opt.max_steps,
+            imgsz=COST_SIZE,
+            on_step=on_step,
+        )
+        write_steps(plan.steps, maps, self.folder / "prune.csv")
+        if all(mask.all() for mask in plan.masks.values()):
+            raise UserError(f"nothing was pruned in {len(plan.steps)} steps; see which layers can be cut with --dry-run")
+        if not plan.met:
+            LOGGER.warning(
+                f"--speed-up {opt.speed_up:g} was not met after {len(plan.steps)} steps; going on with {plan.speed_up:.2f}x"
+            )
+        return plan
+
+    def cut(self, groups: list[ChannelGroup], plan: Plan) -> Model:
+        """The smaller model, checked, validated right after the cut and after recalibration, saved as `pruned.pt`."""
+        smaller = cast(Model, apply(self.model, groups, plan.masks))
+        verify(self.model, groups, plan, smaller, COST_SIZE)
+        LOGGER.info(f"Cut to {plan.speed_up:.3f}x in {len(plan.steps)} steps; {smaller.summary()}")
+        write_channels(self.model, smaller, self.folder, picture=not self.opt.noplots)
+        self.report.add("after the cut", smaller, self.validate(smaller, "Right after the cut"))
+        if recalibrate_bn(smaller, self.plain_loader, self.opt.recalibrate_batches):
+            self.report.add("after BN recalibration", smaller, self.validate(smaller, "After BN recalibration"))
+        smaller.names = self.model.names
+        save_model(smaller, self.folder / "weights" / "pruned.pt", args=to_dict(self.opt))
+        return smaller
+
+    def finetune(self, smaller: Model) -> Path:
+        """Train what is left in `finetune/`, a run folder of its own; its best checkpoint is copied beside `pruned.pt`."""
+        opt = self.opt
+        shared = (
+            "data",
+            "loss",
+            "optimizer",
+            "patience",
+            "batch_size",
+            "cache",
+            "single_cls",
+            "noplots",
+            "device",
+            "workers",
+            "seed",
+        )
+        train_opt = TrainOptions(
+            **{name: getattr(opt, name) for name in shared},
+            weights=str(self.folder / "weights" / "pruned.pt"),
+            hyp=opt.finetune_hyp,
+            epochs=opt.finetune_epochs,
+            imgsz=self.imgsz,
+            project=str(self.folder),
+            name="finetune",
+        )
+        run_dir = make_run_dir(self.folder, "finetune", exist_ok=True)
+        LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {run_dir}")
+        found: FitResult = fit(smaller, self.data, prepare_hyp(train_opt), train_opt, run_dir)
+        self.report.add("after finetune", load_model(found.best), found.result)
+        best = self.folder / "weights" / "best.pt"
+        shutil.copyfile(found.best, best)
+        return best

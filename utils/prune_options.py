@@ -1,0 +1,64 @@
+"""Options of prune.py. Standard library only."""
+
+from dataclasses import dataclass
+
+from utils.config import ROOT
+from utils.errors import UserError
+from utils.options import RunOptions, option
+from utils.registry import registered_names
+
+METHODS = registered_names(ROOT / "prune_methods", "PRUNERS")
+EXAMPLE = "python prune.py --weights runs/train/exp/weights/best.pt --data demo"
+
+
+@dataclass(frozen=True)
+class PruneOptions(RunOptions):
+    """What one pruning run is told: how to cut, and how to finetune what is left."""
+
+    weights: str = option("", "trained checkpoint: ours (a pruned one too) or an official YOLOv5 / YOLOv7 .pt")
+    data: str = option("", "data YAML: bare name (demo) or path; --dry-run needs none")
+    method: str = option("lamp", f"what a channel is worth: {', '.join(METHODS)}")
+    speed_up: float = option(2.0, "MACs of the deployed model before over after")
+    max_steps: int = option(200, "most steps; each takes 0.5% of the channels and scores the rest anew")
+    across_layers: bool = option(False, "rank the channels of all layers together; the default", "global")
+    per_layer: bool = option(False, "rank within each layer, so that all layers lose the same share", "local")
+    max_ratio: float = option(1.0, "largest share of a layer's channels that may go")
+    min_channels: int = option(4, "channels that every layer keeps at least")
+    round_to: int = option(1, "cut widths to multiples of this; 8 suits GPUs")
+    ignore: tuple[str, ...] = option((), "layers that keep their outputs: row numbers, names, globs ('model.*.cv3')", multi=True)
+    allow_less: bool = option(False, "go as far as the limits allow where the speed-up cannot be reached")
+    dry_run: bool = option(False, "list what could be cut and the reachable speed-up, and stop")
+    val_every: int = option(0, "validate the model as cut so far every so many steps; 0 = never")
+    recalibrate_batches: int = option(50, "training batches for new batch norm statistics after the cut; 0 = keep the old ones")
+    finetune: bool = option(True, "train what is left")
+    finetune_epochs: int = option(100, "passes over the training images")
+    finetune_hyp: str = option("finetune", "hyper-parameter YAML of the finetune: bare name or path", "hyp")
+    loss: str | None = option(None, "box-to-target assignment; without it the hyp file decides", choices=("yolo", "ota"))
+    optimizer: str = option("SGD", "optimizer of the finetune", choices=("SGD", "Adam", "AdamW"))
+    patience: int = option(100, "epochs without a better fitness before the finetune stops; 0 = never")
+    batch_size: int = option(16, "images a step", "batch")
+    imgsz: int = option(640, "image size in pixels", "img", "img-size")
+    cache: str = option(
+        "", "keep decoded images in memory (ram) or as files (disk)", "cache-images", bare="ram", choices=("", "ram", "disk")
+    )
+    single_cls: bool = option(False, "treat all classes as one, as the weights were trained")
+    noplots: bool = option(False, "no pictures")
+    project: str = option("runs/prune", "folder of the runs")
+
+    def check(self) -> None:
+        """`UserError` for what is missing or out of range."""
+        for name in ("weights",) if self.dry_run else ("weights", "data"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing; e.g. {EXAMPLE}")
+        if not 1 < self.speed_up < float("inf"):
+            raise UserError(f"--speed-up {self.speed_up:g}: must be above 1 (2 halves the GFLOPs)")
+        if not 0 < self.max_ratio <= 1:
+            raise UserError(f"--max-ratio {self.max_ratio:g}: must be above 0 and at most 1")
+        for name in ("max_steps", "min_channels", "round_to", "batch_size", "imgsz", "finetune_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name in ("val_every", "recalibrate_batches"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        if self.across_layers and self.per_layer:
+            raise UserError("--global and --local exclude each other")
