@@ -52,7 +52,7 @@ def test_equals_greedy_reference(nc: int, options: dict):
 
 
 def test_many_boxes_take_the_other_path_of_torchvision_with_the_same_result():
-    batch = predictions(1500, 2, seed=3, size=200)
+    batch = predictions(800, 2, seed=3, size=200)
     ours = non_max_suppression(batch, 0.05, 0.6, multi_label=True)
     for found, image in zip(ours, batch, strict=True):
         torch.testing.assert_close(found, greedy(image, 0.05, 0.6, multi_label=True), rtol=1e-5, atol=1e-4)

@@ -35,7 +35,7 @@ def non_max_suppression(
         if wanted is not None:
             found = found[torch.isin(found[:, 5], wanted)]
         found = found[found[:, 4].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
-        detections.append(found[_kept(found, iou_thres, agnostic)[:max_det]])
+        detections.append(found[_kept(found, iou_thres, agnostic, max_det)])
     return detections
 
 
@@ -53,7 +53,21 @@ def _confident(boxes: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
     return torch.cat((xyxy, score[:, None], label[:, None].float()), 1)
 
 
-def _kept(found: Tensor, iou_thres: float, agnostic: bool) -> Tensor:
+def _kept(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
+    """Indices of the at most `max_det` best boxes that survive; `found` is sorted by confidence.
+
+    What survives among the best n boxes does not depend on the others. So a few are looked at first, and four times as many
+    only where too few survived: in crowds of candidates that saves most of the work.
+    """
+    count = 4 * max_det
+    while True:
+        kept = _survivors(found[:count], iou_thres, agnostic)
+        if len(kept) >= max_det or count >= len(found):
+            return kept[:max_det]
+        count *= 4
+
+
+def _survivors(found: Tensor, iou_thres: float, agnostic: bool) -> Tensor:
     """Indices of the boxes that survive, best first."""
     xyxy, score, label = found[:, :4], found[:, 4], found[:, 5]
     if agnostic or not len(found):
