@@ -80,10 +80,10 @@ def _shift(x: float, y: float) -> np.ndarray:
 
 def warp(image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Apply a map to image and boxes: the one resampling of a sample. Boxes are cut at the border and poor ones dropped."""
-    if image.shape[:2] != out or not np.allclose(matrix, np.eye(3)):
+    if image.shape[:2] != out or np.abs(matrix - np.eye(3)).max() > 1e-9:
         on_centres = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)  # OpenCV counts from pixel centres, boxes from edges
         border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (GREY, GREY, GREY)}
-        if np.allclose(matrix[2], (0, 0, 1)):
+        if matrix[2].tolist() == [0, 0, 1]:
             image = cv2.warpAffine(image, on_centres[:2], out[::-1], **border)
         else:
             image = cv2.warpPerspective(image, on_centres, out[::-1], **border)
@@ -94,8 +94,9 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> n
     """Upright boxes around the mapped corners, cut at the border, without those that are too thin, too long or nearly gone."""
     if not len(boxes):
         return boxes
-    x, y = boxes[:, [1, 3, 1, 3]], boxes[:, [2, 2, 4, 4]]
-    corners = np.stack([x, y, np.ones_like(x)], -1) @ matrix.T
+    corners = np.ones((len(boxes), 4, 3))
+    corners[..., :2] = boxes[:, [1, 2, 3, 2, 1, 4, 3, 4]].reshape(-1, 4, 2)
+    corners = corners @ matrix.T
     points = corners[..., :2] / corners[..., 2:]
     whole = np.concatenate([points.min(1), points.max(1)], 1)
     cut = whole.clip(0, (out[1], out[0], out[1], out[0]))

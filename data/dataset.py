@@ -83,6 +83,7 @@ class DetectionDataset(Dataset):
         if rect_batch:
             self._sort_by_aspect()
             self._batch_shapes = rect_shapes(self.shapes, rect_batch, imgsz, stride, pad)
+        self._corners = [corners_of(labels) for labels in self.labels]
         self._disk = user_cache_folder() / f"images-{imgsz}" if cache == "disk" else None
         self._ram: list[np.ndarray] = self._read_all() if cache == "ram" and self._fits_ram() else []
 
@@ -135,10 +136,8 @@ class DetectionDataset(Dataset):
     def _pixels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image with its long side at imgsz, and its boxes as class, x1, y1, x2, y2 in that image's pixels."""
         image = self._ram[index] if self._ram else self._from_disk(index) if self._disk else self._read(index)
-        size = np.array([image.shape[1], image.shape[0]], np.float32)
-        labels = self.labels[index]
-        low, high = labels[:, 1:3] - labels[:, 3:5] / 2, labels[:, 1:3] + labels[:, 3:5] / 2
-        return image, np.concatenate([labels[:, :1], low * size, high * size], 1)
+        height, width = image.shape[:2]
+        return image, self._corners[index] * np.array([1, width, height, width, height], np.float32)
 
     def _out_shape(self, index: int) -> tuple[int, int]:
         return self._batch_shapes[index // self._rect_batch] if self._rect_batch else (self.imgsz, self.imgsz)
@@ -202,6 +201,12 @@ def rect_shapes(shapes: np.ndarray, batch_size: int, imgsz: int, stride: int, pa
         height, width = (np.ceil(sides * imgsz / stride + pad).astype(int) * stride).tolist()
         result.append((height, width))
     return result
+
+
+def corners_of(labels: np.ndarray) -> np.ndarray:
+    """(n, 5) class, x, y, w, h -> class, x1, y1, x2, y2."""
+    half = labels[:, 3:5] / 2
+    return np.concatenate([labels[:, :1], labels[:, 1:3] - half, labels[:, 1:3] + half], 1)
 
 
 def to_planes(image: np.ndarray) -> np.ndarray:
