@@ -1,8 +1,8 @@
 """Images a second of the whole evaluation over those of the bare fused network: `python benchmarks/validation_speed.py`.
 
-Both take turns on the same tensors in one process, so that the ratio is the price of NMS, matching and metrics. It depends on how much
-the network finds: one with `--weights` finds what it has learnt; the untrained one here is made to find hundreds of boxes in every
-image, the worst case.
+Both take turns on the same tensors in one process, so that the ratio is the price of NMS, matching and metrics. It depends on how
+much the network finds: one with `--weights` finds what it has learnt; the untrained one here is made to find hundreds of boxes in
+every image, the worst case.
 """
 
 import sys
