@@ -180,7 +180,9 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
     `new_anchors`: anchors that fit the data badly may be replaced.
     """
     opt, world = session.opt, session.world
-    loader, batch_size = session.train_loader(opt.batch_size), BatchSize(session)
+    with dist.main_first(world):  # it writes the label cache; nothing collective may happen within
+        loader = session.train_loader(opt.batch_size)
+    batch_size = BatchSize(session)
     _describe(loader.dataset, session)
     if new_anchors:
         check_anchors(loader.dataset, session.model, session.hyp.anchor_t, opt.imgsz, opt.seed)

@@ -91,8 +91,7 @@ def fit(
         session = Session(model.to(device), data, hyp, opt, run_dir, world, device)
         if world.main:
             _record(session, fresh=resume is None)
-        with dist.main_first(world):
-            trainer = build_trainer(session, task, [*hooks, stop], new_anchors)
+        trainer = build_trainer(session, task, [*hooks, stop], new_anchors)
         if resume is not None:
             trainer.load_state_dict(resume)
         LOGGER.info(f"{opt.epochs} epochs of {len(trainer.loader)} batches at {opt.imgsz} px on {device_name(device)}")
