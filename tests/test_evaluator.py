@@ -108,6 +108,13 @@ def test_single_cls_counts_every_detection_as_class_0():
     assert torch.cat(seen)[:, 5].tolist() == [0, 0, 0]
 
 
+def test_a_box_may_be_of_two_classes():
+    labels = [[[0, 4, 4, 24, 24], [1, 4, 4, 24, 24]]]
+    model = Replay([[[4, 4, 24, 24, 0.9, 0]]], 2)
+    model.decoded[0, 0, 5:] = torch.tensor([1.0, 0.8])
+    assert evaluate(model, loader_of(labels), names=["a", "b"], progress=False).map50 == pytest.approx(0.995)
+
+
 def test_more_classes_in_the_model_than_in_the_data():
     answers = [[*PERFECT[0], [5, 5, 20, 20, 0.8, 7]], *PERFECT[1:]]
     result = evaluate(Replay(answers, nc=9), loader_of(LABELS), names=["a", "b"], progress=False)

@@ -86,3 +86,11 @@ def test_half_precision_input_gives_float_boxes():
     ours, expected = non_max_suppression(batch), non_max_suppression(batch.float())
     assert ours[0].dtype == torch.float32
     torch.testing.assert_close(ours, expected)
+
+
+def test_a_lonely_weak_box_is_found_behind_a_crowd():
+    """The best boxes alone leave too few: the search has to go on."""
+    crowd = torch.tensor([[50.0, 50.0, 20.0, 20.0, 0.9, 1.0]]).repeat(100, 1)
+    lonely = torch.tensor([[10.0, 10.0, 8.0, 8.0, 0.5, 1.0]])
+    found = non_max_suppression(torch.cat((crowd, lonely))[None], max_det=2)[0]
+    assert found[:, 4].tolist() == pytest.approx([0.9, 0.5])
