@@ -31,8 +31,8 @@ def test_a_target_trains_its_cell_and_the_nearest_neighbours(x, y, cells):
     assert cells_of(x, y) == cells
 
 
-@pytest.mark.parametrize(("x", "cell"), [(10.0, 9), (0.0, 0)])
-def test_a_centre_on_the_edge_stays_in_the_grid(x, cell):
+@pytest.mark.parametrize(("x", "cell"), [(10.0, 9), (0.0, 0), (-1.2, 0), (11.2, 9)])
+def test_a_centre_on_or_beyond_the_edge_stays_in_the_grid(x, cell):
     assert (cell, 4) in cells_of(x, 4.5)
     assert all(0 <= column < 10 for column, _ in cells_of(x, 4.5))
 
@@ -78,8 +78,8 @@ def test_pairwise_iou_equals_torchvision():
     assert (ours > 0.3).any()
 
 
-def choose(boxes, owners, corners, images=1, target_images=None, cls=None, classes=None):
-    """Run the choice on boxes that are all equally sure; returns {candidate: target} and the count of matches."""
+def choose(boxes, owners, corners, images=1, target_images=None, cls=None, classes=None, obj=0.0):
+    """Run the choice on boxes that are all equally sure unless `cls` says otherwise; returns {candidate: target}."""
     count = len(boxes)
     number = torch.arange(count)
     zeros = torch.zeros(count, dtype=torch.long)
@@ -89,7 +89,7 @@ def choose(boxes, owners, corners, images=1, target_images=None, cls=None, class
     targets[:, 1] = torch.tensor(classes or [0] * len(corners))
     cls = torch.zeros(count, 1) if cls is None else torch.tensor(cls)
     boxes, corners = torch.tensor(boxes), torch.tensor(corners)
-    chosen = choose_ota(candidates, boxes, torch.zeros(count), cls, targets, corners, images)
+    chosen = choose_ota(candidates, boxes, torch.full((count,), obj), cls, targets, corners, images)
     return dict(zip(chosen.anchor.tolist(), chosen.target.tolist(), strict=True))
 
 
@@ -131,6 +131,25 @@ def test_images_keep_to_themselves():
     boxes = [box(0.0), box(9.0), box(5.0), box(5.9)]
     corners = [box(0.0), box(5.2), box(9.0)]
     assert choose(boxes, [0, 0, 2, 1], corners, images=3, target_images=[0, 0, 2]) == {0: 0, 2: 2, 3: 1}
+
+
+def test_what_fills_up_the_smaller_image_is_never_chosen_nor_counted():
+    # image 1 has more of both, and its last box and its last target would be perfect for image 0
+    corners = [box(0.0), box(0.1), box(20.0), box(30.0), box(0.2)]
+    boxes = [box(0.2), box(7.0), box(20.0), box(30.0), box(31.0), box(32.0), box(0.0)]
+    chosen = choose(boxes, [0, 1, 2, 3, 3, 3, 4], corners, images=2, target_images=[0, 0, 1, 1, 1])
+    assert chosen == {0: 1, 2: 2, 3: 3, 6: 4}
+
+
+def test_what_fills_up_the_smaller_image_takes_no_place():
+    # nothing overlaps image 0's target, and the surer last box of image 1 would cost it less than its own candidate
+    boxes, corners = [box(5.0), box(20.0), box(31.0)], [box(0.0), box(20.0)]
+    assert choose(boxes, [0, 1, 1], corners, images=2, target_images=[0, 1], cls=[[0.0], [0.0], [3.0]]) == {0: 0, 1: 1}
+
+
+def test_probabilities_that_round_to_one_can_still_be_compared():
+    logits = [[90.0, -90.0], [-90.0, 90.0]]
+    assert choose([box(0.0), box(0.0)], [0, 0], [box(0.5)], cls=logits, classes=[1], obj=90.0) == {1: 0}
 
 
 def test_no_candidate_no_match():
