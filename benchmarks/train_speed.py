@@ -1,0 +1,103 @@
+"""Images/s of train.py's loop (loader, augmentation, loss, optimizer, EMA, bookkeeping) over those of the bare network.
+
+The bare network is forward and backward of the same model on one fixed tensor. Both are timed in turns, so that whatever else the
+machine does hits both; turns are long, because the data worker prepares four batches ahead while the bare network runs.
+`python benchmarks/train_speed.py [seconds a model]`.
+"""
+
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.config import load_data  # noqa: E402
+from models import Model, build_model  # noqa: E402
+from recipes.session import Session, build_trainer  # noqa: E402
+from utils.config import load_hyp  # noqa: E402
+from utils.dist import World  # noqa: E402
+from utils.hooks import Hook  # noqa: E402
+from utils.tasks import DetectionTask  # noqa: E402
+from utils.train_options import TrainOptions  # noqa: E402
+from utils.trainer import Trainer  # noqa: E402
+
+IMGSZ, BATCH, THREADS, TURN = 160, 16, 2, 20
+
+
+class BareTurns(Hook):
+    """Stops the loop's clock every few batches, runs the bare network for as many, and starts it again."""
+
+    def __init__(self, bare: Callable[[], None], seconds: float):
+        self.bare, self.seconds = bare, seconds
+        self.loop: list[float] = []
+        self.alone: list[float] = []
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Warm up."""
+        self.bare()
+        self.end, self.count, self.start = time.perf_counter() + self.seconds, -1, 0.0
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        """The first turn is warm-up: loader and caches start in it."""
+        self.count += 1
+        if self.count % TURN:
+            return
+        now = time.perf_counter()
+        if self.count:
+            self.loop.append((now - self.start) / TURN)
+            for _ in range(TURN):
+                self.bare()
+            self.alone.append((time.perf_counter() - now) / TURN)
+        self.start = time.perf_counter()
+        if self.start > self.end:
+            raise StopIteration
+
+
+def bare_step(model: Model) -> Callable[[], None]:
+    """Forward and backward on a fixed tensor."""
+    images = torch.rand(BATCH, 3, IMGSZ, IMGSZ)
+
+    def step() -> None:
+        torch.stack([level.float().mean() for level in model(images)]).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(cfg: str, seconds: float) -> None:
+    """Print images/s of both and their ratio for one model."""
+    data = load_data("demo")
+    model, twin = (build_model(cfg, nc=data.nc) for _ in range(2))
+    model.names = data.names
+    opt = replace(TrainOptions(noplots=True, workers=1, cache="ram", epochs=1000), imgsz=(IMGSZ,))  # type: ignore[arg-type]
+    turns = BareTurns(bare_step(twin.train()), seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(model, data, load_hyp("scratch-low"), opt, Path(folder), World(), torch.device("cpu"))
+        trainer = build_trainer(session, DetectionTask, [turns])
+        trainer.evaluate = None
+        with contextlib.suppress(StopIteration):
+            trainer.fit()
+    loop, alone = statistics.median(turns.loop), statistics.median(turns.alone)
+    print(
+        f"{cfg}: train.py {BATCH / loop:.1f} images/s, bare network {BATCH / alone:.1f} images/s, "
+        f"ratio {alone / loop:.3f} (medians of {len(turns.loop)} turns of {TURN} batches)"
+    )
+
+
+def main() -> None:
+    """YOLOv5n and YOLOv7-tiny."""
+    torch.set_num_threads(THREADS)
+    print(f"{IMGSZ} px, batch {BATCH}, {THREADS} threads, demo set cached in memory, hyp scratch-low, one data worker")
+    for cfg in ("yolov5n", "yolov7-tiny"):
+        measure(cfg, float(sys.argv[1]) if len(sys.argv) > 1 else 90.0)
+
+
+if __name__ == "__main__":
+    main()
