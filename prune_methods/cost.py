@@ -71,8 +71,12 @@ def _parameters_per_channel(model: nn.Module, wiring: Wiring) -> tuple[np.ndarra
 
 def deploy_free(model: nn.Module) -> set[str]:
     """Names of the modules that are folded into another one in the deployed model."""
-    branches = [f"{name}.{child}" for name, m in model.named_modules() for child in getattr(m, "deploy_free", ())]
-    return {name for name, _ in model.named_modules() for b in branches if name == b or name.startswith(f"{b}.")}
+    free: set[str] = set()
+    for name, module in model.named_modules():
+        for child in getattr(module, "deploy_free", ()):
+            branch = f"{name}.{child}".lstrip(".")
+            free |= {branch, *(f"{branch}.{inner}" for inner, _ in module.get_submodule(child).named_modules())}
+    return free
 
 
 def deployed_macs(model: nn.Module, imgsz: int = 640) -> int:

@@ -104,7 +104,6 @@ def ignored_layers(model: nn.Module, patterns: Sequence[str]) -> set[str]:
 
 def build_graph(model: nn.Module) -> tp.DependencyGraph:
     """The library's graph of a model that may be written to; in eval mode, so that batch norms stay as they are."""
-    device = next(model.parameters()).device
     bare: Any = [(p, _channel_dim(p)) for p in _bare_parameters(model)]  # documented as a dict, but a dict fails
     graph = tp.DependencyGraph()
     try:
@@ -112,7 +111,7 @@ def build_graph(model: nn.Module) -> tp.DependencyGraph:
             warnings.simplefilter("ignore")  # about unknown operations: `_obstacle` decides on them
             graph.build_dependency(
                 model,
-                example_inputs=torch.rand(1, 3, TRACE_SIZE, TRACE_SIZE, device=device),
+                example_inputs=torch.rand(1, 3, TRACE_SIZE, TRACE_SIZE).to(next(model.parameters())),
                 forward_fn=lambda net, x: raw_outputs(net(x)),
                 unwrapped_parameters=bare,
             )

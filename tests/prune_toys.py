@@ -1,0 +1,99 @@
+"""Small networks with the couplings of the real ones, and statistics that make a wrong cut visible."""
+
+import torch
+from torch import Tensor, nn
+
+
+def unit(c1: int, c2: int, k: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c1, c2, k, padding=k // 2, groups=groups, bias=False), nn.BatchNorm2d(c2), nn.SiLU())
+
+
+class Chain(nn.Module):
+    """stem (8) -> mid (6) -> out (4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid, self.out = unit(3, 8, 3), unit(8, 6, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mid(self.stem(x)))
+
+
+class Csp(nn.Module):
+    """C3-like: a residual, a concatenation, and SPPF's concatenation of one tensor with pooled copies of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = unit(3, 24, 3)
+        self.left, self.right, self.inner = unit(24, 12), unit(24, 20), unit(12, 12, 3)
+        self.join = unit(32, 28)
+        self.pool, self.merge = nn.MaxPool2d(3, 1, 1), unit(56, 16)
+        self.wise = unit(16, 16, 3, groups=16)
+        self.out = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        left = self.left(x)
+        x = self.join(torch.cat((left + self.inner(left), self.right(x)), 1))
+        x = self.merge(torch.cat((x, self.pool(x)), 1))
+        return [self.out(self.wise(x))]
+
+
+class Rep(nn.Module):
+    """RepConv-like branches with an identity batch norm, then YOLOv7's implicit vectors around the last convolution."""
+
+    deploy_free = ("point",)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = unit(3, 10, 3)
+        self.dense, self.point, self.same = unit(10, 10, 3)[:2], unit(10, 10)[:2], nn.BatchNorm2d(10)
+        self.implicit = nn.Parameter(torch.randn(1, 10, 1, 1))
+        self.out = nn.Conv2d(10, 6, 1)
+        self.factor = nn.Parameter(torch.randn(1, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = nn.functional.silu(self.dense(x) + self.point(x) + self.same(x))
+        return self.factor * self.out(self.implicit + x)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics, gamma and beta as after some training: with fresh ones (0, 1) many wrong cuts pass."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.3, generator=generator)
+            module.running_mean.normal_(0, 0.3, generator=generator)
+        if isinstance(vars(module).get("_parameters", {}).get("implicit"), nn.Parameter):
+            module.implicit.data.normal_(0.5, 0.5, generator=generator)
+    return model
+
+
+def toy(kind: type[nn.Module], seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomised(kind(), seed)
+
+
+TINY_REP = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
+    "backbone": [
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 1, "Conv", [24, 3, 2]],
+        [-1, 1, "RepConv", [24, 3, 1]],
+        [-1, 1, "RepConv", [32, 3, 2]],
+        [-1, 1, "SPPCSPC", [32]],
+    ],
+    "head": [
+        [-1, 1, "Conv", [24, 1, 1]],
+        [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+        [[-1, 2], 1, "Concat", [1]],
+        [[-1, 4], 1, "IDetect", ["nc", "anchors"]],
+    ],
+}
+"""A YAML with YOLOv7's couplings: RepConv with and without identity, SPPCSPC, implicit vectors."""

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+
+from prune_methods import PRUNERS, Limits, apply, groups, keep_masks, scores
+from prune_methods.base import Criterion
+from tests.prune_toys import Chain, Csp, toy
+from utils.errors import UserError
+
+FILTERS = np.array([[1.0, 2.0, 3.0, 6.0], [3.0, 2.0, 1.0, 2.0]])  # sums of two coupled layers, four channels: mean 2 2 2 4
+
+
+def mid_slices(model, power):
+    """The three-line reference: outputs of mid, gamma, inputs of out; mean over the three."""
+    w, gamma, reader = model.mid[0].weight, model.mid[1].weight, model.out.weight
+    parts = [w.abs().pow(power).sum((1, 2, 3)), gamma.abs().pow(power), reader.abs().pow(power).sum((0, 2, 3))]
+    return torch.stack(parts).double().mean(0).detach().numpy()
+
+
+def test_registry_names_every_method_and_suggests():
+    assert PRUNERS.names() == ["lamp", "l1", "group_norm", "random"]
+    with pytest.raises(UserError, match="did you mean 'lamp'"):
+        PRUNERS["lmap"]
+
+
+@pytest.mark.parametrize(("method", "power"), [("l1", 1), ("group_norm", 2)])
+def test_magnitudes_equal_the_reference(method, power):
+    model = toy(Chain).double()
+    mean = mid_slices(model, power)
+    np.testing.assert_allclose(scores(model, groups(model), PRUNERS[method]())["mid.0"], mean / mean.mean(), rtol=1e-12)
+
+
+def test_lamp_equals_the_reference():
+    model = toy(Chain).double()
+    energy = mid_slices(model, 2)
+    reference = [e / energy[energy >= e].sum() for e in energy]
+    np.testing.assert_allclose(scores(model, groups(model), PRUNERS["lamp"]())["mid.0"], reference, rtol=1e-12)
+
+
+def test_hand_computed():
+    np.testing.assert_allclose(PRUNERS["l1"]().score(FILTERS), [0.8, 0.8, 0.8, 1.6])
+    np.testing.assert_allclose(PRUNERS["lamp"]().score(FILTERS), [0.2, 0.25, 1 / 3, 1.0])
+
+
+def test_neighbours_differ():
+    # l1 | group_norm: one large weight against many small ones. group_norm | lamp: the same order, another scale
+    model = toy(Chain)
+    with torch.no_grad():
+        model.mid[0].weight[0].fill_(0.01).view(-1)[0] = 2.0  # |w| 2.71, w^2 4.01
+        model.mid[0].weight[1].fill_(0.1)  # |w| 7.2, w^2 0.72
+        model.mid[1].weight[:2] = 1.0
+        model.out.weight[:, :2] = 0.1
+    found = groups(model)
+    s = {name: scores(model, found, PRUNERS[name]())["mid.0"] for name in PRUNERS}
+    assert s["l1"][0] < s["l1"][1] and s["group_norm"][0] > s["group_norm"][1]
+    assert (np.argsort(s["lamp"]) == np.argsort(s["group_norm"])).all() and s["lamp"].max() == 1 < s["group_norm"].max()
+    assert not np.allclose(np.argsort(s["random"]), np.argsort(s["l1"]))
+
+
+def test_random_is_uniform_and_seeded():
+    model = toy(Csp)
+    found = groups(model)
+    first, again, other = (np.concatenate(list(scores(model, found, PRUNERS["random"](seed=s)).values())) for s in (0, 0, 1))
+    assert (first == again).all() and (first != other).all()
+    draws = PRUNERS["random"]().score(np.zeros((1, 20000)))
+    assert abs(draws.mean() - 0.5) < 0.01 and draws.min() >= 0 and draws.max() < 1
+
+
+@pytest.mark.parametrize("method", ["l1", "group_norm", "lamp"])
+def test_equal_and_zero_weights_give_finite_scores(method):
+    criterion = PRUNERS[method]()
+    assert (criterion.score(np.zeros((2, 5))) == 0).all()
+    equal = criterion.score(np.ones((3, 4)))
+    expected = [1 / 4, 1 / 3, 1 / 2, 1] if method == "lamp" else [1, 1, 1, 1]
+    np.testing.assert_allclose(equal, expected)
+
+
+def test_lamp_keeps_precision_over_many_channels():
+    energies = np.geomspace(1e-12, 1.0, 4096)[None]
+    lamp = PRUNERS["lamp"]().score(energies)
+    reference = [e / np.sum(energies[0, i:][::-1]) for i, e in enumerate(energies[0])]
+    np.testing.assert_allclose(lamp, reference, rtol=1e-9)
+
+
+def test_scores_follow_the_mask():
+    model = toy(Chain)
+    found = groups(model)
+    masks = {"stem.0": np.arange(8) % 2 == 0, "mid.0": np.array([1, 1, 0, 1, 1, 1], dtype=bool)}
+    masked = scores(model, found, PRUNERS["l1"](), masks)
+    smaller = apply(model, found, masks)
+    cut = scores(smaller, groups(smaller), PRUNERS["l1"]())
+    for name, mask in masks.items():
+        np.testing.assert_allclose(masked[name][mask], cut[name], rtol=1e-12)
+        assert np.isinf(masked[name][~mask]).all()
+
+
+IMPORTANCES = {
+    "l1": tp.importance.GroupMagnitudeImportance(p=1, group_reduction="mean", normalizer="mean"),
+    "group_norm": tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer="mean"),
+    "lamp": tp.importance.LAMPImportance(p=2, group_reduction="mean"),
+}
+
+
+def library_pruner(model, method):
+    """Torch-Pruning's own loop with its 200-step schedule."""
+    return tp.pruner.BasePruner(
+        model,
+        (torch.rand(1, 3, 32, 32),),
+        importance=IMPORTANCES[method],
+        global_pruning=True,
+        pruning_ratio=1.0,
+        iterative_steps=200,
+        ignored_layers=[model.out],
+        in_channel_groups={},
+        out_channel_groups={},
+        num_heads={},
+    )
+
+
+@pytest.mark.parametrize("method", list(IMPORTANCES))
+def test_scores_equal_the_library(method):
+    model = toy(Csp)
+    ours = scores(model, groups(model), PRUNERS[method]())
+    pruner = library_pruner(model, method)
+    names = {m: n for n, m in model.named_modules()}
+    compared = 0
+    for group in pruner.DG.get_all_groups(ignored_layers=[model.out]):
+        made = [names[item.dep.target.module] for item in group if item.dep.target.module in names]
+        if "wise.0" in made:  # the library forgets that depthwise weights are weights
+            continue
+        np.testing.assert_allclose(pruner.importance(group).numpy(), ours[next(n for n in ours if n in made)], rtol=2e-5)
+        compared += 1
+    assert compared == 4
+
+
+@pytest.mark.parametrize("method", list(IMPORTANCES))
+def test_loop_keeps_the_channels_of_the_library_loop(method):
+    steps = 60
+    model = toy(Csp)
+    model.wise = torch.nn.Identity()  # see above
+    found = groups(model)
+    plan = keep_masks(model, found, PRUNERS[method](), 1e9, limits=Limits(min_channels=1), max_steps=steps, imgsz=32)
+    ours = apply(model, found, plan.masks)
+    pruner = library_pruner(model, method)
+    for _ in range(steps):
+        pruner.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True))
+    assert sum(m.sum() for m in plan.masks.values()) == int(100 * (1 - steps / 200))
+
+
+def test_a_method_of_ones_own_needs_one_function():
+    class Last(Criterion):
+        kinds = frozenset({"norm"})
+
+        def score(self, slices):
+            return slices[0]  # |gamma|, not normalised: Network Slimming
+
+    model = toy(Chain)
+    with torch.no_grad():
+        model.mid[1].weight.mul_(1e-3)
+    found = groups(model)
+    plan = keep_masks(model, found, Last(), 1e9, limits=Limits(min_channels=1), max_steps=70, imgsz=32)
+    assert plan.masks["mid.0"].sum() == 1 and plan.masks["stem.0"].sum() == 8  # the wholly sparse layer goes first

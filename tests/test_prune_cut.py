@@ -1,0 +1,114 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import build_model, load_model, save_model
+from prune_methods import PRUNERS, Plan, apply, groups, keep_masks
+from prune_methods.cut import largest_difference, zeroed
+from prune_methods.verify import TOLERANCE, verify
+from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
+from utils.errors import UserError
+
+
+def random_masks(found, seed=0, share=0.5):
+    rng = np.random.default_rng(seed)
+    masks = {g.name: rng.random(g.size) < share for g in found}
+    for mask in masks.values():
+        mask[rng.integers(len(mask))] = True
+    return masks
+
+
+def assert_equals_zeroed(model):
+    found = groups(model)
+    masks = random_masks(found)
+    smaller = apply(model, found, masks)
+    assert largest_difference(smaller, zeroed(model, found, masks)) < TOLERANCE
+    assert largest_difference(smaller, model) > 100 * TOLERANCE  # the comparison would notice
+    return smaller
+
+
+@pytest.mark.parametrize("kind", [Chain, Csp, Rep])
+def test_cut_equals_zeroed_channels(kind):
+    smaller = assert_equals_zeroed(toy(kind))
+    for module in smaller.modules():
+        if isinstance(module, nn.Conv2d):
+            assert tuple(module.weight.shape[:2]) == (module.out_channels, module.in_channels // module.groups)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.num_features == len(module.weight) == len(module.running_mean)
+
+
+def test_cut_takes_the_right_weights():
+    model = toy(Chain)
+    found = groups(model)
+    masks = {"stem.0": np.array([1, 0, 1, 1, 0, 1, 1, 1], bool), "mid.0": np.array([0, 1, 1, 1, 1, 0], bool)}
+    smaller = apply(model, found, masks)
+    stem, mid = [0, 2, 3, 5, 6, 7], [1, 2, 3, 4]
+    assert torch.equal(smaller.mid[0].weight, model.mid[0].weight[mid][:, stem])
+    assert torch.equal(smaller.mid[1].running_var, model.mid[1].running_var[mid])
+    assert torch.equal(smaller.out.weight, model.out.weight[:, mid]) and torch.equal(smaller.out.bias, model.out.bias)
+    assert model.mid[0].weight.shape == (6, 8, 3, 3)  # the original is untouched
+
+
+def test_implicit_shrinks_with_its_inputs_and_the_factor_does_not():
+    model = toy(Rep)
+    smaller = apply(model, groups(model), {"stem.0": np.arange(10) < 7})
+    assert torch.equal(smaller.implicit, model.implicit[:, :7]) and smaller.factor.shape == model.factor.shape
+    assert isinstance(smaller.implicit, nn.Parameter) and len(smaller.same.weight) == 7
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        TINY_REP,
+        "yolov5n",
+        "yolov7-tiny",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("yolov5s", "yolov5m", "yolov7", "yolov7x")),
+    ],
+)
+def test_real_models_cut_equal_zeroed(cfg):
+    torch.manual_seed(0)
+    smaller = assert_equals_zeroed(randomised(build_model(cfg, nc=3)))
+    deployed = copy.deepcopy(smaller).fuse()
+    assert largest_difference(deployed, smaller) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "cfg", [TINY_REP, "yolov5n", *(pytest.param(c, marks=pytest.mark.slow) for c in ("yolov7-tiny", "yolov7"))]
+)
+def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
+    torch.manual_seed(0)
+    model = randomised(build_model(cfg, nc=3))
+    found = groups(model)
+    plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0)
+    smaller = apply(model, found, plan.masks)
+    verify(model, found, plan, smaller)
+    save_model(smaller, tmp_path / "pruned.pt")
+    again = load_model(tmp_path / "pruned.pt")
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(smaller.eval()(x)[0], again.eval()(x)[0])
+    sum(level.square().mean() for level in again.train()(torch.rand(2, 3, 64, 64))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in again.parameters())
+    refound = groups(again)
+    second = keep_masks(again, refound, PRUNERS["lamp"](), 1.5)
+    third = apply(again, refound, second.masks)
+    assert second.met and second.base_macs == plan.macs
+    assert largest_difference(third, zeroed(again, refound, second.masks)) < TOLERANCE
+    assert third.info()["macs"] == second.macs
+
+
+def test_verify_refuses_a_cut_that_does_not_follow_the_plan():
+    model = toy(Chain)
+    found = groups(model)
+    plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, imgsz=32)
+    good = apply(model, found, plan.masks)
+    verify(model, found, plan, good, imgsz=32)
+    other = {name: np.roll(mask, 1) for name, mask in plan.masks.items()}
+    with pytest.raises(UserError, match="--ignore"):
+        verify(model, found, plan, apply(model, found, other), imgsz=32)
+    wrong = Plan(plan.masks, plan.steps, plan.base_macs, plan.macs + 1, plan.target)
+    with pytest.raises(AssertionError, match="predicted"):
+        verify(model, found, wrong, good, imgsz=32)
