@@ -5,6 +5,7 @@ See docs/checkpoint_format.md.
 
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -22,6 +23,8 @@ from utils.errors import UserError
 
 FORMAT = 1
 DEFAULTS: dict[str, Any] = {"hyp": {}, "args": {}, "epoch": -1, "best_fitness": 0.0, "history": []}
+DAMAGED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)
+"""What a damaged file can raise in torch's reader, which checks little, and where its values are used."""
 REQUIRED = ("format", "model_cfg", "structure", "state_dict", "names", "stride", "anchors")
 
 
@@ -103,7 +106,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         raise UserError(f"{path}: no such file") from None
     except pickle.UnpicklingError:
         raise UserError(f"{wrong}: it holds more than plain data and tensors") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, struct.error, MemoryError, *DAMAGED) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read, it is damaged or no checkpoint: {reason}") from None
     if not isinstance(content, dict) or "format" not in content:
@@ -118,17 +121,18 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
 
 def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
     """The model of a loaded checkpoint: built from its YAML, set to its widths, loaded strictly. In training mode."""
-    model = build_model(checkpoint["model_cfg"])
     state: dict[str, Tensor] = checkpoint["state_dict"]
     try:
+        model = build_model(checkpoint["model_cfg"])
         set_widths(model, checkpoint["structure"])
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        model.names = [str(name) for name in checkpoint["names"]]
+    except UserError:
+        raise
+    except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint: its weights do not fit its own structure: {reason}") from error
-    model.names = list(checkpoint["names"])
-    device = next(iter(state.values())).device
-    return model.to(device)
+    return model.to(next(iter(state.values())).device)
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
@@ -138,7 +142,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
         raise UserError(f"{path}: no such file")
     if is_official(path):
         return model_from_official(path).to(device)
-    return model_from_checkpoint(load_checkpoint(path, device))
+    checkpoint = load_checkpoint(path, device)
+    try:
+        return model_from_checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def model_from_official(path: Path | str) -> Model:

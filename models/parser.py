@@ -16,6 +16,7 @@ from utils.errors import UserError, suggest
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
 TRACE_SIZE = 128  # px: a multiple of every usual stride, and small enough to cost milliseconds
+MAX_REPEATS = 1000
 NAMED_VALUES = {"None": None, "True": True, "False": False}
 
 
@@ -132,8 +133,8 @@ def _fields(row: Any) -> tuple[Any, int, str, Any, str | None]:
         raise UserError("expected [from, repeats, Block, args] or [from, repeats, Block, args, tag]")
     source, repeats, name, args = row[:4]
     tag = row[4] if len(row) == 5 else None
-    if type(repeats) is not int or repeats < 1:
-        raise UserError(f"repeats is {repeats!r}; expected a number from 1")
+    if type(repeats) is not int or not 1 <= repeats <= MAX_REPEATS:
+        raise UserError(f"repeats is {repeats!r}; expected a number from 1 to {MAX_REPEATS}")
     if not isinstance(name, str):
         raise UserError(f"the block is {name!r}; expected a name")
     if not isinstance(args, list | dict):

@@ -13,6 +13,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.registry import Registry
 
+MAX_CHANNELS = 8192  # a typing error or a damaged file shall not eat the machine's memory
 BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
 
@@ -74,8 +75,11 @@ class Site:
         return na * (self.nc + 5)
 
     def scale(self, channels: int) -> int:
-        """Channels of a YAML row times the width multiple, rounded up to a multiple of 8."""
-        return channels if channels == self.head_channels else math.ceil(channels * self.width / 8) * 8
+        """Channels of a YAML row times the width multiple, rounded up to a multiple of 8; `UserError` beyond `MAX_CHANNELS`."""
+        scaled = channels if channels == self.head_channels else math.ceil(channels * self.width / 8) * 8
+        if not 0 < scaled <= MAX_CHANNELS:
+            raise UserError(f"{channels} x width_multiple are {scaled} channels; expected 1 to {MAX_CHANNELS}")
+        return scaled
 
     def pick_act(self, act: Act | None) -> Act:
         """The activation of a row: its own, or the model's where the row says nothing or True."""

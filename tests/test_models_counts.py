@@ -47,10 +47,9 @@ def test_published_convention_counts_batch_norms() -> None:
     assert info["macs"] * 2 / 1e9 == info["gflops_fused"]
 
 
-@pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7"])
-def test_implicit_vectors_are_counted_as_fused_but_not_deployed(name: str) -> None:
-    model = build_model(name)
+def test_implicit_vectors_are_counted_as_fused_but_not_deployed() -> None:
+    model = build_model("yolov7-tiny")
     inputs, outputs = sum(conv.in_channels for conv in model.head.m), 3 * 255
     info = model.info(64)
     assert info["fused_parameters"] - info["deployed_parameters"] == inputs + outputs
-    assert info["deployed_parameters"] == build_model(f"{name}-deploy").info(64)["deployed_parameters"]
+    assert info["deployed_parameters"] == build_model("yolov7-tiny-deploy").info(64)["deployed_parameters"]

@@ -12,7 +12,7 @@ from models.heads.detect import Detect, ImplicitA, ImplicitM
 from utils.config import CONFIG_FOLDERS
 
 NAMES = sorted(path.stem for path in CONFIG_FOLDERS["model"].rglob("*.yaml") if path.parent.name in ("yolov5", "yolov7"))
-BIG = {"yolov5l", "yolov5x", "yolov7", "yolov7-deploy", "yolov7x", "yolov7x-deploy"}
+BIG = {"yolov5m", "yolov5l", "yolov5x", "yolov7", "yolov7-deploy", "yolov7x", "yolov7x-deploy"}
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:

@@ -155,6 +155,8 @@ def test_the_error_names_file_and_row_and_suggests(tmp_path: Path) -> None:
         (with_row("backbone", 1, [-1, 1, "Conv", []]), r"do not fit Conv\(c2, k"),
         (with_row("backbone", 1, [-1, 1, "Conv", {"c2": 8, "kernel": 3}]), "kernel"),
         (with_row("backbone", 1, [-1, 1, "Conv", ["wide"]]), "cannot be built"),
+        (with_row("backbone", 1, [-1, 1, "Conv", [10**9]]), "1000000000 channels; expected 1 to 8192"),
+        (with_row("backbone", 1, [-1, 10**9, "MP", []]), "repeats is 1000000000"),
         (with_row("backbone", 1, [[-1, -1], 1, "Conv", [8]]), "takes one input, 'from' gives 2"),
         (
             with_row("head", 0, [[0, 2], 1, "Concat", [1]]),
