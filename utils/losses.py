@@ -21,7 +21,7 @@ BALANCE_DECAY = 0.9999  # of autobalance, a step
 
 
 def build_loss(model: Any, hyp: Hyp, kind: str | None = None) -> "DetectionLoss":
-    """The loss of a model; reads `model.head` only (`anchors` (L, A, 2) in grid units, `stride` (L,), `no` = 5 + classes).
+    """The loss of a model; reads `model.head` only (`anchors` (L, A, 2) in grid units, `stride` (L,)).
 
     hyp: scaled gains (`hyp.scaled(...)`); kind: `yolo`, `ota`, or None for `hyp.loss`. `UserError` for any other kind.
     """
