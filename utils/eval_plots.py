@@ -51,7 +51,7 @@ def plot_confusion(confusion: ConfusionMatrix, names: Sequence[str], path: Path)
     """Predicted over true class; colours and numbers are shares of the true class (column)."""
     counts, nc = confusion.matrix.astype(float), confusion.nc
     shares = counts / np.maximum(counts.sum(0, keepdims=True), 1)
-    side = min(max(5.5, 0.45 * nc + 4), 20)
+    side = max(5.5, (0.45 if nc <= CELL_NUMBERS else 0.18) * nc + 3)  # inches, so that the names of the classes stay apart
     figure = Figure(figsize=(side * 1.15, side), layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -59,7 +59,9 @@ def plot_confusion(confusion: ConfusionMatrix, names: Sequence[str], path: Path)
     ticks, size = range(nc + 1), 10 if nc <= CELL_NUMBERS else 7
     axis.set_xticks(ticks, [*names, "background"], rotation=90, fontsize=size)
     axis.set_yticks(ticks, [*names, "missed"], fontsize=size)
-    axis.set(xlabel="True", ylabel="Predicted", title=f"Confusion at confidence {confusion.conf}, IoU {confusion.iou_thres}")
+    axis.set_xlabel("True", fontsize=side + 4)
+    axis.set_ylabel("Predicted", fontsize=side + 4)
+    axis.set_title(f"Confusion at confidence {confusion.conf}, IoU {confusion.iou_thres}", fontsize=side + 6)
     if nc <= CELL_NUMBERS:
         for row, column in np.argwhere(shares >= 0.005):
             colour = "white" if shares[row, column] > 0.6 else "black"
