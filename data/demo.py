@@ -1,4 +1,4 @@
-"""The demo set: scenes composed on first use from the pictures in `data/demo/`, the same on every machine.
+"""The demo set: scenes composed on first use from the pictures in `data/demo/`, the same every time.
 
 Clothes from Fashion-MNIST lie tinted, turned and scaled on photographs, among clutter and partly hidden by each other.
 Train and val share neither garments nor photographs. Boxes are tight around what is visible.
@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.log import LOGGER
 
 ASSETS = Path(__file__).resolve().parent / "demo"
-VERSION = 1  # raise it when a scene would look different: sets of another version are composed anew
+VERSION = 2  # raise it when a scene would look different: sets of another version are composed anew
 SPRITE = 28  # px, side of a Fashion-MNIST picture
 CLASSES = ("top", "trouser", "dress", "shoe", "bag")
 SHEET_ROWS = ((0, 2, 4, 6), (1,), (3,), (5, 7, 9), (8,))  # rows of the sprite sheet that make up each class
@@ -152,9 +152,9 @@ def _sprites(split: str) -> list[list[np.ndarray]]:
 
 
 def compose_scene(size: int, sprites: list[list[np.ndarray]], photos: list[np.ndarray], rng: np.random.Generator) -> Scene:
-    """Background, then two to eight garments and a few scraps of photographs in random order."""
+    """Background, then two to six garments and up to four scraps of photographs in random order."""
     scene = Scene(_crop(photos, size, rng, zoom=(0.9, 1.6)))
-    things = rng.permutation([True] * int(rng.integers(2, 9)) + [False] * int(rng.integers(1, 6)))
+    things = rng.permutation([True] * int(rng.integers(2, 7)) + [False] * int(rng.integers(0, 5)))
     for is_garment in things:
         for _ in range(5):  # tries to find room for it
             patch = _garment(size, sprites, rng) if is_garment else _scrap(size, photos, rng)
@@ -170,8 +170,8 @@ def _garment(size: int, sprites: list[list[np.ndarray]], rng: np.random.Generato
     kind = int(rng.integers(len(sprites)))
     sprite = sprites[kind][int(rng.integers(len(sprites[kind])))]
     mask = _silhouette(sprite)
-    zoom = size / 128 * rng.uniform(0.8, 1.9)
-    angle = np.radians(rng.normal(0, 12))
+    zoom = size / 128 * rng.uniform(1.1, 2.3)
+    angle = np.radians(rng.normal(0, 8))
     turn = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turn[:, 0] *= rng.choice([-1, 1])
     side = int(SPRITE * zoom * 1.5)

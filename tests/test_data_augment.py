@@ -104,14 +104,15 @@ def test_mosaic_puts_each_tile_at_its_corner_with_its_boxes():
         assert (boxes[0, 3], boxes[0, 4]) == (boxes[3, 1], boxes[3, 2]), "all meet at one point"
 
 
-def test_colour_jitter_equals_the_formula_on_hsv_pixels():
+@pytest.mark.parametrize("seed", range(5))
+def test_colour_jitter_equals_the_formula_on_hsv_pixels(seed):
     image = rng(1).integers(0, 256, (8, 8, 3), np.uint8)
-    hyp = STILL.replace(hsv_h=0.1, hsv_s=0.5, hsv_v=0.4)
-    factor = 1 + rng(5).uniform(-1, 1, 3) * [0.1, 0.5, 0.4]
+    hyp = STILL.replace(hsv_h=0.3, hsv_s=0.5, hsv_v=0.4)
+    factor = 1 + rng(seed).uniform(-1, 1, 3) * [0.3, 0.5, 0.4]
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(float) * factor
     hsv[..., 0] %= 180
     expected = cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
-    out = jitter_colours(image, hyp, rng(5))
+    out = jitter_colours(image, hyp, rng(seed))
     assert (out == expected).all()
     assert (out != image).any()
 
