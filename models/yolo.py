@@ -17,7 +17,7 @@ from models.registry import ACTIVATIONS
 from models.widths import widths_of
 from utils.config import load_yaml, resolve
 from utils.errors import UserError
-from utils.profiling import count_macs, count_norm_elements, count_parameters
+from utils.profiling import count_macs, count_operations, count_parameters
 from utils.registry import import_files_of
 
 import_files_of(models.blocks)
@@ -104,7 +104,7 @@ class Model(nn.Module):
         - `macs`: of the deployed model; what a speed-up is measured in.
         """
         deployed = self.fuse()
-        macs, deployed_macs = count_macs(self, imgsz), count_macs(deployed, imgsz)
+        (macs, norm_elements), deployed_macs = count_operations(self, imgsz), count_macs(deployed, imgsz)
         implicit = sum(m.implicit.numel() for m in self.modules() if isinstance(m, ImplicitA | ImplicitM))
         parameters = count_parameters(deployed)
         return {
@@ -114,7 +114,7 @@ class Model(nn.Module):
             "fused_parameters": parameters + implicit,
             "deployed_parameters": parameters,
             "gflops_fused": 2 * deployed_macs / 1e9,
-            "gflops_published": 2 * (macs + 4 * count_norm_elements(self, imgsz)) / 1e9,
+            "gflops_published": 2 * (macs + 4 * norm_elements) / 1e9,
             "macs": deployed_macs,
         }
 

@@ -75,10 +75,13 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.norm_elements = 0
         self.paused = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::native_batch_norm":
+            self.norm_elements += args[0].numel()
         formula = MACS.get(func._schema.name)
         if formula and not self.paused:
             self.total += formula(args, result)
@@ -130,10 +133,15 @@ def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
 
 def count_macs(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
     """Multiply-accumulates of one image of imgsz x imgsz pixels."""
+    return count_operations(model, imgsz, channels)[0]
+
+
+def count_operations(model: nn.Module, imgsz: int = 640, channels: int = 3) -> tuple[int, int]:
+    """(Multiply-accumulates, elements that pass through batch norms) of one image of imgsz x imgsz pixels."""
     counter = _Counter()
     with _declared_formulas(model, counter), counter:
         run_on_meta(model, imgsz, channels)
-    return counter.total
+    return counter.total, counter.norm_elements
 
 
 def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dict[str, tuple[int, int, int]]:
@@ -157,23 +165,6 @@ def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dic
         for handle in handles:
             handle.remove()
     return found
-
-
-def count_norm_elements(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
-    """Elements that pass through batch norms for one image: what some published GFLOPs count 4 operations each for."""
-    elements = 0
-
-    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal elements
-        elements += output.numel()
-
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    try:
-        run_on_meta(model, imgsz, channels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return elements
 
 
 def count_parameters(model: nn.Module) -> int:
