@@ -15,4 +15,4 @@ def main(opt: PruneOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_script(PruneOptions, main, __doc__ or "")
+    run_script(PruneOptions, main, __doc__)

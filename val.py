@@ -16,4 +16,4 @@ def main(opt: ValOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_script(ValOptions, main, __doc__ or "")
+    run_script(ValOptions, main, __doc__)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 
-from data.config import load_data
-from data.loader import build_loader
+from data.config import DataConfig, load_data
+from data.loader import DetectionLoader, build_loader
 from models import load_model
 from utils.comparison import Conditions, Row, markdown, plot, write
 from utils.config import load_yaml
-from utils.dist import select_device
+from utils.device import device_name, select_device
 from utils.errors import UserError
 from utils.evaluator import evaluate
 from utils.log import LOGGER
-from utils.rundir import increment_path
+from utils.rundir import make_run_dir
 from utils.timing import alternate, median_ms
 
 
@@ -43,11 +43,11 @@ def report(opt) -> Path:
         data=candidates[0].data,
         images=images,
         batch=opt.batch_size,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        device=device_name(device),
         precision="fp16" if opt.half else "fp32",
         threads=torch.get_num_threads(),
     )
-    folder = increment_path(Path(opt.project) / opt.name, exist_ok=opt.exist_ok)
+    folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     write(rows, conditions, folder)
     plot(rows, folder / "accuracy.png")
     LOGGER.info("\n" + markdown(rows, conditions))
@@ -101,15 +101,7 @@ def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[lis
         model = load_model(candidate.weights)
         info, at_size = model.info(640), model.info(candidate.imgsz)
         deployed = model.fuse().to(device)
-        loader = build_loader(
-            data,
-            "val",
-            imgsz=candidate.imgsz,
-            batch_size=opt.batch_size,
-            rect=False,
-            workers=opt.workers,
-            stride=int(model.stride.max()),
-        )
+        loader = validation_loader(data, candidate.imgsz, int(model.stride.max()), opt)
         LOGGER.info(f"{candidate.name}: validating {candidate.weights}")
         result = evaluate(deployed, loader, names=data.names, half=opt.half)
         facts.append((candidate, info, at_size, result))
@@ -132,6 +124,12 @@ def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[lis
         for number, (candidate, info, at_size, result) in enumerate(facts)
     ]
     return rows, facts[0][3].seen
+
+
+def validation_loader(data: DataConfig, imgsz: int, stride: int, opt) -> DetectionLoader:
+    """As train.py and val.py validate: rectangles of like proportions with half a stride of grey around them."""
+    common = {"imgsz": imgsz, "batch_size": opt.batch_size, "workers": opt.workers, "stride": stride}
+    return build_loader(data, "val", rect=True, pad=0.5, **common)
 
 
 def forward_of(model: torch.nn.Module, imgsz: int, batch: int, half: bool, device: torch.device):

@@ -10,13 +10,13 @@ from utils.options import parse_options
 T = TypeVar("T")
 
 
-def run_script(kind: type[T], work: Callable[[T], object], description: str) -> None:
+def run_script(kind: type[T], work: Callable[[T], object], description: str | None) -> None:
     """Parse `kind` from the command line and call `work` with it.
 
     A `UserError` is printed as one line with exit code 2. Interrupts exit with 130 (SIGINT) or 143 (SIGTERM), as shells expect;
     what to do next is printed by whoever was interrupted.
     """
-    options = parse_options(kind, description=description)
+    options = parse_options(kind, description=description or "")
     try:
         work(options)
     except UserError as error:
