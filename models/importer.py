@@ -67,9 +67,10 @@ class OfficialCheckpoint:
 def is_official(path: Path) -> bool:
     """Whether the file pickles a module of the official projects. Looks at bytes, loads nothing."""
     try:
-        return b"models.yolo" in _pickle_bytes(path) or b"cmodels.yolo" in path.read_bytes()[:65536]
+        data = _pickle_bytes(path)
     except (OSError, zipfile.BadZipFile):
         return False
+    return b"cmodels.yolo\n" in data or b"\x8c\x0bmodels.yolo" in data  # a class there, as protocols 2 and 4 write it
 
 
 def read_official(path: Path | str) -> OfficialCheckpoint:
@@ -143,9 +144,10 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _pickle_bytes(path: Path) -> bytes:
-    """The `data.pkl` of a zipped checkpoint, or nothing where the file is no zip."""
+    """The `data.pkl` of a zipped checkpoint, or the beginning of an old one."""
     if not zipfile.is_zipfile(path):
-        return b""
+        with path.open("rb") as file:
+            return file.read(65536)
     with zipfile.ZipFile(path) as archive:
         name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
         return archive.read(name) if name else b""

@@ -145,6 +145,11 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_words_in_the_options_do_not_make_a_file_official(tmp_path: Path) -> None:
+    save_model(fresh(), tmp_path / "x.pt", args={"note": "models.yolo"})
+    assert load_model(tmp_path / "x.pt").nc == 2
+
+
 def test_a_fused_model_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="save the model that fuse"):
         save_model(fresh().fuse(), tmp_path / "x.pt")
