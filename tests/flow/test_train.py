@@ -14,11 +14,11 @@ from tests.flow.runs import TINY, run, same_weights, tiny_set
 from utils.run_hooks import COLUMNS
 
 pytestmark = pytest.mark.flow
-FILES = (
-    "opt.yaml hyp.yaml hyp_effective.yaml model.yaml log.txt results.csv results.png labels.jpg "
-    "train_batch0.jpg train_batch2.jpg val_batch0_labels.jpg val_batch0_pred.jpg "
-    "PR_curve.png F1_curve.png P_curve.png R_curve.png confusion_matrix.png weights/best.pt weights/last.pt"
-).split()  # noqa: SIM905
+FILES = """
+    opt.yaml hyp.yaml hyp_effective.yaml model.yaml log.txt results.csv results.png labels.jpg
+    train_batch0.jpg train_batch2.jpg val_batch0_labels.jpg val_batch0_pred.jpg
+    PR_curve.png F1_curve.png P_curve.png R_curve.png confusion_matrix.png weights/best.pt weights/last.pt
+""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
