@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -139,10 +140,28 @@ def test_ranks_share_all_samples_and_have_equally_many_batches(count, batch, wor
     assert len(drawn) == -(-count // world) * world
 
 
+def test_the_last_samples_fill_up_so_that_rect_batches_keep_their_shape():
+    batches = [list(BatchPlan(7, 2, rank=rank, world_size=2)) for rank in range(2)]
+    assert [[key.image for key in batch] for batch in batches[0]] == [[0, 2], [4, 6]]
+    assert [[key.image for key in batch] for batch in batches[1]] == [[1, 3], [5, 6]]
+
+
 def test_rect_batches_of_all_ranks_fit_their_shape(data):
     for rank in range(2):
-        loader = build_loader(data, "train", imgsz=64, batch_size=2, rect=True, augment=True, rank=rank, world_size=2)
+        loader = build_loader(data, "train", imgsz=64, batch_size=2, rect=True, augment=True, stride=8, rank=rank, world_size=2)
         assert [b.images.shape[0] for b in loader] == [2, 2]
+
+
+def test_shrinking_averages_areas_for_evaluation_only(data):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, ::4] = 255
+    cv2.imwrite(str(data.root / "images/train/000.png"), picture)
+    hyp = Hyp(mosaic=0, translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0)
+    plain, training = (
+        build_loader(data, "train", imgsz=2, batch_size=1, augment=a, hyp=hyp).dataset[0].image for a in (False, True)
+    )
+    assert (abs(plain.astype(int) - 64) <= 1).all(), "a quarter of the pixels is white"
+    assert (training == 0).all(), "bilinear reads only the black ones in the middle"
 
 
 def test_single_cls_and_missing_labels(data):
