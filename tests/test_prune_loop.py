@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from models import build_model
-from prune_methods import PRUNERS, Limits, Plan, apply, groups, keep_masks, reachable_speed_up
+from prune_methods import PRUNERS, Limits, Plan, apply, groups, keep_masks, reachable_speed_up, scores
+from prune_methods.base import Criterion
 from prune_methods.cost import Cost, deploy_free, deployed_macs
 from prune_methods.loop import floors
 from prune_methods.wiring import Wiring
@@ -109,6 +110,31 @@ def test_round_to_gives_multiples_and_meets_the_target(per_layer):
     assert all(int(m.sum()) % 4 == 0 for m in plan.masks.values())
     assert plan.met and plan.speed_up < 2.2
     assert deployed_macs(apply(model, groups(model), plan.masks), SIZE) == plan.macs
+
+
+class Gamma(Criterion):
+    """|gamma| of one layer: does not change as the masks shrink."""
+
+    kinds = frozenset({"norm"})
+
+    def score(self, slices):
+        return slices[0]
+
+
+def test_rounding_brings_the_last_ones_back():
+    model = toy(Csp)
+    found = groups(model)
+    plan = keep_masks(model, found, Gamma(), 1.7, imgsz=SIZE, limits=Limits(4, 1.0, 4))
+    for name, gamma in scores(model, found, Gamma()).items():
+        mask = plan.masks[name]
+        assert mask.all() or gamma[mask].min() > gamma[~mask].max()
+
+
+def test_the_same_seed_draws_the_same_cut():
+    model = toy(Csp)
+    found = groups(model)
+    first, again, other = (keep_masks(model, found, PRUNERS["random"](seed=s), 2.0, imgsz=SIZE).masks for s in (0, 0, 1))
+    assert all((first[n] == again[n]).all() for n in first) and any((first[n] != other[n]).any() for n in first)
 
 
 def test_narrow_layers_survive_any_target():
