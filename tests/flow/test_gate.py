@@ -15,8 +15,8 @@ HYP = Hyp(lr0=0.004, lrf=0.05, nbs=8, warmup_epochs=10, warmup_bias_lr=0.004, ob
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["yolo", "ota"])
-@pytest.mark.parametrize("cfg", ["yolov5n", "yolov7-tiny"])
-def test_overfits_eight_demo_images(cfg, loss, tmp_path):
+@pytest.mark.parametrize(("cfg", "epochs"), [("yolov5n", 200), ("yolov7-tiny", 320)])
+def test_overfits_eight_demo_images(cfg, epochs, loss, tmp_path):
     demo = load_data("demo")
     eight = [str(path) for path in demo.images("train")[:8]]
     (tmp_path / "eight.txt").write_text("\n".join(eight))
@@ -25,7 +25,7 @@ def test_overfits_eight_demo_images(cfg, loss, tmp_path):
     model = build_model(cfg, nc=data.nc)
     model.names = data.names
     opt = TrainOptions(
-        epochs=200,
+        epochs=epochs,
         batch_size=8,
         imgsz=128,
         optimizer="Adam",
