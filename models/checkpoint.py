@@ -3,10 +3,8 @@
 See docs/checkpoint_format.md.
 """
 
-import os
 import pickle
 import struct
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -20,6 +18,7 @@ from models.importer import is_official, read_official
 from models.widths import set_widths, widths_of
 from models.yolo import Model, build_model
 from utils.errors import UserError
+from utils.files import atomic_open
 
 FORMAT = 1
 DEFAULTS: dict[str, Any] = {"hyp": {}, "args": {}, "epoch": -1, "best_fitness": 0.0, "history": []}
@@ -57,24 +56,13 @@ def save_model(model: Model, path: Path | str, **fields: Any) -> None:
 
 
 def write_atomically(content: Any, path: Path) -> None:
-    """`torch.save` to a temporary file beside, then take its place in one step."""
-    temporary = None
+    """`torch.save` whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        with atomic_open(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(temporary, path)  # noqa: PTH105 (the name says what matters here)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError
         raise UserError(f"{path}: cannot be written, an earlier file is untouched: {str(error).splitlines()[0]}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -87,13 +75,6 @@ def _check_plain(value: Any, place: str) -> None:
             _check_plain(item, f"{place}[{index}]")
     elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)):
         raise TypeError(f"checkpoint {place} is a {type(value).__name__}; only plain data and tensors can be read again")
-
-
-def _umask() -> int:
-    """The process's file mode mask; reading it needs to set it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -127,6 +108,7 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
         set_widths(model, checkpoint["structure"])
         model.load_state_dict(state, strict=True)
         model.names = [str(name) for name in checkpoint["names"]]
+        model.imgsz = int(checkpoint.get("args", {}).get("imgsz") or model.imgsz)
     except UserError:
         raise
     except DAMAGED as error:

@@ -48,6 +48,7 @@ class Model(nn.Module):
             raise UserError(f"{where}: the last row must be a detection head, as [[17, 20, 23], 1, Detect, [nc, anchors]]")
         self.nc = self.head.nc
         self.names = [str(i) for i in range(self.nc)]
+        self.imgsz = 640  # pixels it was trained at; a checkpoint knows better
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = 1e-3, 0.03

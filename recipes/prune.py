@@ -1,13 +1,27 @@
 """`prune.py`: what can be cut -> masks for the target -> one cut -> recalibrate -> validate -> finetune -> report."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from data.config import DataConfig, load_data
 from data.loader import build_loader
 from models import Model, load_model, save_model
-from prune_methods import PRUNERS, ChannelGroup, Limits, Masks, Plan, Step, apply, keep_masks, preflight, reachable_speed_up
+from prune_methods import (
+    PRUNERS,
+    ChannelGroup,
+    Criterion,
+    Limits,
+    Masks,
+    Plan,
+    Skipped,
+    Step,
+    apply,
+    keep_masks,
+    preflight,
+    reachable_speed_up,
+)
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
 from recipes.prepare import class_names, prepare_hyp
@@ -18,7 +32,7 @@ from utils.config import load_hyp
 from utils.device import select_device
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
-from utils.log import LOGGER, log_to_file
+from utils.log import LOGGER, logging_to
 from utils.options import to_dict
 from utils.prune_options import PruneOptions
 from utils.rundir import environment, make_run_dir, save_options
@@ -40,7 +54,7 @@ def prune(opt: PruneOptions) -> Path | None:
             "prune.py is one process; cut with --no-finetune, then: "
             "torchrun --nproc-per-node 2 train.py --weights runs/prune/exp/weights/pruned.pt --hyp finetune"
         )
-    criterion_class = PRUNERS[opt.method]
+    criterion = PRUNERS[opt.method](seed=opt.seed)
     seed_everything(opt.seed)
     model = load_model(opt.weights, select_device(opt.device))
     groups, skipped = preflight(model, opt.ignore)
@@ -48,16 +62,31 @@ def prune(opt: PruneOptions) -> Path | None:
         LOGGER.info(describe_groups(groups, skipped, reach(model, groups, opt)))
         return None
     check_reach(model, groups, opt)
+    stride = int(model.stride.max())
+    opt = replace(opt, imgsz=-(-(opt.imgsz or model.imgsz) // stride) * stride)
     data = matching_data(model, opt)
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-    log_to_file(folder / "log.txt")
+    with logging_to(folder / "log.txt"):
+        return run(model, groups, skipped, criterion, data, opt, folder)
+
+
+def run(
+    model: Model,
+    groups: list[ChannelGroup],
+    skipped: list[Skipped],
+    criterion: Criterion,
+    data: DataConfig,
+    opt: PruneOptions,
+    folder: Path,
+) -> Path:
+    """Everything after the preflight, into the run folder."""
     save_options(opt, folder / "opt.yaml", **environment(next(model.parameters()).device), data_hash=data.hash)
     write_skipped(skipped, folder / "skipped.csv")
     LOGGER.info(model.summary())
     LOGGER.info(f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)} layers cannot")
     stage = Stages(model, data, opt, folder)
     stage.report.add("base", model, stage.validate(model, "Base model"))
-    plan = stage.shrink(groups, criterion_class(seed=opt.seed))
+    plan = stage.shrink(groups, criterion)
     smaller = stage.cut(groups, plan)
     best = stage.finetune(smaller) if opt.finetune else folder / "weights" / "pruned.pt"
     stage.report.write(folder / "prune_report.md", plan)
@@ -108,8 +137,7 @@ class Stages:
         self.model, self.data, self.opt, self.folder = model, data, opt, folder
         self.report = Report(COST_SIZE)
         stride = int(model.stride.max())
-        self.imgsz = -(-opt.imgsz // stride) * stride
-        common: dict[str, Any] = {"imgsz": self.imgsz, "workers": opt.workers, "stride": stride, "single_cls": opt.single_cls}
+        common: dict[str, Any] = {"imgsz": opt.imgsz, "workers": opt.workers, "stride": stride, "single_cls": opt.single_cls}
         self.val_loader = build_loader(data, "val", batch_size=2 * opt.batch_size, rect=True, pad=0.5, **common)
         plain = load_hyp(opt.finetune_hyp).replace(**SHUFFLED_ONLY)
         common |= {"batch_size": opt.batch_size, "seed": opt.seed}
@@ -189,7 +217,7 @@ class Stages:
             weights=str(self.folder / "weights" / "pruned.pt"),
             hyp=opt.finetune_hyp,
             epochs=opt.finetune_epochs,
-            imgsz=self.imgsz,
+            imgsz=opt.imgsz,
             project=str(self.folder),
             name="finetune",
         )

@@ -189,7 +189,7 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
     freeze(session.model, opt.freeze)
     loss = build_loss(session.model, session.effective_hyp)
     task = task_factory(session.model, loss, world.size).to(session.device)
-    ema = ModelEMA(session.model)
+    ema = ModelEMA(session.model, tau=session.hyp.ema_tau)
     if opt.sync_bn and world.size > 1:
         if session.device.type == "cpu":
             raise UserError("--sync-bn: works on GPUs only")

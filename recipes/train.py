@@ -1,6 +1,7 @@
 """Train a detector: `train` makes the model ready, `fit` turns a ready model into a trained run folder."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from utils.errors import UserError
 from utils.eval_plots import batch_pictures, plot_evaluation
 from utils.evaluator import evaluate, log_table
 from utils.hooks import Hook
-from utils.log import LOGGER, log_to_file
+from utils.log import LOGGER, logging_to
 from utils.run_hooks import GracefulStop
 from utils.rundir import environment, latest_checkpoint, make_run_dir, save_options
 from utils.seed import seed_everything
@@ -86,7 +87,8 @@ def fit(
     world = dist.world_from_env()
     device = select_device(opt.device, world.local_rank)
     last = run_dir / "weights" / "last.pt"
-    with dist.process_group(world, device), GracefulStop(lambda: _advice(last)) as stop:
+    log = logging_to(run_dir / "log.txt") if world.main else nullcontext()
+    with log, dist.process_group(world, device), GracefulStop(lambda: _advice(last)) as stop:
         opt = whole_strides(opt, int(model.stride.max()))
         session = Session(model.to(device), data, hyp, opt, run_dir, world, device)
         if world.main:
@@ -106,7 +108,6 @@ def fit(
 def _record(session: Session, fresh: bool) -> None:
     """What the run is made of, as files in its folder."""
     folder = session.run_dir
-    log_to_file(folder / "log.txt")
     if fresh:
         (folder / "weights").mkdir(exist_ok=True)
         save_options(session.opt, folder / "opt.yaml", **environment(session.device), data_hash=session.data.hash)

@@ -19,7 +19,7 @@ from utils.detection_files import coco_category_ids, coco_records, yolo_text
 from utils.device import device_name, select_device
 from utils.eval_plots import batch_pictures, plot_evaluation
 from utils.evaluator import EvalResult, evaluate, log_table
-from utils.log import LOGGER, log_to_file
+from utils.log import LOGGER, logging_to
 from utils.rundir import environment, make_run_dir, save_options
 from utils.val_options import ValOptions
 
@@ -36,11 +36,17 @@ def val(opt: ValOptions) -> EvalResult:
         LOGGER.warning("--half has no effect on the CPU: computing in float32")
     data, model = load_data(opt.data), load_model(opt.weights, device).fuse()
     names = shown_names(data, model, opt)
-    opt = replace(opt, imgsz=fitting_size(opt.imgsz, int(max(model.stride))))
+    opt = replace(opt, imgsz=fitting_size(opt.imgsz or model.imgsz, int(max(model.stride))))
     loader = split_loader(data, opt, int(max(model.stride)))
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-    log_to_file(folder / "log.txt")
+    with logging_to(folder / "log.txt"):
+        return measure(model, loader, names, data, opt, folder)
+
+
+def measure(model: Model, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path) -> EvalResult:
+    """Evaluate a deployed model and write everything into the run folder."""
+    device = model.stride.device
     save_options(opt, folder / "opt.yaml", **environment(device))
     records: list[dict[str, Any]] = []
     with torch.no_grad():

@@ -83,6 +83,7 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
+    ema_tau: float = 2000.0  # steps over which the average of the weights builds up; runs of 1000 steps want a tenth of this
     # loss
     loss: str = "yolo"  # yolo | ota
     box: float = 0.05
@@ -121,7 +122,7 @@ class Hyp:
         for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"hyp: {name}: {getattr(self, name)} is out of range (0 to 1)")
-        for name in ("lr0", "anchor_t", "nbs"):
+        for name in ("lr0", "anchor_t", "nbs", "ema_tau"):
             if not getattr(self, name) > 0:
                 raise UserError(f"hyp: {name}: {getattr(self, name)} must be above 0")
 

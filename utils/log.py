@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LOGGER = logging.getLogger("yolo")
@@ -28,11 +30,17 @@ def setup_logging() -> None:
     LOGGER.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
-def log_to_file(path: Path) -> None:
-    """Append everything that is logged to `path` too."""
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append everything that is logged inside to `path` too."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        handler.close()
 
 
 setup_logging()

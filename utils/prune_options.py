@@ -37,7 +37,7 @@ class PruneOptions(RunOptions):
     optimizer: str = option("SGD", "optimizer of the finetune", choices=("SGD", "Adam", "AdamW"))
     patience: int = option(100, "epochs without a better fitness before the finetune stops; 0 = never")
     batch_size: int = option(16, "images a step", "batch")
-    imgsz: int = option(640, "image size in pixels", "img", "img-size")
+    imgsz: int = option(0, "image size in pixels; 0: what the weights were trained at", "img", "img-size")
     cache: str = option(
         "", "keep decoded images in memory (ram) or as files (disk)", "cache-images", bare="ram", choices=("", "ram", "disk")
     )
@@ -54,10 +54,10 @@ class PruneOptions(RunOptions):
             raise UserError(f"--speed-up {self.speed_up:g}: must be above 1 (2 halves the GFLOPs)")
         if not 0 < self.max_ratio <= 1:
             raise UserError(f"--max-ratio {self.max_ratio:g}: must be above 0 and at most 1")
-        for name in ("max_steps", "min_channels", "round_to", "batch_size", "imgsz", "finetune_epochs"):
+        for name in ("max_steps", "min_channels", "round_to", "batch_size", "finetune_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("val_every", "recalibrate_batches"):
+        for name in ("val_every", "recalibrate_batches", "imgsz"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.across_layers and self.per_layer:

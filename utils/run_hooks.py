@@ -215,6 +215,7 @@ class GracefulStop(Hook):
             signal.signal(number, handler)
         if self._signal is not None and kind is not None:
             LOGGER.info(f"\n{signal.Signals(self._signal).name}: {self.advice()}")
+            raise SystemExit(128 + self._signal) from None  # whatever else failed on the way out
 
     def on_batch_end(self, trainer: "Trainer") -> None:
         """Raise again what was swallowed."""
@@ -225,4 +226,5 @@ class GracefulStop(Hook):
         if os.getpid() != self._pid:
             return  # a data worker that inherited the handler; the main process ends it
         self._signal = number
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a signal to the whole group ends the data workers too: no failure
         raise SystemExit(128 + number)

@@ -64,9 +64,9 @@ class TrainOptions(RunOptions):
         for name in values:
             if name not in known:
                 raise UserError(f"args: unknown option '{name}'{suggest(name, known)}; resume with the script that trained it")
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        sizes = (given.get("imgsz", 640), given.pop("val_imgsz", None) or given.get("imgsz", 640))
-        return cls(**given | {"imgsz": sizes})
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        sizes: Any = (given.get("imgsz", 640), given.pop("val_imgsz", None) or given.get("imgsz", 640))
+        return cls(**{**given, "imgsz": sizes})
 
     @property
     def schedule(self) -> str:

@@ -13,9 +13,7 @@ class ValOptions(RunOptions):
     weights: str = option("", "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt")
     data: str = option("", "data YAML: bare name (demo) or path")
     batch_size: int = option(32, "images at a time", "batch")
-    imgsz: int = option(
-        640, "long side of the images in pixels, rounded up to a multiple of the model's stride", "img", "img-size"
-    )
+    imgsz: int = option(0, "long side of the images in pixels; 0: what the weights were trained at", "img", "img-size")
     conf_thres: float = option(0.001, "least confidence; low, because the metrics look at the whole curve")
     iou_thres: float = option(0.6, "overlap above which NMS drops the less confident box")
     max_det: int = option(300, "most detections of one image")
@@ -35,9 +33,9 @@ class ValOptions(RunOptions):
         for name in ("weights", "data"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is missing; e.g. python val.py --weights runs/train/exp/weights/best.pt --data demo")
-        for name in ("batch_size", "imgsz", "max_det"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name, least in (("batch_size", 1), ("max_det", 1), ("imgsz", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
         for name in ("conf_thres", "iou_thres"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be between 0 and 1")

@@ -37,9 +37,15 @@ def run(*words: str | Path, folder: Path, **more) -> subprocess.CompletedProcess
 
 
 def start(*words: str | Path, folder: Path) -> subprocess.Popen[str]:
-    """train.py in `folder`, in the background."""
+    """train.py in `folder`, in the background, as the leader of a process group of its own."""
     return subprocess.Popen(
-        command(*words), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*words),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
