@@ -11,11 +11,12 @@ how to add a method: a file in this folder.
 
 import sys
 
-from prune_methods.base import PRUNERS, Criterion
-from prune_methods.cut import apply
+from prune_methods.base import PRUNERS, Criterion, GradientCriterion
+from prune_methods.cut import apply, zeroed
+from prune_methods.gradients import Losses, gradient_evidence
 from prune_methods.graph import ChannelGroup, Member, Skipped, groups, preflight
 from prune_methods.loop import Limits, Plan, Step, keep_masks, reachable_speed_up
-from prune_methods.slices import scores
+from prune_methods.slices import Evidence, countable, scores
 from prune_methods.wiring import Masks
 from utils.registry import import_files_of
 
@@ -25,16 +26,22 @@ __all__ = [
     "PRUNERS",
     "ChannelGroup",
     "Criterion",
+    "Evidence",
+    "GradientCriterion",
     "Limits",
+    "Losses",
     "Masks",
     "Member",
     "Plan",
     "Skipped",
     "Step",
     "apply",
+    "countable",
+    "gradient_evidence",
     "groups",
     "keep_masks",
     "preflight",
     "reachable_speed_up",
     "scores",
+    "zeroed",
 ]

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.registry import Registry
 
 PRUNERS = Registry("pruning method")
@@ -25,6 +26,8 @@ class Criterion(ABC):
 
     kinds: frozenset[str] = frozenset({"out", "in", "depthwise", "norm"})
     """The coupled layers that count: outputs, inputs, depthwise convolutions, norms."""
+    sparse: bool = False
+    """Whether the scores presume weights that `train_sparse.py --method <name>` has driven towards zero."""
 
     def __init__(self, seed: int = 0):
         self.generator = np.random.default_rng(seed)  # for methods that draw
@@ -41,6 +44,27 @@ class Criterion(ABC):
         """
 
 
+class GradientCriterion(Criterion):
+    """A method that needs the gradient of the loss: what a weight adds to its slice is the mean of `contribution` over passes.
+
+    The engine makes the passes (gradients.py) over batches of training images, or over single images with `per_image`.
+    """
+
+    per_image: bool = False
+
+    @abstractmethod
+    def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """What each weight adds in one backward pass: two float64 tensors of a shape -> the same shape, not negative."""
+
+    def score(self, slices: Array) -> Array:
+        """Mean over the coupled layers, relative to the group's mean; see Criterion."""
+        return relative_to_mean(mean_over_layers(slices))
+
+    def saliency(self, weight: Tensor) -> Tensor:
+        """Not to be had from the weight alone."""
+        raise UserError(f"{type(self).__name__}: needs gradients; hand `measure` to keep_masks or `evidence` to scores")
+
+
 def mean_over_layers(slices: Array) -> Array:
     """(coupled layers, channels) -> (channels,)."""
     return slices.mean(0)
@@ -50,3 +74,9 @@ def relative_to_mean(values: Array) -> Array:
     """Divide by the mean over the channels, so that wide and narrow layers compare; all zero stays zero."""
     mean = values.mean()
     return values / mean if mean > 0 else values
+
+
+def relative_to_largest(values: Array) -> Array:
+    """Divide by the largest, so that every group has a 1; all zero stays zero."""
+    largest = values.max()
+    return values / largest if largest > 0 else values

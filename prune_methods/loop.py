@@ -10,7 +10,7 @@ from torch import nn
 from prune_methods.base import Criterion
 from prune_methods.cost import Cost
 from prune_methods.graph import ChannelGroup
-from prune_methods.slices import SliceSums
+from prune_methods.slices import Evidence, SliceSums
 from prune_methods.wiring import Masks, Wiring
 
 STEPS = 200  # of equal size from all channels to none: 0.5 % of the channels a step, as Torch-Pruning's published runs
@@ -88,19 +88,24 @@ def keep_masks(
     max_steps: int = STEPS,
     imgsz: int = 640,
     on_step: Callable[[Step, Masks], None] | None = None,
+    measure: Callable[[Masks], Evidence] | None = None,
+    measure_every: int = 0,
 ) -> Plan:
     """Masks that reach `target` times fewer MACs with as few channels removed as the ranking allows.
 
     Channels are ranked over all groups, or within each (`per_layer`: all groups shrink by the same share). The last step is
     bisected, so that one channel less (one block of `round_to`) would miss the target. Ends without having met it after
-    `max_steps`, or where every group is at its floor.
+    `max_steps`, or where every group is at its floor. `measure` gathers what a `GradientCriterion` needs (gradients.py), from the
+    whole model and, with `measure_every`, anew from the masked one every so many steps.
     """
-    shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz)
+    shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz, measure)
     goal = shrinking.cost.base / target
     steps: list[Step] = []
     for number in range(1, max_steps + 1):
         if shrinking.cost.macs(shrinking.kept()) <= goal:
             break
+        if measure and measure_every and number > 1 and (number - 1) % measure_every == 0:
+            shrinking.measure(measure)
         order = shrinking.next_channels(number)
         if not len(order) and not shrinking.room():
             break
@@ -119,14 +124,27 @@ class _Shrinking:
     STAYS = np.iinfo(np.int64).max
 
     def __init__(
-        self, model: nn.Module, groups: list[ChannelGroup], criterion: Criterion, limits: Limits, per_layer: bool, imgsz: int
+        self,
+        model: nn.Module,
+        groups: list[ChannelGroup],
+        criterion: Criterion,
+        limits: Limits,
+        per_layer: bool,
+        imgsz: int,
+        measure: Callable[[Masks], Evidence] | None,
     ):
+        self.model, self.criterion = model, criterion
         self.wiring = Wiring(model, groups)
         self.cost = Cost(model, self.wiring, imgsz)
-        self.sums = SliceSums(model, self.wiring, criterion)
         self.round_to, self.per_layer = limits.round_to, per_layer
         self.floors = floors(self.wiring.sizes, limits)
         self.removed_at = np.full(self.wiring.total, self.STAYS)
+        self.measure(measure)
+
+    def measure(self, measure: Callable[[Masks], Evidence] | None) -> None:
+        """What the scores are made from, of the model as masked now."""
+        evidence = measure(self.wiring.by_group(self.marked())) if measure else None
+        self.sums = SliceSums(self.model, self.wiring, self.criterion, evidence)
 
     def marked(self) -> np.ndarray:
         """The flat mask before rounding."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prune_methods.base import PRUNERS, Array, Criterion, mean_over_layers, relative_to_mean
+from prune_methods.base import PRUNERS, Array, Criterion, mean_over_layers, relative_to_largest, relative_to_mean
 
 
 @PRUNERS.register("l1")
@@ -28,3 +28,28 @@ class GroupNorm(Criterion):
     def score(self, slices: Array) -> Array:
         """See Criterion."""
         return relative_to_mean(mean_over_layers(slices))
+
+
+@PRUNERS.register("group_sl")
+class GroupSparseLearning(GroupNorm):
+    """Energy relative to the group's largest channel, after sparse training that has left each group weak and strong ones.
+
+    Against `group_norm`: where few channels of a group are strong all others are near 0, however wide the group; relative to the
+    mean they would seem the stronger, the more of them there are. (DepGraph, section 3.3, with its group sparsity.)
+    """
+
+    sparse = True
+
+    def score(self, slices: Array) -> Array:
+        """See Criterion."""
+        return relative_to_largest(mean_over_layers(slices))
+
+
+@PRUNERS.register("group_reg")
+class GroupGrowingReg(GroupNorm):
+    """The score of `group_norm`; what makes it another method is the growing penalty of its sparse training.
+
+    (Wang et al., Neural Pruning via Growing Regularization, ICLR 2021, arXiv 2012.09243, on groups.)
+    """
+
+    sparse = True

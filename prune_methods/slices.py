@@ -1,31 +1,65 @@
 """Scores of all channels of a masked model, without cutting it."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prune_methods.base import Criterion
-from prune_methods.graph import ChannelGroup
+from prune_methods.graph import MAKERS, ChannelGroup, Skipped
 from prune_methods.wiring import Masks, Wiring
+from utils.errors import UserError
+
+Evidence = Mapping[str, np.ndarray]
+"""Saliency by layer, float64, summed over the kernels: (outputs, inputs) a convolution, (channels,) a norm."""
+
+
+def counted_weights(model: nn.Module, groups: Sequence[ChannelGroup], criterion: Criterion) -> dict[str, Tensor]:
+    """The weights of all coupled layers that the criterion counts, by layer name; a norm may have none."""
+    names = {m.name: None for g in groups for m in g.members if m.kind in criterion.kinds}  # a dict keeps the order
+    weights = {name: model.get_submodule(name).weight for name in names}
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+
+
+def countable(model: nn.Module, groups: Sequence[ChannelGroup], criterion: Criterion) -> tuple[list[ChannelGroup], list[Skipped]]:
+    """The groups that the criterion can score, and the layers of the others: those in which it counts no layer."""
+    weights = counted_weights(model, groups, criterion)
+    found: list[ChannelGroup] = []
+    skipped: list[Skipped] = []
+    for group in groups:
+        if any(m.name in weights and m.kind in criterion.kinds for m in group.members):
+            found.append(group)
+        else:
+            reason = f"nothing that the method counts ({', '.join(sorted(criterion.kinds))}) is coupled to it"
+            skipped += [Skipped(m.name, reason) for m in group.members if m.kind in MAKERS]
+    return found, skipped
+
+
+def kernel_sums(saliency: Tensor) -> Tensor:
+    """Of a weight's shape -> (outputs, inputs) or (channels,), float64."""
+    saliency = saliency.double()
+    return saliency.flatten(2).sum(2) if saliency.dim() > 2 else saliency
 
 
 class SliceSums:
-    """Saliency of every layer, summed once over the kernels: (outputs, inputs) a convolution, (channels,) a norm.
+    """Saliency of every layer, summed once over the kernels.
 
-    The sums of a masked model are then products of these tables with the mask.
+    The sums of a masked model are products of these tables with the mask.
+    `evidence` is what gradients.py gathered; without it the tables come from the weights.
     """
 
-    def __init__(self, model: nn.Module, wiring: Wiring, criterion: Criterion):
+    def __init__(self, model: nn.Module, wiring: Wiring, criterion: Criterion, evidence: Evidence | None = None):
         self.wiring, self.criterion = wiring, criterion
-        wanted = {m.name for g in wiring.groups for m in g.members if m.kind in criterion.kinds}
-        self.tables: dict[str, np.ndarray] = {}
-        with torch.no_grad():
-            for name in wanted:
-                weight = model.get_submodule(name).weight
-                if isinstance(weight, torch.Tensor):  # a norm may have none
-                    table = criterion.saliency(weight).double()
-                    self.tables[name] = (table.flatten(2).sum(2) if table.dim() > 2 else table).cpu().numpy()
+        if lost := countable(model, wiring.groups, criterion)[1]:
+            raise UserError(f"pruning: {lost[0].layer}: {lost[0].reason}; leave such groups out with `countable`")
+        self.tables = self._of_weights(model) if evidence is None else evidence
         self._members = [[m for m in g.members if m.kind in criterion.kinds and m.name in self.tables] for g in wiring.groups]
+
+    def _of_weights(self, model: nn.Module) -> Evidence:
+        with torch.no_grad():
+            weights = counted_weights(model, self.wiring.groups, self.criterion)
+            return {name: kernel_sums(self.criterion.saliency(weight)).cpu().numpy() for name, weight in weights.items()}
 
     def scores(self, keep: np.ndarray) -> np.ndarray:
         """Float64 per flat channel (without the last entry), +inf where it is gone already."""
@@ -60,10 +94,14 @@ class SliceSums:
 
 
 def scores(
-    model: nn.Module, groups: list[ChannelGroup], criterion: Criterion, masks: Masks | None = None
+    model: nn.Module,
+    groups: list[ChannelGroup],
+    criterion: Criterion,
+    masks: Masks | None = None,
+    evidence: Evidence | None = None,
 ) -> dict[str, np.ndarray]:
     """Float64 score per channel of each group, by group name; +inf where `masks` say that it is gone."""
     wiring = Wiring(model, groups)
     keep = wiring.all_kept() if masks is None else wiring.flatten(masks)
-    flat = SliceSums(model, wiring, criterion).scores(keep)
+    flat = SliceSums(model, wiring, criterion, evidence).scores(keep)
     return {g.name: flat[s : s + g.size] for g, s in zip(groups, wiring.starts, strict=True)}

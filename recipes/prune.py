@@ -18,6 +18,7 @@ from prune_methods import (
     Skipped,
     Step,
     apply,
+    countable,
     keep_masks,
     preflight,
     reachable_speed_up,
@@ -25,6 +26,7 @@ from prune_methods import (
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
 from recipes.prepare import class_names, prepare_hyp
+from recipes.prune_evidence import measured, warn_if_dense
 from recipes.prune_report import Report, describe_groups, write_channels, write_skipped, write_steps
 from recipes.train import FitResult, fit
 from utils import dist
@@ -58,10 +60,14 @@ def prune(opt: PruneOptions) -> Path | None:
     seed_everything(opt.seed)
     model = load_model(opt.weights, select_device(opt.device))
     groups, skipped = preflight(model, opt.ignore)
+    groups, without = countable(model, groups, criterion)
+    skipped += without
     if opt.dry_run:
         LOGGER.info(describe_groups(groups, skipped, reach(model, groups, opt)))
         return None
     check_reach(model, groups, opt)
+    if criterion.sparse:
+        warn_if_dense(model, opt)
     stride = int(model.stride.max())
     opt = replace(opt, imgsz=-(-(opt.imgsz or model.imgsz) // stride) * stride)
     data = matching_data(model, opt)
@@ -150,7 +156,7 @@ class Stages:
         log_table(result)
         return result
 
-    def shrink(self, groups: list[ChannelGroup], criterion: Any) -> Plan:
+    def shrink(self, groups: list[ChannelGroup], criterion: Criterion) -> Plan:
         """Masks for the target; a row a step goes to `prune.csv`."""
         opt, maps = self.opt, {}
 
@@ -173,6 +179,8 @@ class Stages:
             max_steps=opt.max_steps,
             imgsz=COST_SIZE,
             on_step=on_step,
+            measure=measured(self.model, groups, criterion, self.plain_loader, opt),
+            measure_every=opt.recalib_every,
         )
         write_steps(plan.steps, maps, self.folder / "prune.csv")
         if all(mask.all() for mask in plan.masks.values()):

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from prune_methods import ChannelGroup, Criterion, GradientCriterion, gradient_evidence, zeroed
+from prune_methods.graph import raw_outputs
+
 
 def unit(c1: int, c2: int, k: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c1, c2, k, padding=k // 2, groups=groups, bias=False), nn.BatchNorm2d(c2), nn.SiLU())
@@ -75,6 +78,20 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 def toy(kind: type[nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return randomised(kind(), seed)
+
+
+def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterion, size: int = 32):
+    """What `keep_masks` needs for this criterion: gradients of the squared outputs on two random images, or None."""
+    if not isinstance(criterion, GradientCriterion):
+        return None
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    def losses(model: nn.Module, per_image: bool):
+        for part in images.split(1 if per_image else 2):
+            outputs = raw_outputs(model(part))
+            yield sum(y.square().mean() for y in (outputs if isinstance(outputs, list) else [outputs]))
+
+    return lambda masks: gradient_evidence(zeroed(model, found, masks), found, criterion, losses)
 
 
 TINY_REP = {

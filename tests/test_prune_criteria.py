@@ -19,7 +19,8 @@ def mid_slices(model, power):
 
 
 def test_registry_names_every_method_and_suggests():
-    assert PRUNERS.names() == ["lamp", "l1", "group_norm", "random"]
+    gradients, sparse = ["group_taylor", "group_hessian"], ["slim", "group_slim"]
+    assert PRUNERS.names() == [*gradients, "lamp", "l1", "group_norm", "group_sl", "group_reg", "random", *sparse]
     with pytest.raises(UserError, match="did you mean 'lamp'"):
         PRUNERS["lmap"]
 
@@ -52,7 +53,7 @@ def test_neighbours_differ():
         model.mid[1].weight[:2] = 1.0
         model.out.weight[:, :2] = 0.1
     found = groups(model)
-    s = {name: scores(model, found, PRUNERS[name]())["mid.0"] for name in PRUNERS}
+    s = {name: scores(model, found, PRUNERS[name]())["mid.0"] for name in ("l1", "group_norm", "lamp", "random")}
     assert s["l1"][0] < s["l1"][1] and s["group_norm"][0] > s["group_norm"][1]
     assert (np.argsort(s["lamp"]) == np.argsort(s["group_norm"])).all() and s["lamp"].max() == 1 < s["group_norm"].max()
     assert not np.allclose(np.argsort(s["random"]), np.argsort(s["l1"]))

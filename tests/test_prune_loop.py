@@ -10,14 +10,15 @@ from prune_methods.base import Criterion
 from prune_methods.cost import Cost, deploy_free, deployed_macs
 from prune_methods.loop import floors
 from prune_methods.wiring import Wiring
-from tests.prune_toys import TINY_REP, Chain, Csp, toy
+from tests.prune_toys import TINY_REP, Chain, Csp, measure_for, toy
 from utils.profiling import count_macs
 
 SIZE = 32
 
 
 def run(model, target, method="lamp", **changes) -> Plan:
-    return keep_masks(model, groups(model), PRUNERS[method](), target, imgsz=SIZE, **changes)
+    found, criterion = groups(model), PRUNERS[method]()
+    return keep_masks(model, found, criterion, target, imgsz=SIZE, measure=measure_for(model, found, criterion), **changes)
 
 
 def chain_macs(stem: int, mid: int) -> int:
@@ -164,7 +165,8 @@ def real(request):
 @pytest.mark.parametrize("method", PRUNERS)
 def test_every_method_reaches_two_on_real_models(real, method):
     model, found, base = real
-    plan = keep_masks(model, found, PRUNERS[method](), 2.0)
+    criterion = PRUNERS[method]()
+    plan = keep_masks(model, found, criterion, 2.0, measure=measure_for(model, found, criterion, 64))
     smaller = apply(model, found, plan.masks)
     assert plan.base_macs == base and count_macs(smaller.fuse()) == plan.macs
     assert 2.0 <= plan.speed_up < 2.05

@@ -19,6 +19,8 @@ class PruneOptions(RunOptions):
     data: str = option("", "data YAML: bare name (demo) or path; --dry-run needs none")
     method: str = option("lamp", f"what a channel is worth: {', '.join(METHODS)}")
     speed_up: float = option(2.0, "MACs of the deployed model before over after")
+    calib_batches: int = option(10, "training batches whose gradients group_taylor and group_hessian take")
+    recalib_every: int = option(0, "take these gradients anew, from the model as cut so far, every so many steps; 0 = once")
     max_steps: int = option(200, "most steps; each takes 0.5% of the channels and scores the rest anew")
     across_layers: bool = option(False, "rank the channels of all layers together; the default", "global")
     per_layer: bool = option(False, "rank within each layer, so that all layers lose the same share", "local")
@@ -54,10 +56,10 @@ class PruneOptions(RunOptions):
             raise UserError(f"--speed-up {self.speed_up:g}: must be above 1 (2 halves the GFLOPs)")
         if not 0 < self.max_ratio <= 1:
             raise UserError(f"--max-ratio {self.max_ratio:g}: must be above 0 and at most 1")
-        for name in ("max_steps", "min_channels", "round_to", "batch_size", "finetune_epochs"):
+        for name in ("max_steps", "min_channels", "round_to", "batch_size", "finetune_epochs", "calib_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("val_every", "recalibrate_batches", "imgsz"):
+        for name in ("val_every", "recalibrate_batches", "imgsz", "recalib_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.across_layers and self.per_layer:

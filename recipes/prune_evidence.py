@@ -1,0 +1,95 @@
+"""What some pruning methods need beside the weights: gradients on training images, or weights that were trained sparse."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from data.loader import DetectionLoader
+from models import Model
+from models.checkpoint import load_checkpoint
+from models.importer import is_official
+from prune_methods import ChannelGroup, Criterion, Evidence, GradientCriterion, Losses, Masks, gradient_evidence, zeroed
+from prune_methods.recalibrate import recalibrate_bn
+from utils.config import load_hyp
+from utils.log import LOGGER
+from utils.losses import build_loss
+from utils.prune_options import PruneOptions
+
+SPARSE_GAMMA = 0.01  # below it a batch norm's scale counts as driven to zero
+SPARSE_SHARE = 0.05  # of all channels; ordinary training leaves next to none
+
+
+def measured(
+    model: Model, groups: list[ChannelGroup], criterion: Criterion, loader: DetectionLoader, opt: PruneOptions
+) -> Callable[[Masks], Evidence] | None:
+    """What `keep_masks` calls for the gradients of the model as masked, or None for a method that needs none.
+
+    A masked model first gets batch norm statistics of its own, as the pruned one will: with the old ones its loss, and the
+    gradients with it, would be those of a broken model.
+    """
+    if not isinstance(criterion, GradientCriterion):
+        if opt.recalib_every:
+            LOGGER.warning(f"--recalib-every {opt.recalib_every}: has no effect, {opt.method} uses no gradients")
+        return None
+    losses = detection_losses(model, loader, opt)
+
+    def measure(masks: Masks) -> Evidence:
+        masked = zeroed(model, groups, masks)
+        if not all(mask.all() for mask in masks.values()):
+            recalibrate_bn(masked, loader, min(opt.calib_batches, opt.recalibrate_batches))
+        unit = "image" if criterion.per_image else "batch"
+        LOGGER.info(f"Gradients of {min(opt.calib_batches, len(loader))} training batches, one pass per {unit}")
+        return gradient_evidence(masked, groups, criterion, losses)
+
+    return measure
+
+
+def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -> Losses:
+    """The detection loss of the first `--calib-batches` batches, a batch's multiplied by its size, as in training."""
+    # autobalance would move with every pass
+    hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz).replace(autobalance=False)
+
+    def losses(measured: nn.Module, per_image: bool) -> Iterator[Tensor]:
+        loss = build_loss(measured, hyp, opt.loss)
+        device = next(measured.parameters()).device
+        for batch in islice(loader, opt.calib_batches):
+            images, targets = batch.images.to(device).float() / 255, batch.targets.to(device)
+            for part, labels in single_images(images, targets) if per_image else [(images, targets)]:
+                yield loss(measured(part)[1], labels)[0]
+
+    return losses
+
+
+def single_images(images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch as batches of one: images (1, 3, H, W) and their targets, whose image number becomes 0."""
+    for number in range(len(images)):
+        own = targets[targets[:, 0] == number].clone()
+        own[:, 0] = 0
+        yield images[number : number + 1], own
+
+
+def warn_if_dense(model: Model, opt: PruneOptions) -> None:
+    """One line where a method that presumes sparse training meets weights that had none.
+
+    Told by the options in the checkpoint (only train_sparse.py has `method` and `reg`), else by the batch norms: an imported
+    checkpoint may be sparse.
+    """
+    args: dict[str, Any] = {} if is_official(Path(opt.weights)) else load_checkpoint(opt.weights).get("args", {})
+    share = sparse_share(model)
+    if not {"method", "reg"} <= set(args) and share < SPARSE_SHARE:
+        LOGGER.warning(
+            f"{opt.weights}: was not sparse-trained ({share:.0%} of the batch norm scales are below {SPARSE_GAMMA:g}), which "
+            f"{opt.method} presumes; do this first: python train_sparse.py --weights {opt.weights} --data {opt.data} "
+            f"--method {opt.method}"
+        )
+
+
+def sparse_share(model: nn.Module) -> float:
+    """Share of |gamma| < 0.01 over all batch norms, 0..1."""
+    gammas = [m.weight.detach().abs().flatten() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
+    return float((torch.cat(gammas) < SPARSE_GAMMA).float().mean()) if gammas else 0.0

@@ -1,0 +1,117 @@
+"""Gradients and sparsity as prune.py asks for them: real batches, the detection loss, checkpoints."""
+
+import logging
+
+import pytest
+import torch
+
+from data.config import load_data
+from data.loader import build_loader
+from models import build_model, load_model, save_model
+from prune_methods import PRUNERS, apply, groups, keep_masks
+from prune_methods.verify import verify
+from recipes.prune_evidence import detection_losses, measured, sparse_share, warn_if_dense
+from tests.data_sets import write_set
+from tests.prune_toys import TINY_REP, randomised
+from utils.config import load_hyp
+from utils.losses import build_loss
+from utils.options import parse_options
+from utils.prune_options import PruneOptions
+
+
+def options(*words: str) -> PruneOptions:
+    return parse_options(PruneOptions, ["--weights", "x.pt", "--data", "tiny", "--imgsz", "64", "--batch-size", "2", *words])
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory):
+    content = write_set(tmp_path_factory.mktemp("set"), [(64, 64)] * 5, nc=2)
+    return build_loader(load_data(content | {"val": content["train"]}), "train", imgsz=64, batch_size=2)
+
+
+def test_losses_are_those_of_training_in_eval_mode(loader):
+    model = randomised(build_model(TINY_REP)).eval()
+    opt = options("--calib-batches", "2")
+    loss = build_loss(model, load_hyp("finetune").scaled(model.head.nl, 2, 64))
+    expected = [loss(model(b.images.float() / 255)[1], b.targets)[0] for b in list(loader)[:2]]
+    found = list(detection_losses(model, loader, opt)(model, False))
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+    single = list(detection_losses(model, loader, opt)(model, True))
+    assert len(single) == 4 and all(s.requires_grad for s in single)
+    image, labels = list(loader)[1].images[1:], list(loader)[1].targets
+    own = labels[labels[:, 0] == 1].clone()
+    own[:, 0] = 0
+    torch.testing.assert_close(single[3], loss(model(image.float() / 255)[1], own)[0])
+    assert len(list(detection_losses(model, loader, options())(model, False))) == 3  # no more batches than there are
+
+
+def test_a_masked_model_is_measured_with_fresh_statistics(loader):
+    model = randomised(build_model(TINY_REP))
+    found, criterion = groups(model), PRUNERS["group_taylor"]()
+    masks = keep_masks(model, found, PRUNERS["l1"](), 1.5).masks
+    first = next(g for g in found if not masks[g.name].all()).members[0].name
+    results = {}
+    for batches in ("0", "2"):
+        measure = measured(model, found, criterion, loader, options("--recalibrate-batches", batches))
+        results[batches] = measure(masks)[first][masks[found[0].name]]
+    assert not torch.allclose(*(torch.from_numpy(t) for t in results.values()), rtol=0.05)
+    whole = {name: mask | True for name, mask in masks.items()}  # nothing masked: the statistics stay
+    tables = [
+        measured(model, found, criterion, loader, options("--recalibrate-batches", b))(whole)[first].tolist() for b in ("0", "2")
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_other_methods_need_nothing(loader, caplog):
+    model = build_model(TINY_REP)
+    with caplog.at_level(logging.WARNING):
+        assert measured(model, groups(model), PRUNERS["lamp"](), loader, options()) is None
+        assert not caplog.records
+        measured(model, groups(model), PRUNERS["lamp"](), loader, options("--recalib-every", "5"))
+    assert "no effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "cfg"), [("group_taylor", "yolov7-tiny"), ("group_hessian", "yolov5n"), ("slim", "yolov7-tiny")]
+)
+def test_whole_models_reach_the_target(cfg, method, loader):
+    model = randomised(build_model(cfg, nc=2))
+    found, criterion = groups(model), PRUNERS[method]()
+    measure = measured(model, found, criterion, loader, options("--method", method, "--calib-batches", "1"))
+    plan = keep_masks(model, found, criterion, 2.0, imgsz=64, measure=measure)
+    assert 2.0 <= plan.speed_up < 2.01 and min(int(m.sum()) for m in plan.masks.values()) >= 4
+    verify(model, found, plan, apply(model, found, plan.masks), 64)
+
+
+def checkpoint(path, share=0.0, **args):
+    model = build_model(TINY_REP)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data[: round(share * module.num_features)] = 1e-4
+    save_model(model, path, args=args)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("share", "args", "warned"),
+    [
+        (0.0, {}, True),
+        (0.0, {"method": "lamp", "speed_up": 2.0}, True),  # pruned.pt
+        (0.0, {"method": "slim", "reg": 5e-4}, False),
+        (0.5, {}, False),  # imported, sparse all the same
+    ],
+)
+def test_a_dense_checkpoint_is_told(tmp_path, caplog, share, args, warned):
+    path = checkpoint(tmp_path / "x.pt", share, **args)
+    opt = parse_options(PruneOptions, ["--weights", path, "--data", "demo", "--method", "slim"])
+    with caplog.at_level(logging.WARNING):
+        warn_if_dense(load_model(path), opt)
+    command = f"python train_sparse.py --weights {path} --data demo --method slim"
+    assert [command in r.message and "\n" not in r.message for r in caplog.records] == [True] * warned
+
+
+def test_share_by_hand():
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4, affine=False), torch.nn.BatchNorm1d(1))
+    model[0].weight.data = torch.tensor([0.0, -0.005, 0.02, -1.0])
+    assert sparse_share(model) == pytest.approx(2 / 5)
+    assert sparse_share(torch.nn.Conv2d(1, 1, 1)) == 0
