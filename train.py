@@ -6,6 +6,7 @@ from utils.train_options import TrainOptions
 
 def main(opt: TrainOptions) -> None:
     """Import the work only now, so that `--help` and wrong options answer at once."""
+    opt.check()
     from recipes.train import train
 
     train(opt)

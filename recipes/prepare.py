@@ -14,17 +14,12 @@ from utils.log import LOGGER
 from utils.train_options import TrainOptions
 
 
-def check_complete(opt: TrainOptions) -> None:
-    """Say in one line what is missing."""
-    missing = [] if opt.cfg or opt.weights else ["a model (--cfg yolov5n or --weights x.pt)"]
-    missing += [] if opt.data else ["a data set (--data demo)"]
-    if missing:
-        raise UserError(f"missing: {' and '.join(missing)}; for example: python train.py --cfg yolov5n --data demo --hyp demo")
-
-
 def prepare_hyp(opt: TrainOptions) -> Hyp:
-    """The hyp file with what the command line replaces."""
+    """The hyp file with what the command line replaces; says what of it has no effect."""
     hyp = load_hyp(opt.hyp)
+    for name in ("copy_paste", "paste_in"):
+        if value := getattr(hyp, name):
+            LOGGER.warning(f"{opt.hyp}: {name}: {value:g} has no effect: it needs outlines, labels of boxes have none")
     if opt.loss:
         hyp = hyp.replace(loss=opt.loss)
     return hyp.replace(label_smoothing=opt.label_smoothing) if opt.label_smoothing > 0 else hyp

@@ -9,7 +9,7 @@ from typing import Any
 from data.config import DataConfig, load_data
 from models import Model
 from models.checkpoint import load_checkpoint, load_model, model_from_checkpoint
-from recipes.prepare import check_complete, class_names, prepare_hyp, prepare_model
+from recipes.prepare import class_names, prepare_hyp, prepare_model
 from recipes.session import Session, build_trainer, whole_strides
 from utils import dist
 from utils.config import Hyp, save_yaml
@@ -39,7 +39,7 @@ def train(opt: TrainOptions) -> FitResult:
     """What train.py does: model and data from the options, then `fit`."""
     if opt.resume:
         return resume(opt)
-    check_complete(opt)
+    opt.check()
     world = dist.world_from_env()
     with dist.process_group(world, select_device(opt.device, world.local_rank)):
         with dist.main_first(world):

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from models import build_model
-from recipes.prepare import freeze, prepare_model, with_classes
+from recipes.prepare import freeze, prepare_hyp, prepare_model, with_classes
 from recipes.session import multi_scale
 from utils.config import Hyp
 from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.hooks import Hook
+from utils.log import LOGGER
 from utils.losses import build_loss
 from utils.optim import Schedule, build_optimizer
 from utils.precision import Precision
@@ -146,3 +147,13 @@ def test_weights_bring_structure_anchors_and_what_fits(tmp_path, caplog):
     with_cfg = prepare_model(TrainOptions(weights=opt.weights, cfg="yolov5n"), Hyp(), ["a", "b", "c"])
     assert with_cfg.model[1].conv.out_channels == 32 and torch.equal(with_cfg.model[0].conv.weight, source.model[0].conv.weight)
     assert torch.equal(with_cfg.head.anchors_px * 1.5, source.head.anchors_px)
+
+
+def test_hyperparameters_without_effect_are_named(caplog):
+    LOGGER.addHandler(caplog.handler)
+    prepare_hyp(TrainOptions(hyp="scratch-high"))
+    prepare_hyp(TrainOptions(hyp="scratch-low"))
+    LOGGER.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "scratch-high: copy_paste: 0.1 has no effect: it needs outlines, labels of boxes have none"
+    ]

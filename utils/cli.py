@@ -16,9 +16,8 @@ def run_script(kind: type[T], work: Callable[[T], object], description: str | No
     A `UserError` is printed as one line with exit code 2. Interrupts exit with 130 (SIGINT) or 143 (SIGTERM), as shells expect;
     what to do next is printed by whoever was interrupted.
     """
-    options = parse_options(kind, description=description or "")
     try:
-        work(options)
+        work(parse_options(kind, description=description or ""))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

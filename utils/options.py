@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -24,14 +24,16 @@ def option(
     bare: Any = None,
     multi: bool = False,
     positional: bool = False,
+    least: int | None = None,
 ) -> Any:
     """One option of an options dataclass.
 
     `aliases` are further spellings (`--batch`); `bare` is the value of the option given without one (`--cache` alone means
-    `ram`); `multi` takes one or more values into a tuple; `positional` takes the words that belong to no option into a tuple.
+    `ram`); `multi` takes one or more values into a tuple; `positional` takes the words that belong to no option into a tuple;
+    numbers below `least` are refused.
     """
     meta = {"help": text, "aliases": aliases, "choices": choices, "bare": bare, "multi": multi, "positional": positional}
-    return field(default=default, metadata=meta)
+    return field(default=default, metadata=meta | {"least": least})
 
 
 def parse_options(kind: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
@@ -65,6 +67,7 @@ def _dashed(word: str) -> str:
 
 def _add(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     meta, kind = item.metadata, _base_type(item)
+    reader = kind if meta["least"] is None else _at_least(meta["least"], kind)
     flags = [f"--{name.replace('_', '-')}" for name in (item.name, *meta["aliases"])]
     common: dict[str, Any] = {"dest": item.name, "default": item.default, "help": meta["help"].replace("%", "%%")}
     if meta["positional"]:
@@ -78,8 +81,21 @@ def _add(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     if meta["multi"]:
         common |= {"nargs": "+"}
     parser.add_argument(
-        *flags, type=kind, choices=meta["choices"], metavar=None if meta["choices"] else item.name.upper(), **common
+        *flags, type=reader, choices=meta["choices"], metavar=None if meta["choices"] else item.name.upper(), **common
     )
+
+
+def _at_least(least: int, kind: type) -> Callable[[str], Any]:
+    """Reads a number and refuses one below `least`."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse says where the text is no number
+    return read
 
 
 def _base_type(item: dataclasses.Field) -> type:
@@ -111,8 +127,8 @@ class RunOptions:
     """What every script that makes a run folder has."""
 
     device: str = option("", "cpu, 0, 0,1 or empty for the first GPU if there is one, else the CPU")
-    workers: int = option(2, "data loading processes per rank; changes nothing but the speed")
+    workers: int = option(2, "data loading processes per rank; changes nothing but the speed", least=0)
     project: str = option("runs", "folder of the runs")
     name: str = option("exp", "name of this run; exp2, exp3 ... where it exists")
     exist_ok: bool = option(False, "write into the run folder even if it exists")
-    seed: int = option(0, "random seed of initialisation, data order and augmentation")
+    seed: int = option(0, "random seed of initialisation, data order and augmentation", least=0)

@@ -17,10 +17,10 @@ class TrainOptions(RunOptions):
     data: str = option("", "data YAML: bare name (demo) or path")
     hyp: str = option("scratch-low", "hyper-parameter YAML: bare name (finetune) or path")
     loss: str | None = option(None, "box-to-target assignment; without it the hyp file decides", choices=("yolo", "ota"))
-    epochs: int = option(100, "passes over the training images")
-    batch_size: int = option(16, "images a step over all ranks; gradients accumulate up to the hyp file's nbs", "batch")
+    epochs: int = option(100, "passes over the training images", least=1)
+    batch_size: int = option(16, "images a step over all ranks; gradients accumulate up to the hyp file's nbs", "batch", least=1)
     imgsz: int = option(
-        640, "training image size in pixels; a second value is the size of validation", "img", "img-size", multi=True
+        640, "training image size in pixels; a second value is the size of validation", "img", "img-size", multi=True, least=1
     )
     rect: bool = option(False, "rectangular training batches: less padding, no shuffling, no mosaic")
     resume: str = option(
@@ -33,7 +33,7 @@ class TrainOptions(RunOptions):
     cache: str = option(
         "", "keep decoded images in memory (ram) or as files (disk)", "cache-images", bare="ram", choices=("", "ram", "disk")
     )
-    image_weights: bool = option(False, "draw images with rare or badly found classes more often")
+    image_weights: bool = option(False, "draw images with rare classes more often")
     multi_scale: bool = option(False, "vary the image size between half and 1.5 times from batch to batch")
     single_cls: bool = option(False, "train all classes as one")
     optimizer: str = option("SGD", "optimizer", choices=("SGD", "Adam", "AdamW"))
@@ -54,8 +54,18 @@ class TrainOptions(RunOptions):
 
     def __post_init__(self) -> None:
         sizes = self.imgsz if isinstance(self.imgsz, tuple) else (self.imgsz,)
+        if len(sizes) > 2:
+            raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one size, or one for training and one for validation")
         object.__setattr__(self, "imgsz", sizes[0])
         object.__setattr__(self, "val_imgsz", sizes[-1])
+
+    def check(self) -> None:
+        """Say in one line what is missing."""
+        missing = [] if self.cfg or self.weights else ["a model (--cfg yolov5n or --weights x.pt)"]
+        missing += [] if self.data else ["a data set (--data demo)"]
+        if missing and not self.resume:
+            example = "python train.py --cfg yolov5n --data demo --hyp demo"
+            raise UserError(f"missing: {' and '.join(missing)}; for example: {example}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainOptions":

@@ -86,6 +86,33 @@ def test_unknown_option_and_names(place: Path, capfd: pytest.CaptureFixture):
     assert "did you mean 'lamp'" in one_line(capfd, "prune.py", "--weights", "good.pt", "--data", "set.yaml", "--method", "lampp")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.py", "--batch-size", "0"),
+        ("train.py", "--batch-size", "-1"),
+        ("train.py", "--imgsz", "0"),
+        ("train.py", "--img-size", "64", "-64"),
+        ("train.py", "--epochs", "0"),
+        ("train.py", "--workers", "-1"),
+        ("train.py", "--seed", "-1"),
+        ("val.py", "--workers", "-1"),
+        ("prune.py", "--seed", "-1"),
+        ("report.py", "good.pt", "--batch-size", "0"),
+        ("report.py", "good.pt", "--imgsz", "-64"),
+        ("report.py", "good.pt", "--seconds", "-1"),
+    ],
+)
+def test_numbers_out_of_range(place: Path, capfd: pytest.CaptureFixture, words: tuple[str, ...]):
+    line = one_line(capfd, *words)
+    assert "must be at least" in line and words[-2 if words[1] != "--img-size" else 1] in line
+
+
+def test_one_size_or_two(place: Path, capfd: pytest.CaptureFixture):
+    line = one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", "--imgsz", "64", "64", "64")
+    assert "--imgsz 64 64 64: one size, or one for training and one for validation" in line
+
+
 def test_yaml_broken_or_with_unknown_keys(place: Path, capfd: pytest.CaptureFixture):
     Path("broken.yaml").write_text("nc: [1,\nanchors: 3")
     assert "broken.yaml:2" in one_line(capfd, "train.py", "--cfg", "broken.yaml", "--data", "set.yaml", *TRAIN)
