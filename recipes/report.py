@@ -7,7 +7,8 @@ import torch
 
 from data.config import DataConfig, load_data
 from data.loader import DetectionLoader, build_loader
-from models import load_model
+from models import Model, load_model
+from recipes.prepare import class_names
 from utils.comparison import Conditions, Row, markdown, plot, write
 from utils.config import load_yaml
 from utils.device import device_name, select_device
@@ -101,9 +102,11 @@ def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[lis
         model = load_model(candidate.weights)
         info, at_size = model.info(640), model.info(candidate.imgsz)
         deployed = model.fuse().to(device)
-        loader = validation_loader(data, candidate.imgsz, int(model.stride.max()), opt)
-        LOGGER.info(f"{candidate.name}: validating {candidate.weights}")
-        result = evaluate(deployed, loader, names=data.names, half=opt.half)
+        single = trained_as_one_class(model, data, candidate)
+        loader = validation_loader(data, candidate.imgsz, int(model.stride.max()), opt, single)
+        LOGGER.info(f"{candidate.name}: validating {candidate.weights}" + (", all classes as one" if single else ""))
+        names = class_names(data.names, single)
+        result = evaluate(deployed, loader, names=names, single_cls=single, half=opt.half)
         facts.append((candidate, info, at_size, result))
         work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, opt.half, device)
     LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")
@@ -126,10 +129,20 @@ def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[lis
     return rows, facts[0][3].seen
 
 
-def validation_loader(data: DataConfig, imgsz: int, stride: int, opt) -> DetectionLoader:
+def trained_as_one_class(model: Model, data: DataConfig, candidate: Candidate) -> bool:
+    """Whether the model was trained with `--single-cls`. `UserError` where its classes are not the data's."""
+    if model.nc not in {1, data.nc}:
+        raise UserError(
+            f"{candidate.weights}: has {model.nc} classes, {candidate.data} has {data.nc}: the figures would mean nothing; "
+            "compare models of the same classes, or name their data with --data"
+        )
+    return model.nc < data.nc
+
+
+def validation_loader(data: DataConfig, imgsz: int, stride: int, opt, single_cls: bool = False) -> DetectionLoader:
     """As train.py and val.py validate: rectangles of like proportions with half a stride of grey around them."""
     common = {"imgsz": imgsz, "batch_size": opt.batch_size, "workers": opt.workers, "stride": stride}
-    return build_loader(data, "val", rect=True, pad=0.5, **common)
+    return build_loader(data, "val", rect=True, pad=0.5, single_cls=single_cls, **common)
 
 
 def forward_of(model: torch.nn.Module, imgsz: int, batch: int, half: bool, device: torch.device):

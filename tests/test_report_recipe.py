@@ -1,0 +1,36 @@
+"""report.py's measuring: models are compared with the classes they were trained with."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.config import load_data
+from models import build_model, save_model
+from recipes import report
+from tests.flow.runs import tiny_set
+from utils.errors import UserError
+from utils.evaluator import evaluate
+
+
+def candidate(folder, nc: int) -> report.Candidate:
+    model = build_model("yolov5n", nc=nc)
+    save_model(model, folder / f"{nc}.pt")
+    return report.Candidate("run", folder / f"{nc}.pt", str(tiny_set(folder)), 64)
+
+
+def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
+    results = []
+    monkeypatch.setattr(report, "evaluate", lambda *words, **more: results.append(evaluate(*words, **more)) or results[-1])
+    opt = SimpleNamespace(batch_size=4, workers=0, half=False, seconds=0)
+    candidates = [candidate(tmp_path, 1), candidate(tmp_path, len(load_data(tiny_set(tmp_path)).names))]
+    report.measure(candidates, opt, torch.device("cpu"))
+    one, several = results
+    assert one.names == ["object"] and len(several.names) > 1
+    assert one.labels.tolist() == [several.instances]
+
+
+def test_other_classes_than_the_data_are_an_error(tmp_path):
+    opt = SimpleNamespace(batch_size=4, workers=0, half=False, seconds=0)
+    with pytest.raises(UserError, match=r"80\.pt: has 80 classes, .*tiny\.yaml has 3"):
+        report.measure([candidate(tmp_path, 80)], opt, torch.device("cpu"))
