@@ -171,6 +171,7 @@ def test_checkpoints(tmp_path):
 
 def test_nosave_writes_after_the_last_epoch_only(tmp_path):
     written = []
+    (tmp_path / "best.pt").write_text("of an earlier run in the same folder (--exist-ok)")
     hook = Checkpoints(tmp_path, lambda path, model, **fields: written.append((path.name, fields["epoch"])), every_epoch=False)
     for epoch in range(3):
         hook.on_epoch_end(fake_trainer(tmp_path, epoch, best=epoch == 0))

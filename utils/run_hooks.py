@@ -174,7 +174,7 @@ class Checkpoints(Hook):
         if not self.every_epoch and not (trainer.stop or trainer.epoch + 1 == trainer.epochs):
             return
         model = trainer.ema.model
-        if trainer.is_best or not self.best.exists():
+        if trainer.is_best or not self.every_epoch or not self.best.exists():  # the only one written is the best there is
             self.save(self.best, model, **self._fields)
         if self.period > 0 and (trainer.epoch + 1) % self.period == 0:
             self.save(self.last.with_name(f"epoch{trainer.epoch}.pt"), model, **self._fields)
