@@ -10,6 +10,7 @@ from prune_methods.base import PRUNERS, GradientCriterion
 from prune_methods.graph import ChannelGroup
 from prune_methods.slices import Evidence, counted_weights, kernel_sums
 from utils.errors import UserError
+from utils.log import LOGGER
 
 Losses = Callable[[nn.Module, bool], Iterable[Tensor]]
 """(model in eval mode, one loss an image rather than a batch) -> scalars, each with its graph."""
@@ -45,20 +46,24 @@ def gradient_evidence(model: nn.Module, groups: Sequence[ChannelGroup], criterio
     """Mean contribution over all losses, of every layer that the criterion counts.
 
     The model stays as it is, frozen weights too: the passes run on a copy whose batch norms use their running statistics.
-    `UserError` where a loss is not finite.
+    A pass with a gradient that is not finite is left out, as training leaves out such a step; `UserError` where none remains.
     """
     measured = copy.deepcopy(model).eval().requires_grad_(True)
     weights = counted_weights(measured, groups, criterion)
     sums: dict[str, Tensor] = {}
-    passes = 0
+    used = passes = 0
     for loss in losses(measured, criterion.per_image):
-        if not loss.isfinite():
-            raise UserError("pruning: the loss on the training images is not finite; take a checkpoint that has not diverged")
+        passes += 1
         gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+        if not all(gradient.isfinite().all() for gradient in (loss, *gradients)):
+            continue
         with torch.no_grad():
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 table = kernel_sums(criterion.contribution(weight.double(), gradient.double()))
-                sums[name] = sums[name] + table if passes else table
-        passes += 1
-    assert passes, "no losses to take gradients of"
-    return {name: (total / passes).cpu().numpy() for name, total in sums.items()}
+                sums[name] = sums[name] + table if used else table
+        used += 1
+    if not used:
+        raise UserError(f"pruning: none of {passes} losses on training images is finite; take a checkpoint that has not diverged")
+    if used < passes:
+        LOGGER.warning(f"{passes - used} of {passes} passes gave gradients that are not finite and do not count")
+    return {name: (total / used).cpu().numpy() for name, total in sums.items()}

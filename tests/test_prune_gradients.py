@@ -170,8 +170,20 @@ def test_what_is_missing_or_not_finite_is_said():
     found = groups(model)
     with pytest.raises(UserError, match=r"GroupTaylor: needs gradients.*measure"):
         keep_masks(model, found, PRUNERS["group_taylor"](), 1.5, imgsz=32)
-    with pytest.raises(UserError, match="not finite"):
-        gradient_evidence(model, found, PRUNERS["group_taylor"](), lambda m, _: [m.out.bias.sum() * float("nan")])
+    with pytest.raises(UserError, match="none of 2 losses .* is finite"):
+        gradient_evidence(model, found, PRUNERS["group_taylor"](), lambda m, _: [m.out.bias.sum() * float("nan")] * 2)
+
+
+def test_a_pass_that_is_not_finite_does_not_count(caplog):
+    # a finite loss can have such gradients too: the square root at zero
+    rows, bad = [[3.0, 1.0, 1.0, 0, 0, 0], [5.0, 1.0, 2.0, 0, 0, 0]], (lambda m: (m.mid[1].weight * 0).sum().sqrt())
+    model = toy(Chain).double()
+    nn.init.ones_(model.mid[1].weight)
+    found, good = groups(model), fixed_losses(rows)
+    with caplog.at_level("WARNING"):
+        tables = gradient_evidence(model, found, PRUNERS["group_taylor"](), lambda m, _: [bad(m), *good(m, False)])
+    np.testing.assert_allclose(tables["mid.1"], [4, 1, 1.5, 0, 0, 0])
+    assert "1 of 3 passes" in caplog.text
 
 
 @pytest.mark.parametrize(("every", "times"), [(0, 1), (4, 3), (10, 1)])
