@@ -1,6 +1,6 @@
 """Train a detector: `train` makes the model ready, `fit` turns a ready model into a trained run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,9 @@ from utils.seed import seed_everything
 from utils.tasks import DetectionTask, TaskFactory
 from utils.train_options import TrainOptions
 
+HookFactory = Callable[[Model, Hyp, TrainOptions, Path], Sequence[Hook]]
+"""Makes the further hooks of a run from (model, hyp, options, run folder); a resumed run calls it again."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -35,10 +38,15 @@ class FitResult:
     result: Any
 
 
-def train(opt: TrainOptions) -> FitResult:
+def no_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
+    """Plain training."""
+    return ()
+
+
+def train(opt: TrainOptions, hooks: HookFactory = no_hooks) -> FitResult:
     """What train.py does: model and data from the options, then `fit`."""
     if opt.resume:
-        return resume(opt)
+        return resume(opt, hooks)
     opt.check()
     world = dist.world_from_env()
     with dist.process_group(world, select_device(opt.device, world.local_rank)):
@@ -49,21 +57,24 @@ def train(opt: TrainOptions) -> FitResult:
         model = prepare_model(opt, hyp, class_names(data.names, opt.single_cls))
         run_dir = make_run_dir(opt.project, opt.name, opt.exist_ok) if world.main else Path()
         new_anchors = not (opt.weights or opt.noautoanchor)
-        return fit(model, data, hyp, opt, dist.broadcast(run_dir, world), new_anchors=new_anchors)
+        run_dir = dist.broadcast(run_dir, world)
+        return fit(model, data, hyp, opt, run_dir, hooks=hooks(model, hyp, opt, run_dir), new_anchors=new_anchors)
 
 
-def resume(opt: TrainOptions) -> FitResult:
+def resume(opt: TrainOptions, hooks: HookFactory = no_hooks) -> FitResult:
     """Go on with an interrupted run in its own folder, with its own options; only the device may be another."""
     path = latest_checkpoint(opt.project) if opt.resume == "latest" else Path(opt.resume)
     checkpoint = load_checkpoint(path)
     if "train_state" not in checkpoint:
         raise UserError(f"{path}: this training has finished, nothing to resume; start a new one from it: --weights {path}")
-    old = TrainOptions.from_dict(checkpoint["args"])
+    old = type(opt).from_dict(checkpoint["args"])
     old = replace(old, device=opt.device or old.device, imgsz=(old.imgsz, old.val_imgsz))  # type: ignore[arg-type]
     hyp = Hyp(**checkpoint["hyp"])
     LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
     run_dir = path.absolute().parent.parent
-    return fit(model_from_checkpoint(checkpoint), load_data(old.data), hyp, old, run_dir, resume=checkpoint["train_state"])
+    model = model_from_checkpoint(checkpoint)
+    further = hooks(model, hyp, old, run_dir)
+    return fit(model, load_data(old.data), hyp, old, run_dir, hooks=further, resume=checkpoint["train_state"])
 
 
 def fit(
@@ -88,7 +99,7 @@ def fit(
     device = select_device(opt.device, world.local_rank)
     last = run_dir / "weights" / "last.pt"
     log = logging_to(run_dir / "log.txt") if world.main else nullcontext()
-    with log, dist.process_group(world, device), GracefulStop(lambda: _advice(last)) as stop:
+    with log, dist.process_group(world, device), GracefulStop(lambda: _advice(last, opt.script)) as stop:
         opt = whole_strides(opt, int(model.stride.max()))
         session = Session(model.to(device), data, hyp, opt, run_dir, world, device)
         if world.main:
@@ -134,7 +145,7 @@ def _final_validation(session: Session, best: Path) -> Any:
     return result
 
 
-def _advice(last: Path) -> str:
+def _advice(last: Path, script: str) -> str:
     if last.is_file():
-        return f"the last completed epoch is saved; go on with: python train.py --resume {last}"
+        return f"the last completed epoch is saved; go on with: python {script} --resume {last}"
     return "stopped before the first epoch was complete, nothing is saved"

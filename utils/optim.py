@@ -16,7 +16,10 @@ MIN_WARMUP_BATCHES = 100
 
 
 def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters, in YOLOv5's order: `bias`, `decay` (weights, with weight decay), `no_decay` (norms, implicits)."""
+    """Trainable parameters, in YOLOv5's order: `bias`, `decay` (weights, with weight decay), `no_decay` (norms, implicits).
+
+    A module with a true attribute `decay_free` has its weights in `no_decay` too: something else already shrinks them.
+    """
     groups: dict[str, list[nn.Parameter]] = {"bias": [], "decay": [], "no_decay": []}
     seen: set[int] = set()
     for owner in module.modules():
@@ -26,7 +29,7 @@ def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
             seen.add(id(parameter))
             if name == "bias":
                 groups["bias"].append(parameter)
-            elif name == "implicit" or isinstance(owner, NORMS):
+            elif name == "implicit" or isinstance(owner, NORMS) or getattr(owner, "decay_free", False):
                 groups["no_decay"].append(parameter)
             else:
                 groups["decay"].append(parameter)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from utils.errors import UserError, suggest
 from utils.options import RunOptions, option
@@ -12,6 +12,7 @@ from utils.options import RunOptions, option
 class TrainOptions(RunOptions):
     """What one training run is told; `prune.py`'s finetune stage fills the same class in code."""
 
+    script: ClassVar[str] = "train.py"  # what to call to resume such a run
     weights: str = option("", "checkpoint to start from: ours, an official YOLOv5 / YOLOv7 .pt, or empty to train from scratch")
     cfg: str = option("", "model YAML: bare name (yolov5n) or path; may be left out where --weights bring their own structure")
     data: str = option("", "data YAML: bare name (demo) or path")
@@ -64,7 +65,7 @@ class TrainOptions(RunOptions):
         missing = [] if self.cfg or self.weights else ["a model (--cfg yolov5n or --weights x.pt)"]
         missing += [] if self.data else ["a data set (--data demo)"]
         if missing and not self.resume:
-            example = "python train.py --cfg yolov5n --data demo --hyp demo"
+            example = f"python {self.script} --cfg yolov5n --data demo --hyp demo"
             raise UserError(f"missing: {' and '.join(missing)}; for example: {example}")
 
     @classmethod

@@ -1,0 +1,149 @@
+"""How far a penalty can move gamma in a given run, known before it starts, and what to say about it afterwards.
+
+SGD with momentum m moves a weight by about lr / (1 - m) for every step in which a constant gradient of 1 acts on it. So a
+penalty that pulls with strength r moves gamma by the sum of r * lr / (1 - m) over the run's steps, if nothing else acts on it.
+The loss pulls back, and clipping the gradient scales both down: this is the most that can happen, not what will.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prune_methods.penalties import ALPHA, GroupReg, Penalty
+from utils.optim import Schedule
+
+SMALL = 0.01  # |gamma| below this counts as gone
+AUTO_SHARE = 0.7  # of the run after which `--reg auto` has gamma at zero, so that the rest trains what is left
+Decay = Callable[[int], float]
+
+
+def decay_factor(kind: str, end: float, epochs: int) -> Decay:
+    """Factor on reg by epoch: from 1 at the first to `end` at the last along a line or half a cosine; `constant` stays 1."""
+
+    def factor(epoch: int) -> float:
+        if kind == "constant" or epochs == 1:
+            return 1.0
+        progress = epoch / (epochs - 1)
+        left = 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return end + left * (1 - end)
+
+    return factor
+
+
+@dataclass(frozen=True)
+class Course:
+    """Of each optimizer step: `moves`, how far a constant gradient of 1 moves a weight, and `factors` on reg; both (steps,)."""
+
+    moves: np.ndarray
+    factors: np.ndarray
+
+    def pull(self, reg: float = 1.0, cap: float = math.inf) -> float:
+        """How far a penalty of strength `reg` moves gamma; the gradient never pulls harder than `cap`."""
+        return float((self.moves * np.minimum(reg * self.factors, cap)).sum())
+
+    def early(self) -> "Course":
+        """Its first 70 %."""
+        steps = max(math.ceil(AUTO_SHARE * len(self.moves)), 1)
+        return Course(self.moves[:steps], self.factors[:steps])
+
+
+def course(schedule: Schedule, epochs: int, factor: Decay) -> Course:
+    """The steps of a run as its schedule has them: warm-up, accumulation, learning rate and momentum."""
+    moves: list[float] = []
+    factors: list[float] = []
+    for epoch in range(epochs):
+        strength, waiting = factor(epoch), 0
+        for batch in range(schedule.batches):
+            setting = schedule.at(epoch * schedule.batches + batch)
+            waiting += 1
+            if waiting >= setting.accumulate or batch + 1 == schedule.batches:
+                moves.append(setting.lrs[-1] / (1 - setting.momentum))
+                factors.append(strength)
+                waiting = 0
+    return Course(np.array(moves), np.array(factors))
+
+
+def reach(penalty: Penalty, steps: Course, reg: float, start: float) -> tuple[float, float]:
+    """What `penalty` alone leaves of a gamma that begins at `start`: (of the weakest channel of a group, of the strongest)."""
+    if not penalty.quadratic:
+        left = max(start - steps.pull(reg, penalty.cap), 0.0)
+        return left, left
+    weakest = steps.pull(reg) * _boost(penalty) + _growth(penalty, steps)
+    return start * math.exp(-weakest), start * math.exp(-steps.pull(reg))
+
+
+def auto_reg(penalty: Penalty, steps: Course, start: float) -> float:
+    """The reg with which `penalty` alone has gamma at zero after 70 % of the run, or the strongest that clipping lets through.
+
+    A quadratic one never gets to zero: there it is .01 for the weakest channel of a group. 0 where group_reg's growth does alone.
+    """
+    early = steps.early()
+    assert early.pull() > 0, "a run without a step moves nothing"
+    if not penalty.quadratic:
+        return min(start / early.pull(), penalty.cap)
+    needed = math.log(max(start / SMALL, 1.0)) - _growth(penalty, early)
+    return max(needed, 0.0) / (early.pull() * _boost(penalty))
+
+
+def _boost(penalty: Penalty) -> float:
+    return 1.0 if isinstance(penalty, GroupReg) else 2**ALPHA
+
+
+def _growth(penalty: Penalty, steps: Course) -> float:
+    """The exponent that group_reg's growth adds for a channel that is the weakest of its group all the time."""
+    if not isinstance(penalty, GroupReg):
+        return 0.0
+    grown = penalty.delta_reg * (np.arange(len(steps.moves)) // penalty.delta_every)
+    return float((steps.moves * grown).sum())
+
+
+def describe_reach(reg: float, start: float, left: tuple[float, float], wanted: float, nominal: int, cap: float) -> str:
+    """The lines at the start of a run; `left` from `reach`, `wanted` from `auto_reg`, `nominal` images make a step."""
+    ends = f"{left[0]:.2g}" if left[0] == left[1] else f"{left[0]:.2g} (weakest channel of a group) to {left[1]:.2g} (strongest)"
+    lines = [
+        f"in this run the penalty alone takes gamma from {start:.2g} to {ends}; the loss and clipping hold against it",
+        f"reg {reg:.3g} is added once a step to gradients that sum over {nominal} images; "
+        f"at another nominal batch n the same is --reg {reg / nominal:.2g} x n",
+    ]
+    if reg >= cap:
+        lines.append(f"clipping lets through no more than reg {cap:.2g}: what is missing takes more epochs")
+    elif 0 < reg < wanted / 2:
+        much = f"--reg {wanted:.2g} (--reg auto) or {wanted / reg:.2g}x the epochs"
+        lines.append(f"that is weak: zero at {AUTO_SHARE:.0%} of the run takes {much}")
+    return "\n".join(f"Sparsity: {line}" for line in lines)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a finished run has got to; means of |gamma|."""
+
+    share: float  # of channels below .01
+    speed_up: float  # from cutting just these
+    start: float
+    mean: float  # now
+    expected: float  # from the penalty alone
+    reg: float
+    wanted: float | None  # `auto_reg`'s value, None where it is unknown (Adam)
+    clip: float  # mean factor of clipping the gradient, 0 to 1
+    cap: float  # strongest reg that clipping lets through
+
+    def verdict(self) -> str:
+        """In words, with what would help."""
+        below = f"Verdict: {self.share:.0%} of channels have |gamma| below {SMALL:g}"
+        if self.speed_up >= 1.1:
+            return f"{below}; cutting just these gives {self.speed_up:.2f}x: pruning up to that will cost little"
+        moved, pull = self.start - self.mean, self.start - self.expected
+        text = f"{below}; gamma has moved by {moved:.2g} of {self.start:.2g}"
+        if self.clip < 0.9:
+            text += f" (gradients were clipped to {self.clip:.0%} on average)"
+        if self.wanted is None or self.reg <= 0:
+            return f"{text}: this run needs a stronger --reg or more epochs"
+        more = max(self.wanted / self.reg / max(self.clip, 0.01), 1.0)
+        if more < 1.1:
+            more = max(pull / moved, 1.1) if moved > 0 else 2.0
+            text += f", the penalty alone would have moved it by {pull:.2g}: the loss holds it"
+        stronger = min(more * self.reg, self.cap)
+        advice = f"--reg {stronger:.2g}, or " if stronger > 1.1 * self.reg else ""
+        return f"{text}: this run needs {advice}{more:.2g}x the epochs"

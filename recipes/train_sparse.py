@@ -1,0 +1,44 @@
+"""`train_sparse.py`: `train` with a penalty that drives channels towards zero, and hooks that show it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from models import Model
+from models.checkpoint import save_checkpoint
+from prune_methods import groups
+from prune_methods.gamma_record import GammaRecord, SparsestCheckpoints
+from prune_methods.graph import ignored_layers
+from prune_methods.penalties import PENALTIES
+from prune_methods.sparsity import Sparsity
+from recipes.train import FitResult, train
+from utils.config import Hyp
+from utils.hooks import Hook
+from utils.log import LOGGER
+from utils.options import to_dict
+from utils.sparse_options import SparseOptions
+from utils.train_options import TrainOptions
+
+
+def train_sparse(opt: SparseOptions) -> FitResult:
+    """What train_sparse.py does, from new weights, from a checkpoint, or going on with an interrupted run."""
+    return train(opt, sparse_hooks)
+
+
+def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
+    """The hooks of a sparse training for `recipes.train.fit`; `opt` are `SparseOptions`."""
+    assert isinstance(opt, SparseOptions)
+    if opt.method == "group_reg" and (opt.reg_decay or opt.reg_end_factor is not None):
+        LOGGER.warning("--reg-decay and --reg-end-factor have no effect on group_reg: its penalty only grows, by --delta-reg")
+    penalty = PENALTIES[opt.method](
+        model,
+        groups(model, opt.ignore),
+        ignored_layers(model, opt.ignore),
+        delta_reg=opt.delta_reg,
+        delta_every=opt.delta_every,
+    )
+    sparsity = Sparsity(model, penalty, opt.strength, decay=opt.decay, end_factor=opt.end_factor)
+    record = GammaRecord(sparsity, run_dir, hist_every=opt.hist_every, pictures=not opt.noplots)
+    save = partial(save_checkpoint, hyp=hyp.to_dict(), args=to_dict(opt))
+    sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run_dir / "weights", save)]
+    return [sparsity, record, *sparsest]
