@@ -12,7 +12,8 @@ from utils.errors import UserError, suggest
 from utils.log import LOGGER
 
 SPLITS = ("train", "val", "test")
-KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "generator", "download")
+IGNORED_KEYS = ("download", "roboflow")  # of other tools, so that their files can be used as they are
+KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "generator", *IGNORED_KEYS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
     """A data set from a bare name (`demo`), a YAML's path, a mapping, or as it is.
 
     `path` is relative to the YAML's folder first, then to the working directory. A set with a `generator` is composed on
-    first use. `UserError` names file and key of what is wrong.
+    first use. Without `path` see `_without_path`. `UserError` names file and key of what is wrong.
     """
     if isinstance(source, DataConfig):
         return source
@@ -72,7 +73,9 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
     if content.get("generator") is not None:
         _generate(where, content["generator"], folder / str(content.get("path", ".")))
     root = _root(where, str(content.get("path") or "."), folder)
-    splits = {split: _entries(where, split, content.get(split), root) for split in SPLITS}
+    given = {split: _entries(where, split, content.get(split)) for split in SPLITS}
+    place = Path.joinpath if content.get("path") else _without_path
+    splits = {split: [place(root, entry) for entry in entries] for split, entries in given.items()}
     if not any(splits.values()):
         raise UserError(f"{where}: has neither 'train' nor 'val'; add 'train: images/train' and 'val: images/val'")
     return DataConfig(file, root, **splits, names=names, fraction=_fraction(where, content.get("fraction", 1.0)))
@@ -111,11 +114,19 @@ def _root(where: str, path: str, folder: Path) -> Path:
     raise UserError(f"{where}: path: '{path}' not found; looked for {' and '.join(map(str, tried))}")
 
 
-def _entries(where: str, split: str, value: Any, root: Path) -> list[Path]:
+def _entries(where: str, split: str, value: Any) -> list[str | Path]:
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(entry, str | Path) for entry in entries):
         raise UserError(f"{where}: {split}: expected a folder, a list file or a list of them, found {value!r}")
-    return [root / entry for entry in entries]
+    return entries
+
+
+def _without_path(folder: Path, entry: str | Path) -> Path:
+    """Where an entry is in a YAML without `path`: relative to the YAML, beside it for the `../train/images` of Roboflow's
+    exports, or relative to the working directory as in YOLOv7's files.
+    """
+    tried = [folder / entry, folder / str(entry).removeprefix("../"), Path.cwd() / entry]
+    return next((path for path in tried if path.exists()), tried[0])
 
 
 def _fraction(where: str, value: Any) -> float:

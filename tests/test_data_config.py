@@ -30,6 +30,21 @@ def test_path_is_relative_to_the_yaml_first_then_to_the_working_directory(tmp_pa
     assert str(tmp_path / "there" / "cells") in str(error.value)
 
 
+def test_files_of_other_tools_without_path(tmp_path, monkeypatch):
+    for folder in ("coco/images", "export/train/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    yolov7 = write_yaml(tmp_path / "data", train="./coco/images", names=["x"])
+    assert load_data(yolov7).train == [tmp_path / "coco" / "images"], "relative to the working directory"
+    (tmp_path / "data" / "coco" / "images").mkdir(parents=True)
+    assert load_data(yolov7).train == [tmp_path / "data" / "coco" / "images"], "beside the YAML comes first"
+    (tmp_path / "data" / "x").mkdir()
+    with_path = write_yaml(tmp_path / "data", path="x", train="coco/images", names=["x"])
+    assert load_data(with_path).train == [tmp_path / "data" / "x" / "coco" / "images"], "path counts, nothing else is tried"
+    roboflow = write_yaml(tmp_path / "export", train="../train/images", names=["x"], roboflow={"workspace": "w"})
+    assert load_data(roboflow).train == [tmp_path / "export" / "train" / "images"]
+
+
 def test_names_as_list_mapping_or_from_nc(tmp_path):
     assert load_data(write_yaml(tmp_path, train=".", names={1: "b", 0: "a"})).names == ["a", "b"]
     assert load_data(write_yaml(tmp_path, train=".", names=["a", "b"], nc=2)).names == ["a", "b"]
