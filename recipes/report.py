@@ -39,13 +39,16 @@ def report(opt) -> Path:
         raise UserError(
             f"the runs used different data ({', '.join(sorted(data))}): compare like with like, or name one with --data"
         )
-    rows, images = measure(candidates, opt, device)
+    half = opt.half and device.type != "cpu"
+    if opt.half and not half:
+        LOGGER.warning("--half has no effect on the CPU: computing in float32")
+    rows, images = measure(candidates, opt, device, half)
     conditions = Conditions(
         data=candidates[0].data,
         images=images,
         batch=opt.batch_size,
         device=device_name(device),
-        precision="fp16" if opt.half else "fp32",
+        precision="fp16" if half else "fp32",
         threads=torch.get_num_threads(),
     )
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
@@ -94,7 +97,7 @@ def rename(candidates: list[Candidate], labels: tuple[str, ...]) -> list[Candida
     return [Candidate(n, c.weights, c.data, c.imgsz) for n, c in zip(unique, candidates, strict=True)]
 
 
-def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[list[Row], int]:
+def measure(candidates: list[Candidate], opt, device: torch.device, half: bool = False) -> tuple[list[Row], int]:
     """One row a candidate, and the number of validation images. Accuracy one by one, latency of all of them in turn."""
     data = load_data(candidates[0].data)
     facts, work = [], {}
@@ -106,9 +109,9 @@ def measure(candidates: list[Candidate], opt, device: torch.device) -> tuple[lis
         loader = validation_loader(data, candidate.imgsz, int(model.stride.max()), opt, single)
         LOGGER.info(f"{candidate.name}: validating {candidate.weights}" + (", all classes as one" if single else ""))
         names = class_names(data.names, single)
-        result = evaluate(deployed, loader, names=names, single_cls=single, half=opt.half)
+        result = evaluate(deployed, loader, names=names, single_cls=single, half=half)
         facts.append((candidate, info, at_size, result))
-        work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, opt.half, device)
+        work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, half, device)
     LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")
     times = alternate(work, seconds=opt.seconds, device=device)
     rows = [

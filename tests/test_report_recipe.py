@@ -1,5 +1,6 @@
 """report.py's measuring: models are compared with the classes they were trained with."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from data.config import load_data
 from models import build_model, save_model
 from recipes import report
+from report import ReportOptions
 from tests.flow.runs import tiny_set
 from utils.errors import UserError
 from utils.evaluator import evaluate
@@ -22,7 +24,7 @@ def candidate(folder, nc: int) -> report.Candidate:
 def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
     results = []
     monkeypatch.setattr(report, "evaluate", lambda *words, **more: results.append(evaluate(*words, **more)) or results[-1])
-    opt = SimpleNamespace(batch_size=4, workers=0, half=False, seconds=0)
+    opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)
     candidates = [candidate(tmp_path, 1), candidate(tmp_path, len(load_data(tiny_set(tmp_path)).names))]
     report.measure(candidates, opt, torch.device("cpu"))
     one, several = results
@@ -31,6 +33,14 @@ def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
 
 
 def test_other_classes_than_the_data_are_an_error(tmp_path):
-    opt = SimpleNamespace(batch_size=4, workers=0, half=False, seconds=0)
+    opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)
     with pytest.raises(UserError, match=r"80\.pt: has 80 classes, .*tiny\.yaml has 3"):
         report.measure([candidate(tmp_path, 80)], opt, torch.device("cpu"))
+
+
+def test_half_on_the_cpu_is_said_to_be_float32(tmp_path):
+    found = candidate(tmp_path, 3)
+    sizes = {"imgsz": 64, "batch_size": 4, "workers": 0, "seconds": 0}
+    opt = ReportOptions(runs=(str(found.weights),), data=found.data, device="cpu", half=True, project=str(tmp_path), **sizes)
+    folder = report.report(opt)
+    assert json.loads((folder / "report.json").read_text())["conditions"]["precision"] == "fp32"
