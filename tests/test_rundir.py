@@ -21,6 +21,7 @@ from utils.plots import plot_results
 from utils.run_hooks import COLUMNS, Checkpoints, ResultsCsv, users_columns
 from utils.rundir import environment, latest_checkpoint, make_run_dir, save_options
 from utils.train_options import TrainOptions
+from utils.val_options import ValOptions
 
 
 def test_run_folders_are_numbered(tmp_path):
@@ -88,6 +89,9 @@ def test_pasted_command_lines_parse():
     opt = parse_options(TrainOptions, line.split())
     assert (opt.imgsz, opt.val_imgsz, opt.batch_size, opt.cache, opt.noval) == (640, 320, 4, "ram", True)
     assert opt.freeze == (10,) and opt.schedule == "cosine"
+    line = "--data coco.yaml --img 640 --batch 32 --conf 0.002 --iou 0.65 --device 0 --weights yolov7.pt --name yolov7_640_val"
+    val = parse_options(ValOptions, line.split())
+    assert (val.imgsz, val.batch_size, val.conf_thres, val.iou_thres, val.name) == (640, 32, 0.002, 0.65, "yolov7_640_val")
     assert parse_options(TrainOptions, ["--resume"]).resume == "latest"
     assert parse_options(TrainOptions, ["--cache", "disk"]).cache == "disk"
 
