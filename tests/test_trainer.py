@@ -309,6 +309,19 @@ def test_validation_rows_best_and_early_stop():
     assert row["sparse/reg"] == 3.0 and list(row)[:2] == ["epoch", "train/box"]
 
 
+def test_the_later_of_equal_epochs_is_the_best():
+    """Early epochs often score 0: neither are they as good as each other, nor is that a reason to stop."""
+    result = SimpleNamespace(map50=0.0, map=0.0, mp=0.0, mr=0.0, fitness=0.0, losses={})
+    best = []
+
+    class Best(Hook):
+        def on_epoch_end(self, trainer):
+            best.append(trainer.is_best)
+
+    make_trainer(epochs=4, evaluate=lambda model: result, hooks=[Best(), EarlyStopping(2)]).fit()
+    assert best == [True] * 4
+
+
 def test_adapters_of_a_task_are_trained_and_stay_out_of_the_model():
     class WithAdapter(SquareTask):
         def __init__(self, model):

@@ -247,7 +247,7 @@ class Trainer:
         if self.evaluate is not None and (self.validate_every_epoch or self.epoch + 1 == self.epochs):
             self.result = self.evaluate(self.ema.model)
         fitness = self.best_fitness if self.result is None else float(self.result.fitness)
-        self.is_best = self.result is None or fitness > self.best_fitness
+        self.is_best = fitness >= self.best_fitness  # the later of equals: while all are 0 the weights still get better
         self.best_fitness = max(fitness, self.best_fitness)
 
     def _metrics(self) -> dict[str, float]:
