@@ -16,6 +16,7 @@ from torch import nn
 from utils.device import select_device
 from utils.dist import World, broadcast, world_from_env
 from utils.errors import UserError
+from utils.log import LOGGER
 from utils.options import parse_options, to_dict
 from utils.plots import plot_results
 from utils.run_hooks import COLUMNS, Checkpoints, ResultsCsv, users_columns
@@ -101,6 +102,15 @@ def test_options_survive_the_checkpoint():
     assert TrainOptions.from_dict(to_dict(opt)) == opt
     with pytest.raises(UserError, match="unknown option 'epoch'; did you mean 'epochs'"):
         TrainOptions.from_dict({"epoch": 3})
+
+
+def test_options_given_in_vain_are_named_when_resuming(caplog):
+    LOGGER.addHandler(caplog.handler)
+    for line in ("--resume --device cpu", "--resume last.pt --epochs 300 --batch 8 --imgsz 640 --cos-lr"):
+        parse_options(TrainOptions, line.split()).check()
+    LOGGER.removeHandler(caplog.handler)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("--epochs, --batch-size, --cos-lr: no effect with --resume")
 
 
 def test_contradicting_schedules():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from utils.errors import UserError, suggest
+from utils.log import LOGGER
 from utils.options import RunOptions, option
 
 
@@ -61,12 +62,23 @@ class TrainOptions(RunOptions):
         object.__setattr__(self, "val_imgsz", sizes[-1])
 
     def check(self) -> None:
-        """Say in one line what is missing."""
+        """Say in one line what is missing, or what is given in vain."""
+        if self.resume:
+            self._warn_of_others()
+            return
         missing = [] if self.cfg or self.weights else ["a model (--cfg yolov5n or --weights x.pt)"]
         missing += [] if self.data else ["a data set (--data demo)"]
-        if missing and not self.resume:
+        if missing:
             example = f"python {self.script} --cfg yolov5n --data demo --hyp demo"
             raise UserError(f"missing: {' and '.join(missing)}; for example: {example}")
+
+    def _warn_of_others(self) -> None:
+        """A resumed run goes on with its own options."""
+        used = {"resume", "project", "device", "local_rank"}
+        changed = [f for f in fields(self) if f.init and f.name not in used and getattr(self, f.name) != f.default]
+        if changed:
+            names = ", ".join(f"--{f.name.replace('_', '-')}" for f in changed)
+            LOGGER.warning(f"{names}: no effect with --resume, the run goes on with its own options")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainOptions":
