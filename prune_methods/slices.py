@@ -22,13 +22,12 @@ def counted_weights(model: nn.Module, groups: Sequence[ChannelGroup], criterion:
     return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
-def countable(model: nn.Module, groups: Sequence[ChannelGroup], criterion: Criterion) -> tuple[list[ChannelGroup], list[Skipped]]:
+def countable(groups: Sequence[ChannelGroup], criterion: Criterion) -> tuple[list[ChannelGroup], list[Skipped]]:
     """The groups that the criterion can score, and the layers of the others: those in which it counts no layer."""
-    weights = counted_weights(model, groups, criterion)
     found: list[ChannelGroup] = []
     skipped: list[Skipped] = []
     for group in groups:
-        if any(m.name in weights and m.kind in criterion.kinds for m in group.members):
+        if any(m.kind in criterion.kinds for m in group.members):
             found.append(group)
         else:
             reason = f"nothing that the method counts ({', '.join(sorted(criterion.kinds))}) is coupled to it"
@@ -51,7 +50,7 @@ class SliceSums:
 
     def __init__(self, model: nn.Module, wiring: Wiring, criterion: Criterion, evidence: Evidence | None = None):
         self.wiring, self.criterion = wiring, criterion
-        if lost := countable(model, wiring.groups, criterion)[1]:
+        if lost := countable(wiring.groups, criterion)[1]:
             raise UserError(f"pruning: {lost[0].layer}: {lost[0].reason}; leave such groups out with `countable`")
         self.tables = self._of_weights(model) if evidence is None else evidence
         self._members = [[m for m in g.members if m.kind in criterion.kinds and m.name in self.tables] for g in wiring.groups]

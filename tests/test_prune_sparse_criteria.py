@@ -111,10 +111,10 @@ class Bare(Chain):
 def test_a_group_without_a_norm_is_skipped_by_name():
     model = toy(Bare)
     found = groups(model)
-    left, skipped = countable(model, found, PRUNERS["slim"]())
+    left, skipped = countable(found, PRUNERS["slim"]())
     assert [g.name for g in left] == ["stem.0"] and [s.layer for s in skipped] == ["mid.0"]
     assert "norm" in skipped[0].reason
-    assert countable(model, found, PRUNERS["lamp"]()) == (found, [])
+    assert countable(found, PRUNERS["lamp"]()) == (found, [])
     with pytest.raises(UserError, match=r"mid\.0.*countable"):
         keep_masks(model, found, PRUNERS["slim"](), 1.5, imgsz=32)
     assert keep_masks(model, left, PRUNERS["slim"](), 1.2, imgsz=32).met
@@ -123,7 +123,7 @@ def test_a_group_without_a_norm_is_skipped_by_name():
 def test_a_norm_without_gamma_does_not_count():
     model = toy(Chain)
     model.mid[1] = nn.BatchNorm2d(6, affine=False)
-    assert [s.layer for s in countable(model, groups(model), PRUNERS["slim"]())[1]] == ["mid.0"]
+    assert [s.layer for s in countable(groups(model), PRUNERS["slim"]())[1]] == ["mid.0"]
 
 
 IMPORTANCES = {
