@@ -158,7 +158,7 @@ class SparsestCheckpoints(Hook):
         """Say which there are."""
         if self.best:
             names = ", ".join(f"sparse_{decile}.pt ({fitness:.3f})" for decile, fitness in sorted(self.best.items()))
-            LOGGER.info(f"Best checkpoint (fitness) at each share of channels below {SMALL:g}, in {self.folder}: {names}")
+            LOGGER.info(f"Prune one of these rather than best.pt, which may be from before gamma fell: {names} (fitness)")
 
     def state_dict(self) -> dict[str, Any]:
         """The fitness to beat in each decile."""

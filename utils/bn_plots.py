@@ -25,7 +25,7 @@ def plot_histogram(before: np.ndarray, now: np.ndarray, small: float, title: str
     axis.set(xlabel="|gamma|", ylabel="channels", yscale="log", xlim=(0, edges[-1]), title=f"Batch norm scales, {title}")
     axis.set_ylim(bottom=0.7)
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
