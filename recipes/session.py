@@ -190,7 +190,9 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
     loss = build_loss(session.model, session.effective_hyp)
     task = task_factory(session.model, loss, world.size).to(session.device)
     ema = ModelEMA(session.model, tau=session.hyp.ema_tau)
-    if opt.sync_bn and world.size > 1:
+    if opt.sync_bn and world.size == 1:
+        LOGGER.warning("--sync-bn has no effect in a single process; several are started by torchrun")
+    elif opt.sync_bn:
         if session.device.type == "cpu":
             raise UserError("--sync-bn: works on GPUs only")
         nn.SyncBatchNorm.convert_sync_batchnorm(task)  # tensors stay the same objects, so the EMA still follows them

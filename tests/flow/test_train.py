@@ -75,8 +75,9 @@ def test_same_seed_same_weights_whatever_the_workers(trained):
 
 def test_official_weights_transfer(trained, shared):
     words = ["--weights", shared / "weights" / "yolov5n.pt", "--data", "tiny.yaml", "--name", "official", "--epochs", "1"]
-    done = run("--cfg", "yolov5n", *TINY[2:], *words, "--freeze", "10", "--single-cls", folder=trained)
+    done = run("--cfg", "yolov5n", *TINY[2:], *words, "--freeze", "10", "--single-cls", "--sync-bn", folder=trained)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "--sync-bn has no effect in a single process" in done.stdout
     # 349 entries: all but 3 x (weight, bias) of the head, whose classes differ, and the anchors
     assert "Transferred 342/349 items from" in done.stdout
     model = load_model(trained / "runs" / "train" / "official" / "weights" / "best.pt")
