@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_methods.cost import Cost
-from prune_methods.penalties import Penalty
+from prune_methods.penalties import GroupReg, Penalty
 from prune_methods.reach import SMALL, Outcome
 from prune_methods.sparsity import Sparsity
 from utils.bn_plots import plot_evolution, plot_heatmap, plot_histogram
@@ -88,6 +88,8 @@ class GammaRecord(Hook):
         """In words, with the speed-up that cutting the channels below .01 gives."""
         found = self.sparsity
         assert found.start is not None and found.reg is not None
+        # A clipped quadratic penalty may well be what makes the gradient so long: more of it would not get through.
+        held_back = found.penalty.quadratic and found.clip < 0.9
         return Outcome(
             share=found.share,
             speed_up=free_speed_up(trainer.ema.model, found.penalty),
@@ -97,7 +99,8 @@ class GammaRecord(Hook):
             reg=found.reg,
             wanted=found.wanted,
             clip=found.clip,
-            cap=found.penalty.cap,
+            cap=found.reg if held_back else found.penalty.cap,
+            grows=isinstance(found.penalty, GroupReg),
         ).verdict()
 
     def state_dict(self) -> dict[str, Any]:

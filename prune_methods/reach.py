@@ -99,8 +99,13 @@ def _growth(penalty: Penalty, steps: Course) -> float:
     return float((steps.moves * grown).sum())
 
 
-def describe_reach(reg: float, start: float, left: tuple[float, float], wanted: float, nominal: int, cap: float) -> str:
-    """The lines at the start of a run; `left` from `reach`, `wanted` from `auto_reg`, `nominal` images make a step."""
+def describe_reach(
+    reg: float, start: float, left: tuple[float, float], wanted: float, nominal: int, cap: float, grows: bool = False
+) -> str:
+    """The lines at the start of a run; `left` from `reach`, `wanted` from `auto_reg`, `nominal` images make a step.
+
+    `grows`: reg is only where group_reg begins, so that epochs do not count in proportion.
+    """
     ends = f"{left[0]:.2g}" if left[0] == left[1] else f"{left[0]:.2g} (weakest channel of a group) to {left[1]:.2g} (strongest)"
     lines = [
         f"in this run the penalty alone takes gamma from {start:.2g} to {ends}; the loss and clipping hold against it",
@@ -110,7 +115,8 @@ def describe_reach(reg: float, start: float, left: tuple[float, float], wanted: 
     if reg >= cap:
         lines.append(f"clipping lets through no more than reg {cap:.2g}: what is missing takes more epochs")
     elif 0 < reg < wanted / 2:
-        much = f"--reg {wanted:.2g} (--reg auto) or {wanted / reg:.2g}x the epochs"
+        instead = "a larger --delta-reg" if grows else f"{wanted / reg:.2g}x the epochs"
+        much = f"--reg {wanted:.2g} (--reg auto) or {instead}"
         lines.append(f"that is weak: zero at {AUTO_SHARE:.0%} of the run takes {much}")
     return "\n".join(f"Sparsity: {line}" for line in lines)
 
@@ -127,7 +133,8 @@ class Outcome:
     reg: float
     wanted: float | None  # `auto_reg`'s value, None where it is unknown (Adam)
     clip: float  # mean factor of clipping the gradient, 0 to 1
-    cap: float  # strongest reg that clipping lets through
+    cap: float  # strongest reg that makes sense
+    grows: bool = False  # group_reg: what reg begins with grows on
 
     def verdict(self) -> str:
         """In words, with what would help."""
@@ -146,4 +153,5 @@ class Outcome:
             text += f", the penalty alone would have moved it by {pull:.2g}: the loss holds it"
         stronger = min(more * self.reg, self.cap)
         advice = f"--reg {stronger:.2g}, or " if stronger > 1.1 * self.reg else ""
-        return f"{text}: this run needs {advice}{more:.2g}x the epochs"
+        instead = "a larger --delta-reg, or more epochs" if self.grows else f"{more:.2g}x the epochs"
+        return f"{text}: this run needs {advice}{instead}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from prune_methods.penalties import Penalty
+from prune_methods.penalties import GroupReg, Penalty
 from prune_methods.reach import SMALL, auto_reg, course, decay_factor, describe_reach, reach
 from utils.errors import UserError
 from utils.hooks import Hook
@@ -111,7 +111,8 @@ class Sparsity(Hook):
         left = reach(self.penalty, steps, self.reg, self.start)
         self.expected = left[0]
         nominal = trainer.schedule.hyp.nbs
-        LOGGER.info(describe_reach(self.reg, self.start, left, self.wanted, nominal, self.penalty.cap))
+        grows = isinstance(self.penalty, GroupReg)
+        LOGGER.info(describe_reach(self.reg, self.start, left, self.wanted, nominal, self.penalty.cap, grows))
 
 
 def _gammas(model: nn.Module, norms: list[str]) -> dict[str, Tensor]:

@@ -276,12 +276,14 @@ def test_verdicts():
     held = outcome(reg=8e-3, expected=0.0, mean=0.5)
     assert "the penalty alone would have moved it by 1: the loss holds it: this run needs --reg 0.016, or 2x the epochs" in held
     assert outcome(reg=0.14, wanted=0.14, expected=0.5, mean=0.75).endswith("this run needs 2x the epochs")  # no stronger passes
+    assert outcome(grows=True).endswith("needs --reg 0.008, or a larger --delta-reg, or more epochs")
     assert outcome(wanted=None).endswith("a stronger --reg or more epochs")
 
 
 def test_weak_strength_is_told_at_the_start():
     text = describe_reach(5e-4, 1.0, (0.93, 0.93), 8e-3, 64, 0.14)
     assert "from 1 to 0.93" in text and "--reg 0.008 (--reg auto) or 16x the epochs" in text and "64 images" in text
+    assert "(--reg auto) or a larger --delta-reg" in describe_reach(5e-4, 1.0, (0.9, 0.93), 8e-3, 64, math.inf, grows=True)
     assert "that is weak" not in describe_reach(8e-3, 1.0, (0.0, 0.0), 8e-3, 64, 0.14)
 
 
