@@ -18,6 +18,7 @@ from utils.files import atomic_open
 from utils.hooks import Hook
 from utils.log import LOGGER
 from utils.precision import all_finite
+from utils.run_hooks import users_columns
 from utils.trainer import Trainer
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -149,13 +150,9 @@ class SparsestCheckpoints(Hook):
         if not (all_finite(trainer.ema.model) and all_finite(trainer.task)):
             return
         self.best[decile] = fitness
-        self.save(
-            self.folder / f"sparse_{decile}.pt",
-            trainer.ema.model,
-            epoch=trainer.epoch,
-            best_fitness=fitness,
-            history=trainer.history,
-        )
+        history = [users_columns(row) for row in trainer.history]
+        path = self.folder / f"sparse_{decile}.pt"
+        self.save(path, trainer.ema.model, epoch=trainer.epoch, best_fitness=fitness, history=history)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Say which there are."""
