@@ -57,8 +57,8 @@ class GradientCriterion(Criterion):
         """What each weight adds in one backward pass: two float64 tensors of a shape -> the same shape, not negative."""
 
     def score(self, slices: Array) -> Array:
-        """Mean over the coupled layers, relative to the group's mean; see Criterion."""
-        return relative_to_mean(mean_over_layers(slices))
+        """Mean over the coupled layers; see Criterion. In units of the loss, which compare across groups as they are."""
+        return mean_over_layers(slices)
 
     def saliency(self, weight: Tensor) -> Tensor:
         """Not to be had from the weight alone."""
