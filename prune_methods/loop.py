@@ -94,9 +94,9 @@ def keep_masks(
     """Masks that reach `target` times fewer MACs with as few channels removed as the ranking allows.
 
     Channels are ranked over all groups, or within each (`per_layer`: all groups shrink by the same share). The last step is
-    bisected, so that one channel less (one block of `round_to`) would miss the target. Ends without having met it after
-    `max_steps`, or where every group is at its floor. `measure` gathers what a `GradientCriterion` needs (gradients.py), from the
-    whole model and, with `measure_every`, anew from the masked one every so many steps.
+    bisected and filled up again, so that any channel of it back (one block of `round_to`) would miss the target. Ends without
+    having met it after `max_steps`, or where every group is at its floor. `measure` gathers what a `GradientCriterion` needs
+    (gradients.py), from the whole model and, with `measure_every`, anew from the masked one every so many steps.
     """
     shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz, measure)
     goal = shrinking.cost.base / target
@@ -202,9 +202,19 @@ class _Shrinking:
             self.removed_at = after(number)
             return self.cost.macs(self.kept()) <= goal
 
-        if meets(len(order)):
-            needed = bisect_left(range(len(order)), True, key=meets)
-            self.removed_at = after(needed)
+        if not meets(len(order)):
+            return
+        needed = bisect_left(range(len(order)), True, key=meets)
+        self.removed_at = after(needed)
+        self._put_back(order[: needed - 1], goal)
+
+    def _put_back(self, order: np.ndarray, goal: float) -> None:
+        """Of the channels that went in this step the best return as far as the goal allows: the last one may have been costly."""
+        for channel in order[::-1]:
+            before = self.removed_at[channel]
+            self.removed_at[channel] = self.STAYS
+            if self.cost.macs(self.kept()) > goal:
+                self.removed_at[channel] = before
 
     def state(self, number: int) -> Step:
         """The row of `prune.csv`."""

@@ -69,6 +69,22 @@ def test_target_is_met_within_one_channel(method, per_layer):
     assert len(found) == len(plan.masks)
 
 
+@pytest.mark.parametrize("method", ["l1", "lamp", "random"])
+def test_no_channel_of_the_last_step_could_have_stayed(method):
+    """Channels cost differently: without filling up, a costly last one would leave the target far behind."""
+    model = build_model("yolov5n", nc=2)
+    found, masks = groups(model), []
+    plan = keep_masks(model, found, PRUNERS[method](), 2.0, on_step=lambda step, kept: masks.append(kept))
+    wiring = Wiring(model, found)
+    cost, keep = Cost(model, wiring, 640), wiring.flatten(plan.masks)
+    last = np.flatnonzero(wiring.flatten(masks[-2]) & ~keep)
+    assert len(last)
+    for channel in last:
+        keep[channel] = True
+        assert cost.macs(keep) > plan.base_macs / 2.0 >= plan.macs
+        keep[channel] = False
+
+
 def test_one_step_takes_an_exact_number_whatever_the_ties():
     model = toy(Csp)
     for parameter in model.parameters():
