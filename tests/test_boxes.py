@@ -75,6 +75,9 @@ def test_equal_and_degenerate_boxes_stay_finite():
     assert overlap[0].item() == pytest.approx(1, abs=1e-6)
     overlap.sum().backward()
     assert a.grad is not None and a.grad.isfinite().all()
+    flat = torch.tensor([[5.0, 5.0, 0.0, 0.0], [5.0, 5.0, 1e-30, 1e-30]], requires_grad=True)  # what underflow makes of a size
+    bbox_iou(flat, torch.tensor([[5.0, 5.0, 2.0, 3.0]] * 2)).sum().backward()
+    assert flat.grad is not None and flat.grad.isfinite().all()
 
 
 def test_letterbox_is_undone_and_clipped():

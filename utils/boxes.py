@@ -60,7 +60,8 @@ def bbox_iou(a: Tensor, b: Tensor, xywh: bool = True, kind: Literal["iou", "giou
 
     diagonal2 = enclosing.square().sum(-1) + eps
     distance2 = (b_low + b_high - a_low - a_high).square().sum(-1) / 4
-    a_angle, b_angle = (torch.atan2(size[..., 0], size[..., 1]) for size in (a_size, b_size))  # of width / height
+    # of width / height; the clamp keeps the gradient of a box without any size finite
+    a_angle, b_angle = (torch.atan2(size[..., 0], size[..., 1].clamp(min=eps)) for size in (a_size, b_size))
     v = 4 / math.pi**2 * (b_angle - a_angle).square()
     with torch.no_grad():
         alpha = v / (v - iou + (1 + eps))
