@@ -99,6 +99,8 @@ def run(
     stage.report.add("base", model, stage.validate(model, "Base model"))
     plan = stage.shrink(groups, criterion)
     smaller = stage.cut(groups, plan)
+    if not opt.finetune and (folder / "finetune").exists():
+        LOGGER.warning(f"{folder / 'finetune'} is of an earlier run of this name, it has nothing to do with this cut")
     best = stage.finetune(smaller) if opt.finetune else folder / "weights" / "pruned.pt"
     stage.report.write(folder / "prune_report.md", plan)
     LOGGER.info("\n" + stage.report.markdown(plan))

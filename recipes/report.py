@@ -118,6 +118,7 @@ def measure(candidates: list[Candidate], opt, device: torch.device, half: bool =
         Row(
             name=candidate.name,
             parameters=info["fused_parameters"],
+            deployed_parameters=info["deployed_parameters"],
             gflops_640=info["gflops_fused"],
             gflops=at_size["gflops_fused"],
             size_mb=candidate.weights.stat().st_size / 1e6,

@@ -2,15 +2,16 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 
 from utils.comparison import Conditions, Row, markdown, notes, plot, write
 
-BASE = Row("base", 1_000_000, 4.0, 0.16, 4.0, 0.700, 0.400, 2.0, 128, "base.pt")
-FAST = Row("fast", 250_000, 2.0, 0.08, 1.0, 0.690, 0.385, 1.0, 128, "fast.pt")
-SLOW = Row("slow", 500_000, 2.0, 0.08, 2.0, 0.710, 0.410, 1.9, 128, "slow.pt")
+BASE = Row("base", 1_000_000, 1_000_000, 4.0, 0.16, 4.0, 0.700, 0.400, 2.0, 128, "base.pt")
+FAST = Row("fast", 250_000, 250_000, 2.0, 0.08, 1.0, 0.690, 0.385, 1.0, 128, "fast.pt")
+SLOW = Row("slow", 500_000, 500_000, 2.0, 0.08, 2.0, 0.710, 0.410, 1.9, 128, "slow.pt")
 CONDITIONS = Conditions("demo", 100, 32, "CPU", "fp32", 2)
 
 
@@ -20,18 +21,24 @@ def cells(text: str, name: str) -> list[str]:
 
 def test_every_figure_with_its_change_against_the_first_row():
     text = markdown([BASE, FAST], CONDITIONS)
-    assert cells(text, "base") == ["base", "1,000,000", "4", "0.16", "4", "0.700", "0.400", "2"]
+    assert cells(text, "base") == ["base", "1,000,000", "4.00", "0.160", "4.00", "0.700", "0.400", "2.00"]
     assert cells(text, "fast") == [
         "fast",
         "250,000 (-75 %, 4.00x)",
-        "2 (-50 %, 2.00x)",
-        "0.08 (-50 %, 2.00x)",
-        "1 (-75 %, 4.00x)",
+        "2.00 (-50 %, 2.00x)",
+        "0.0800 (-50 %, 2.00x)",
+        "1.00 (-75 %, 4.00x)",
         "0.690 (-0.010)",
         "0.385 (-0.015)",
-        "1 (-50 %, 2.00x)",
+        "1.00 (-50 %, 2.00x)",
     ]
     assert "demo: 100 images at 128 px" in text and "batch 32, CPU, fp32, 2 threads" in text
+
+
+def test_yolov7_shows_what_is_deployed_beside_what_tables_count():
+    row = replace(BASE, deployed_parameters=999_041)
+    assert "Deployed" not in markdown([BASE], CONDITIONS)
+    assert cells(markdown([row], CONDITIONS), "base")[1:3] == ["1,000,000", "999,041"]
 
 
 def test_fewer_gflops_without_speed_are_named():

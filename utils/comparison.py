@@ -13,7 +13,8 @@ class Row:
     """What is known of one model. GFLOPs are 2 x MACs of the deployed model; latency is of one image at the stated batch."""
 
     name: str
-    parameters: int  # fused, as published tables count them
+    parameters: int  # fused, as published tables count them: YOLOv7's implicit vectors stay registered
+    deployed_parameters: int  # what is really left
     gflops_640: float
     gflops: float  # at the run's own image size
     size_mb: float  # of the checkpoint file, 1e6 bytes
@@ -38,6 +39,7 @@ class Conditions:
 
 COLUMNS = {
     "parameters": "Parameters",
+    "deployed_parameters": "Deployed",
     "gflops_640": "GFLOPs @640",
     "gflops": "GFLOPs @size",
     "size_mb": "Size MB",
@@ -49,8 +51,10 @@ COLUMNS = {
 
 def markdown(rows: list[Row], conditions: Conditions) -> str:
     """The whole report as Markdown: the table, how it was measured, and what should worry the reader."""
-    head = ["Model", *COLUMNS.values()]
-    body = [[row.name, *(_cell(row, rows[0], column) for column in COLUMNS)] for row in rows]
+    folded = all(row.deployed_parameters == row.parameters for row in rows)
+    columns = [name for name in COLUMNS if not (folded and name == "deployed_parameters")]
+    head = ["Model", *(COLUMNS[name] for name in columns)]
+    body = [[row.name.replace("|", "/"), *(_cell(row, rows[0], column) for column in columns)] for row in rows]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [_line(head, widths), _line(["-" * w for w in widths], widths), *(_line(line, widths) for line in body)]
     lines += ["", _how(rows, conditions)]
@@ -116,7 +120,10 @@ def _how(rows: list[Row], conditions: Conditions) -> str:
 
 def _cell(row: Row, base: Row, column: str) -> str:
     value, reference = getattr(row, column), getattr(base, column)
-    text = f"{value:,}" if column == "parameters" else f"{value:.3f}" if column in {"map50", "map"} else f"{value:.3g}"
+    if isinstance(value, int):
+        text = f"{value:,}"
+    else:
+        text = f"{value:.3f}" if column in {"map50", "map"} else f"{value:#.3g}".rstrip(".")
     if row is base:
         return text
     if column in {"map50", "map"}:
