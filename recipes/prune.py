@@ -1,13 +1,9 @@
 """`prune.py`: what can be cut -> masks for the target -> one cut -> recalibrate -> validate -> finetune -> report."""
 
-import copy
 import shutil
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
-
-import torch
 
 from data.config import DataConfig, load_data
 from data.loader import build_loader
@@ -39,7 +35,6 @@ from utils.device import select_device
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, logging_to
-from utils.losses import build_loss
 from utils.options import to_dict
 from utils.prune_options import PruneOptions
 from utils.rundir import environment, make_run_dir, save_options
@@ -205,31 +200,11 @@ class Stages:
         LOGGER.info(f"Cut to {plan.speed_up:.3f}x in {len(plan.steps)} steps; {smaller.summary()}")
         write_channels(self.model, smaller, self.folder, picture=not self.opt.noplots)
         self.report.add("after the cut", smaller, self.validate(smaller, "Right after the cut"))
-        smaller = self.recalibrated(smaller)
+        if recalibrate_bn(smaller, self.plain_loader, self.opt.recalibrate_batches):
+            self.report.add("after BN recalibration", smaller, self.validate(smaller, "After BN recalibration"))
         smaller.names = self.model.names
         save_model(smaller, self.folder / "weights" / "pruned.pt", args=to_dict(self.opt))
         return smaller
-
-    def recalibrated(self, model: Model) -> Model:
-        """The model with fresh batch norm statistics, where they lower the loss on training images; else as it is."""
-        fresh = copy.deepcopy(model)
-        if not recalibrate_bn(fresh, self.plain_loader, self.opt.recalibrate_batches):
-            return model
-        self.report.add("after BN recalibration", fresh, self.validate(fresh, "After BN recalibration"))
-        old, new = self.training_loss(model), self.training_loss(fresh)
-        kept, why = ("new", "lower") if new < old else ("old", "no higher")
-        LOGGER.info(f"Loss on training images {old:.4f} before, {new:.4f} after: the {kept} statistics are kept, theirs is {why}")
-        return fresh if new < old else model
-
-    def training_loss(self, model: Model) -> float:
-        """Mean detection loss of an image over the batches of the recalibration, in eval mode."""
-        hyp = load_hyp(self.opt.finetune_hyp).scaled(model.head.nl, model.nc, self.opt.imgsz)
-        loss, device, losses = build_loss(model, hyp, self.opt.loss), next(model.parameters()).device, []
-        with torch.no_grad():
-            for batch in islice(self.plain_loader, self.opt.recalibrate_batches):
-                _, maps = model.eval()(batch.images.to(device).float() / 255)
-                losses.append(loss(maps, batch.targets.to(device))[0] / len(batch.images))
-        return float(torch.stack(losses).mean())
 
     def finetune(self, smaller: Model) -> Path:
         """Train what is left in `finetune/`, a run folder of its own; its best checkpoint is copied beside `pruned.pt`."""

@@ -13,7 +13,12 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.flow
 
-TINY = {"train.py": ["--epochs", "1"], "prune.py": ["--finetune-epochs", "1"], "report.py": ["--seconds", "1"]}
+TINY = {
+    "train.py": ["--epochs", "1"],
+    "train_sparse.py": ["--epochs", "1"],
+    "prune.py": ["--finetune-epochs", "1"],
+    "report.py": ["--seconds", "1"],
+}
 
 
 def commands(page: str) -> list[str]:
