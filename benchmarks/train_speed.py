@@ -1,6 +1,7 @@
 """Images/s of train.py's loop (loader, augmentation, loss, optimizer, EMA, bookkeeping) over those of the bare network.
 
-The bare network is forward and backward of the same model on one fixed tensor. Both are timed in turns, so that whatever else the
+The bare network is forward and backward of the same model on one fixed tensor: in torch's default layout, and in the loop's own
+(channels last). All are timed in turns, so that whatever else the
 machine does hits both; turns are long, because the data worker prepares four batches ahead while the bare network runs.
 `python benchmarks/train_speed.py [seconds a model]`.
 """
@@ -32,16 +33,17 @@ IMGSZ, BATCH, THREADS, TURN = 160, 16, 2, 20
 
 
 class BareTurns(Hook):
-    """Stops the loop's clock every few batches, runs the bare network for as many, and starts it again."""
+    """Stops the loop's clock every few batches, runs each bare network for as many, and starts it again."""
 
-    def __init__(self, bare: Callable[[], None], seconds: float):
+    def __init__(self, bare: dict[str, Callable[[], None]], seconds: float):
         self.bare, self.seconds = bare, seconds
         self.loop: list[float] = []
-        self.alone: list[float] = []
+        self.alone: dict[str, list[float]] = {name: [] for name in bare}
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Warm up."""
-        self.bare()
+        for step in self.bare.values():
+            step()
         self.end, self.count, self.start = time.perf_counter() + self.seconds, -1, 0.0
 
     def on_batch_end(self, trainer: Trainer) -> None:
@@ -52,17 +54,20 @@ class BareTurns(Hook):
         now = time.perf_counter()
         if self.count:
             self.loop.append((now - self.start) / TURN)
-            for _ in range(TURN):
-                self.bare()
-            self.alone.append((time.perf_counter() - now) / TURN)
+            for name, step in self.bare.items():
+                begin = time.perf_counter()
+                for _ in range(TURN):
+                    step()
+                self.alone[name].append((time.perf_counter() - begin) / TURN)
         self.start = time.perf_counter()
         if self.start > self.end:
             raise StopIteration
 
 
-def bare_step(model: Model) -> Callable[[], None]:
+def bare_step(model: Model, layout: torch.memory_format) -> Callable[[], None]:
     """Forward and backward on a fixed tensor."""
-    images = torch.rand(BATCH, 3, IMGSZ, IMGSZ)
+    model.train().to(memory_format=layout)  # type: ignore[call-overload]
+    images = torch.rand(BATCH, 3, IMGSZ, IMGSZ).contiguous(memory_format=layout)
 
     def step() -> None:
         torch.stack([level.float().mean() for level in model(images)]).sum().backward()
@@ -74,21 +79,23 @@ def bare_step(model: Model) -> Callable[[], None]:
 def measure(cfg: str, seconds: float) -> None:
     """Print images/s of both and their ratio for one model."""
     data = load_data("demo")
-    model, twin = (build_model(cfg, nc=data.nc) for _ in range(2))
+    model = build_model(cfg, nc=data.nc)
+    layouts = {"default layout": torch.contiguous_format, "channels last": torch.channels_last}
+    bare = {name: bare_step(build_model(cfg, nc=data.nc), layout) for name, layout in layouts.items()}
     model.names = data.names
     opt = replace(TrainOptions(noplots=True, workers=1, cache="ram", epochs=1000), imgsz=(IMGSZ,))  # type: ignore[arg-type]
-    turns = BareTurns(bare_step(twin.train()), seconds)
+    turns = BareTurns(bare, seconds)
     with tempfile.TemporaryDirectory() as folder:
         session = Session(model, data, load_hyp("scratch-low"), opt, Path(folder), World(), torch.device("cpu"))
         trainer = build_trainer(session, DetectionTask, [turns])
         trainer.evaluate = None
         with contextlib.suppress(StopIteration):
             trainer.fit()
-    loop, alone = statistics.median(turns.loop), statistics.median(turns.alone)
-    print(
-        f"{cfg}: train.py {BATCH / loop:.1f} images/s, bare network {BATCH / alone:.1f} images/s, "
-        f"ratio {alone / loop:.3f} (medians of {len(turns.loop)} turns of {TURN} batches)"
-    )
+    loop = statistics.median(turns.loop)
+    print(f"{cfg}: train.py {BATCH / loop:.1f} images/s (medians of {len(turns.loop)} turns of {TURN} batches)")
+    for name, times in turns.alone.items():
+        alone = statistics.median(times)
+        print(f"  bare network, {name}: {BATCH / alone:.1f} images/s, ratio {alone / loop:.3f}")
 
 
 def main() -> None:

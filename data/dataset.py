@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -210,13 +209,13 @@ def corners_of(labels: np.ndarray) -> np.ndarray:
 
 
 def to_planes(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) -> contiguous (3, h, w)."""
-    return np.stack(cv2.split(image))
+    """(h, w, 3) -> (3, h, w), a view."""
+    return image.transpose(2, 0, 1)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size -> a batch."""
-    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    """Samples of one size -> a batch. Images are stored channels last, as they come: convolutions are quicker so."""
+    images = torch.from_numpy(np.stack([sample.image.transpose(1, 2, 0) for sample in samples])).permute(0, 3, 1, 2)
     rows = [np.insert(sample.boxes, 0, i, axis=1) for i, sample in enumerate(samples)]
     targets = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
     return Batch(images, targets, [sample.file for sample in samples], [sample.shape for sample in samples])

@@ -89,11 +89,15 @@ class Model(nn.Module):
         return result
 
     def fuse(self) -> "Model":
-        """A new deployed model in eval mode: batch norms, branches and implicits folded. This one stays as it is."""
+        """A new deployed model in eval mode: batch norms, branches and implicits folded. This one stays as it is.
+
+        Its weights are stored channels last, which is quicker for images that are.
+        """
         deployed = copy.deepcopy(self).eval()
         with torch.no_grad():
             fuse_children(deployed.model)
         deployed.deployed = True
+        deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         return deployed.requires_grad_(False)
 
     def info(self, imgsz: int = 640) -> dict[str, float]:

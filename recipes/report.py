@@ -153,6 +153,7 @@ def forward_of(model: torch.nn.Module, imgsz: int, batch: int, half: bool, devic
     """A call that runs one batch of images through a deployed model."""
     model = model.half() if half else model.float()
     images = torch.rand(batch, 3, imgsz, imgsz, device=device, dtype=next(model.parameters()).dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run() -> None:

@@ -188,7 +188,9 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
         check_anchors(loader.dataset, session.model, session.hyp.anchor_t, opt.imgsz, opt.seed)
     freeze(session.model, opt.freeze)
     loss = build_loss(session.model, session.effective_hyp)
+    # Channels last is a fifth quicker on CPUs and what tensor cores want; the loader's images come like this.
     task = task_factory(session.model, loss, world.size).to(session.device)
+    task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     ema = ModelEMA(session.model, tau=session.hyp.ema_tau)
     if opt.sync_bn and world.size == 1:
         LOGGER.warning("--sync-bn has no effect in a single process; several are started by torchrun")

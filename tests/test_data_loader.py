@@ -37,7 +37,11 @@ def test_batch_contract(data):
     batches = list(loader)
     assert [len(b.files) for b in batches] == [4, 3]
     batch = batches[0]
-    assert batch.images.dtype == torch.uint8 and batch.images.shape == (4, 3, 64, 64) and batch.images.is_contiguous()
+    assert (
+        batch.images.dtype == torch.uint8
+        and batch.images.shape == (4, 3, 64, 64)
+        and batch.images.is_contiguous(memory_format=torch.channels_last)
+    )
     assert batch.targets.dtype == torch.float32 and batch.targets.shape == (8, 6)
     assert batch.targets[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert batch.shapes[0] == ((48, 64), ((1.0, 1.0), (0, 8)))
