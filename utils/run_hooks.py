@@ -224,7 +224,7 @@ class GracefulStop(Hook):
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            return  # a data worker that inherited the handler; the main process ends it
+            os._exit(128 + number)  # a data worker, which inherited the handler: it goes without a word, the main process speaks
         self._signal = number
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a signal to the whole group ends the data workers too: no failure
         raise SystemExit(128 + number)
