@@ -8,26 +8,13 @@ from typing import Any, cast
 from data.config import DataConfig, load_data
 from data.loader import build_loader
 from models import Model, load_model, save_model
-from prune_methods import (
-    PRUNERS,
-    ChannelGroup,
-    Criterion,
-    Limits,
-    Masks,
-    Plan,
-    Skipped,
-    Step,
-    apply,
-    countable,
-    keep_masks,
-    preflight,
-    reachable_speed_up,
-)
+from prune_methods import PRUNERS, ChannelGroup, Criterion, Plan, Skipped, apply, countable, preflight, reachable_speed_up
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
 from recipes.prepare import class_names, prepare_hyp
-from recipes.prune_evidence import measured, warn_if_dense
-from recipes.prune_report import Report, describe_groups, write_channels, write_skipped, write_steps
+from recipes.prune_evidence import warn_if_dense
+from recipes.prune_plan import COST_SIZE, find_plan, limits
+from recipes.prune_report import Report, describe_groups, write_channels, write_skipped
 from recipes.train import FitResult, fit
 from utils import dist
 from utils.config import load_hyp
@@ -41,7 +28,6 @@ from utils.rundir import environment, make_run_dir, save_options
 from utils.seed import seed_everything
 from utils.train_options import TrainOptions
 
-COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
 SHUFFLED_ONLY = dict.fromkeys(
     ("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "mosaic", "mixup"),
     0.0,
@@ -92,7 +78,7 @@ def run(
     LOGGER.info(f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)} layers cannot")
     stage = Stages(model, data, opt, folder)
     stage.report.add("base", model, stage.validate(model, "Base model"))
-    plan = stage.shrink(groups, criterion)
+    plan = find_plan(model, groups, criterion, stage.plain_loader, stage.validate, opt, folder)
     smaller = stage.cut(groups, plan)
     if not opt.finetune and (folder / "finetune").exists():
         LOGGER.warning(f"{folder / 'finetune'} is of an earlier run of this name, it has nothing to do with this cut")
@@ -101,11 +87,6 @@ def run(
     LOGGER.info("\n" + stage.report.markdown(plan))
     LOGGER.info(f"Results saved to {folder}; the model is {best}")
     return best
-
-
-def limits(opt: PruneOptions) -> Limits:
-    """The clamps of the options."""
-    return Limits(opt.min_channels, opt.max_ratio, opt.round_to)
 
 
 def reach(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> float:
@@ -157,41 +138,6 @@ class Stages:
         result = evaluate(model.fuse(), self.val_loader, names=model.names, single_cls=self.opt.single_cls)
         log_table(result)
         return result
-
-    def shrink(self, groups: list[ChannelGroup], criterion: Criterion) -> Plan:
-        """Masks for the target; a row a step goes to `prune.csv`."""
-        opt, maps = self.opt, {}
-
-        def on_step(step: Step, masks: Masks) -> None:
-            if step.step % 20 == 0:
-                LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
-            if opt.val_every and step.step % opt.val_every == 0:
-                so_far = cast(Model, apply(self.model, groups, masks))
-                recalibrate_bn(so_far, self.plain_loader, opt.recalibrate_batches)
-                maps[step.step] = self.validate(so_far, f"Step {step.step}, {step.speed_up:.2f}x, recalibrated")
-
-        LOGGER.info(f"\nPruning with {opt.method} to {opt.speed_up:g}x:")
-        plan = keep_masks(
-            self.model,
-            groups,
-            criterion,
-            opt.speed_up,
-            limits=limits(opt),
-            per_layer=opt.per_layer,
-            max_steps=opt.max_steps,
-            imgsz=COST_SIZE,
-            on_step=on_step,
-            measure=measured(self.model, groups, criterion, self.plain_loader, opt),
-            measure_every=opt.recalib_every,
-        )
-        write_steps(plan.steps, maps, self.folder / "prune.csv")
-        if all(mask.all() for mask in plan.masks.values()):
-            raise UserError(f"nothing was pruned in {len(plan.steps)} steps; see which layers can be cut with --dry-run")
-        if not plan.met:
-            LOGGER.warning(
-                f"--speed-up {opt.speed_up:g} was not met after {len(plan.steps)} steps; going on with {plan.speed_up:.2f}x"
-            )
-        return plan
 
     def cut(self, groups: list[ChannelGroup], plan: Plan) -> Model:
         """The smaller model, checked, validated right after the cut and after recalibration, saved as `pruned.pt`."""

@@ -1,0 +1,72 @@
+"""From a ranking to the masks that `prune.py` cuts by: the search for the target, step by step and on the record."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from data.loader import DetectionLoader
+from models import Model
+from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, apply, keep_masks
+from prune_methods.recalibrate import recalibrate_bn
+from recipes.prune_evidence import measured
+from recipes.prune_report import write_steps
+from utils.errors import UserError
+from utils.evaluator import EvalResult
+from utils.log import LOGGER
+from utils.prune_options import PruneOptions
+
+COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
+Validate = Callable[[Model, str], EvalResult]
+"""(model, title) -> its mAP."""
+
+
+def limits(opt: PruneOptions) -> Limits:
+    """The clamps of the options."""
+    return Limits(opt.min_channels, opt.max_ratio, opt.round_to)
+
+
+def find_plan(
+    model: Model,
+    groups: list[ChannelGroup],
+    criterion: Criterion,
+    loader: DetectionLoader,
+    validate: Validate,
+    opt: PruneOptions,
+    folder: Path,
+) -> Plan:
+    """Masks for the target; a row a step goes to `prune.csv`. `loader` gives training batches without augmentation.
+
+    `UserError` where nothing was pruned, a warning where the target was not met.
+    """
+    maps: dict[int, EvalResult] = {}
+
+    def on_step(step: Step, masks: Masks) -> None:
+        if step.step % 20 == 0:
+            LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
+        if opt.val_every and step.step % opt.val_every == 0:
+            so_far = cast(Model, apply(model, groups, masks))
+            recalibrate_bn(so_far, loader, opt.recalibrate_batches)
+            maps[step.step] = validate(so_far, f"Step {step.step}, {step.speed_up:.2f}x, recalibrated")
+
+    LOGGER.info(f"\nPruning with {opt.method} to {opt.speed_up:g}x:")
+    plan = keep_masks(
+        model,
+        groups,
+        criterion,
+        opt.speed_up,
+        limits=limits(opt),
+        per_layer=opt.per_layer,
+        max_steps=opt.max_steps,
+        imgsz=COST_SIZE,
+        on_step=on_step,
+        measure=measured(model, groups, criterion, loader, opt),
+        measure_every=opt.recalib_every,
+    )
+    write_steps(plan.steps, maps, folder / "prune.csv")
+    if all(mask.all() for mask in plan.masks.values()):
+        raise UserError(f"nothing was pruned in {len(plan.steps)} steps; see which layers can be cut with --dry-run")
+    if not plan.met:
+        LOGGER.warning(
+            f"--speed-up {opt.speed_up:g} was not met after {len(plan.steps)} steps; going on with {plan.speed_up:.2f}x"
+        )
+    return plan
