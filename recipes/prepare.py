@@ -1,5 +1,6 @@
 """From `--cfg` and `--weights` to a model that fits the data: what train.py does before it trains."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -35,12 +36,14 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
 
     `--cfg` alone: new weights. `--cfg` and `--weights`: new, with the weights that fit by name and shape, anchors not among them.
     `--weights` alone: its own structure (pruned ones keep theirs) and anchors; only where the number of classes differs do the
-    layers that depend on it start anew.
+    layers that depend on it start anew. `--reinit` takes the structure and the anchors of `--weights` and nothing else.
     """
     if not opt.weights:
         model = build_model(opt.cfg, nc=len(names), anchors=_anchor_number(hyp))
     else:
         source = load_model(opt.weights)
+        if opt.reinit:
+            source = with_new_weights(source)
         if opt.cfg:
             model = build_model(opt.cfg, nc=len(names), anchors=_anchor_number(hyp))
             copied, total = transfer_weights(model, source.state_dict())
@@ -48,7 +51,10 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
             model = source if source.nc == len(names) else with_classes(source, len(names))
             copied, total = transfer_weights(model, source.state_dict(), exclude=())
             model.head.set_anchors(model.head.anchors_px)
-        LOGGER.info(f"Transferred {copied}/{total} items from {opt.weights}")
+        if opt.reinit:
+            LOGGER.info(f"The structure is that of {opt.weights}, the weights are new")
+        else:
+            LOGGER.info(f"Transferred {copied}/{total} items from {opt.weights}")
     model.names = names
     return model
 
@@ -69,6 +75,18 @@ def with_classes(source: Model, nc: int) -> Model:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             cast(Any, layer).reset_parameters()
     model.head.initialise_bias()
+    return model
+
+
+def with_new_weights(source: Model) -> Model:
+    """A model of the same structure, pruned or not, and the same anchors, as if it had never been trained.
+
+    A cut layer takes its share of the weights that the uncut one would start with, so that whatever starts at a value of its own
+    (zeros, ones) does so here too; batch norms make up for the wider layer's smaller scale.
+    """
+    model, drawn = copy.deepcopy(source), build_model(source.cfg).state_dict()
+    model.load_state_dict({name: drawn[name][tuple(map(slice, old.shape))] for name, old in source.state_dict().items()})
+    model.head.set_anchors(source.head.anchors_px)
     return model
 
 

@@ -157,3 +157,27 @@ def test_hyperparameters_without_effect_are_named(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "scratch-high: copy_paste: 0.1 has no effect: it needs outlines, labels of boxes have none"
     ]
+
+
+def test_reinit_keeps_structure_and_anchors_and_no_weight(tmp_path):
+    from models.checkpoint import save_checkpoint
+    from prune_methods import PRUNERS, apply, groups, keep_masks
+
+    torch.manual_seed(0)
+    dense = build_model("yolov7-tiny", nc=3)
+    found = groups(dense)
+    source = apply(dense, found, keep_masks(dense, found, PRUNERS["lamp"](), 2.0).masks)
+    source.head.set_anchors(source.head.anchors_px * 1.5)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.fill_(7)
+    save_checkpoint(tmp_path / "pruned.pt", source)
+    opt = TrainOptions(weights=str(tmp_path / "pruned.pt"), reinit=True)
+    new = prepare_model(opt, Hyp(), ["a", "b", "c"])
+    assert {k: v.shape for k, v in new.state_dict().items()} == {k: v.shape for k, v in source.state_dict().items()}
+    assert torch.equal(new.head.anchors, source.head.anchors)
+    assert not any((parameter == 7).any() for parameter in new.parameters())
+    assert all((m.weight == 1).all() for m in new.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert torch.isfinite(new.train()(torch.zeros(2, 3, 64, 64))[0]).all()
+    with pytest.raises(UserError, match="--reinit"):
+        TrainOptions(cfg="yolov5n", data="demo", reinit=True).check()

@@ -17,6 +17,7 @@ class TrainOptions(RunOptions):
     weights: str = option("", "checkpoint to start from: ours, an official YOLOv5 / YOLOv7 .pt, or empty to train from scratch")
     cfg: str = option("", "model YAML: bare name (yolov5n) or path; may be left out where --weights bring their own structure")
     data: str = option("", "data YAML: bare name (demo) or path")
+    reinit: bool = option(False, "keep the structure of --weights, a pruned one for instance, and start from new weights")
     hyp: str = option("scratch-low", "hyper-parameter YAML: bare name (finetune) or path")
     loss: str | None = option(None, "box-to-target assignment; without it the hyp file decides", choices=("yolo", "ota"))
     epochs: int = option(100, "passes over the training images", least=1)
@@ -71,6 +72,10 @@ class TrainOptions(RunOptions):
         if missing:
             example = f"python {self.script} --cfg yolov5n --data demo --hyp demo"
             raise UserError(f"missing: {' and '.join(missing)}; for example: {example}")
+        if self.reinit and (self.cfg or not self.weights):
+            raise UserError(
+                "--reinit: takes the structure of --weights, without --cfg; for example: --weights pruned.pt --reinit"
+            )
 
     def _warn_of_others(self) -> None:
         """A resumed run goes on with its own options."""
