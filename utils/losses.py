@@ -46,10 +46,7 @@ class DetectionLoss(nn.Module):
         super().__init__()
         self.hyp, self.ota = hyp, ota
         self.register_buffer("anchors", head.anchors.detach().float().clone(), persistent=False)
-        levels = len(self.anchors)
-        # a level has a quarter of the cells of the one before it, so that its mean says less
-        balance = [4.0, 1.0, 0.4] if levels == 3 else [4.0, 1.0, 0.25, 0.06, 0.02][:levels]
-        self.register_buffer("balance", self.anchors.new_tensor(balance))
+        self.register_buffer("balance", self.anchors.new_tensor(level_balance(len(self.anchors))))
         self.reference_level = _level_of_stride_16(head.stride) if hyp.autobalance else 0
 
     def forward(self, raw_maps: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,7 +63,7 @@ class DetectionLoss(nn.Module):
         box_logits, class_logits = rows[:, :4], rows[:, 5:]
         wanted = targets[target, 2:6] * grids[level].repeat(1, 2)
         wanted = torch.cat((wanted[:, :2] - cell, wanted[:, 2:]), 1)
-        iou = bbox_iou(_decode(box_logits, anchors[level, anchor]), wanted)
+        iou = bbox_iou(decode_boxes(box_logits, anchors[level, anchor]), wanted)
         share = (1 / torch.bincount(level, minlength=len(raw_maps)))[level]  # summing with it adds up the means of the levels
 
         box = self.hyp.box * ((1 - iou) * share).sum()
@@ -119,7 +116,7 @@ def _choose(raw_maps: Sequence[Tensor], targets: Tensor, candidates: Matches, an
     """YOLOv7's OTA among the candidates. Boxes are compared as shares of the image: IoU is the same as in pixels."""
     level, anchor, cell, _ = candidates
     rows, _ = _pick(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
-    boxes = _decode(rows[:, :4], anchors[level, anchor])
+    boxes = decode_boxes(rows[:, :4], anchors[level, anchor])
     boxes[:, :2] += cell
     corners = xywh2xyxy(boxes / grids[level].repeat(1, 2))
     return choose_ota(candidates, corners, rows[:, 4], rows[:, 5:], targets, xywh2xyxy(targets[:, 2:6]), len(raw_maps[0]))
@@ -138,7 +135,7 @@ def _pick(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> tuple[Ten
     counts = torch.bincount(level, minlength=len(raw_maps)).tolist()  # cheaper than a copy of all maps into one
     picked = [_Pick.apply(raw, part) for raw, part in zip(raw_maps, index.split(counts), strict=True)]
     rows, objectness = zip(*picked, strict=True)
-    return _at_least_float32(torch.cat(rows)), [_at_least_float32(part) for part in objectness]
+    return at_least_float32(torch.cat(rows)), [at_least_float32(part) for part in objectness]
 
 
 class _Pick(torch.autograd.Function):
@@ -164,13 +161,19 @@ class _Pick(torch.autograd.Function):
         return gradient, None
 
 
-def _decode(logits: Tensor, anchors: Tensor) -> Tensor:
-    """Box logits (n, 4) to xywh in grid units from the cell's corner: centre -0.5..1.5, size 0..4 anchors (n, 2)."""
-    centre, size = (logits.sigmoid() * 2).chunk(2, 1)
-    return torch.cat((centre - 0.5, size.square() * anchors), 1)
+def level_balance(levels: int) -> tuple[float, ...]:
+    """Weight of each level's objectness: a level has a quarter of the cells of the one before it, so that its mean says less."""
+    return (4.0, 1.0, 0.4) if levels == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:levels]
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def decode_boxes(logits: Tensor, anchors: Tensor) -> Tensor:
+    """Box logits (..., 4) to xywh in grid units from the cell's corner: centre -0.5..1.5, size 0..4 anchors (..., 2)."""
+    centre, size = (logits.sigmoid() * 2).chunk(2, -1)
+    return torch.cat((centre - 0.5, size.square() * anchors), -1)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32, the rest as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
