@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torch_pruning as tp
 
 from prune_methods import PRUNERS, Limits, apply, groups, keep_masks, scores
 from prune_methods.base import Criterion
@@ -19,8 +18,9 @@ def mid_slices(model, power):
 
 
 def test_registry_names_every_method_and_suggests():
-    gradients, sparse = ["group_taylor", "group_hessian"], ["slim", "group_slim"]
-    assert PRUNERS.names() == [*gradients, "lamp", "l1", "group_norm", "group_sl", "group_reg", "random", *sparse]
+    dense = {"l1", "random", "group_norm", "lamp", "group_hessian", "group_taylor"}
+    sparse = {"slim", "group_slim", "group_sl", "group_reg"}
+    assert dense | sparse <= set(PRUNERS.names())
     with pytest.raises(UserError, match="did you mean 'lamp'"):
         PRUNERS["lmap"]
 
@@ -94,60 +94,6 @@ def test_scores_follow_the_mask():
     for name, mask in masks.items():
         np.testing.assert_allclose(masked[name][mask], cut[name], rtol=1e-12)
         assert np.isinf(masked[name][~mask]).all()
-
-
-IMPORTANCES = {
-    "l1": tp.importance.GroupMagnitudeImportance(p=1, group_reduction="mean", normalizer="mean"),
-    "group_norm": tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer="mean"),
-    "lamp": tp.importance.LAMPImportance(p=2, group_reduction="mean"),
-}
-
-
-def library_pruner(model, method):
-    """Torch-Pruning's own loop with its 200-step schedule."""
-    return tp.pruner.BasePruner(
-        model,
-        (torch.rand(1, 3, 32, 32),),
-        importance=IMPORTANCES[method],
-        global_pruning=True,
-        pruning_ratio=1.0,
-        iterative_steps=200,
-        ignored_layers=[model.out],
-        in_channel_groups={},
-        out_channel_groups={},
-        num_heads={},
-    )
-
-
-@pytest.mark.parametrize("method", list(IMPORTANCES))
-def test_scores_equal_the_library(method):
-    model = toy(Csp)
-    ours = scores(model, groups(model), PRUNERS[method]())
-    pruner = library_pruner(model, method)
-    names = {m: n for n, m in model.named_modules()}
-    compared = 0
-    for group in pruner.DG.get_all_groups(ignored_layers=[model.out]):
-        made = [names[item.dep.target.module] for item in group if item.dep.target.module in names]
-        if "wise.0" in made:  # the library forgets that depthwise weights are weights
-            continue
-        np.testing.assert_allclose(pruner.importance(group).numpy(), ours[next(n for n in ours if n in made)], rtol=2e-5)
-        compared += 1
-    assert compared == 4
-
-
-@pytest.mark.parametrize("method", list(IMPORTANCES))
-def test_loop_keeps_the_channels_of_the_library_loop(method):
-    steps = 60
-    model = toy(Csp)
-    model.wise = torch.nn.Identity()  # see above
-    found = groups(model)
-    plan = keep_masks(model, found, PRUNERS[method](), 1e9, limits=Limits(min_channels=1), max_steps=steps, imgsz=32)
-    ours = apply(model, found, plan.masks)
-    pruner = library_pruner(model, method)
-    for _ in range(steps):
-        pruner.step()
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True))
-    assert sum(m.sum() for m in plan.masks.values()) == int(100 * (1 - steps / 200))
 
 
 def test_a_method_of_ones_own_needs_one_function():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from prune_methods import PRUNERS, Limits, apply, gradient_evidence, groups, keep_masks, scores, zeroed
@@ -212,18 +211,3 @@ def test_single_images_split_a_batch():
         (2.0, [[0.0, 6.0], [0.0, 7.0]]),
     ]
     assert targets[1, 0] == 2
-
-
-def test_taylor_equals_the_library_without_norms():
-    model = toy(Chain)
-    found = [g for g in groups(model) if g.name == "mid.0"]
-    criterion = PRUNERS["group_taylor"]()
-    criterion.kinds = criterion.kinds - {"norm"}  # which the library forgets
-    gathered = gradient_evidence(model, found, criterion, lambda m, _: [outputs(m, pictures(1)[0]).square().sum()])
-    ours = scores(model, found, criterion, evidence=gathered)["mid.0"]
-    model.eval().zero_grad()
-    outputs(model, pictures(1)[0]).square().sum().backward()
-    graph = tp.DependencyGraph().build_dependency(model, (torch.rand(1, 3, 16, 16),))
-    group = graph.get_pruning_group(model.mid[0], tp.prune_conv_out_channels, list(range(6)))
-    theirs = tp.importance.GroupTaylorImportance(group_reduction="mean", normalizer=None)(group)
-    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-5)
