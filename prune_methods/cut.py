@@ -30,6 +30,9 @@ def apply(model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> nn.
             else:
                 ins = np.flatnonzero(keep[wiring.ins[name]]) if name in wiring.ins else None
                 _cut_layer(smaller.get_submodule(name), left, ins)
+    for block in smaller.modules():
+        if update := getattr(block, "update_widths", None):  # widths that a block keeps as numbers of its own
+            update()
     return smaller
 
 

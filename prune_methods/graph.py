@@ -1,11 +1,11 @@
-"""Which channels of a model can only be removed together: Torch-Pruning's dependency graph, read once into plain data."""
+"""Which channels of a model can only be removed together: Torch-Pruning's dependency graph, read into plain data."""
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning.ops import OPTYPE
 
+from prune_methods.stand_in import EXIT_PRUNERS, Exit, StandIn, put_stand_ins
 from utils.errors import UserError, suggest
+from utils.tracing import Inner, tracing
 
 TRACE_SIZE = 64  # pixels; the graph is the same at any size, and small ones are quick
 MAKERS = ("out", "depthwise")  # kinds of members whose outputs the channels are
-LIBRARY_ERRORS = (IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, AttributeError)
+LIBRARY_ERRORS = (IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, AttributeError, AssertionError)
+UNTRACEABLE = "row that cannot be traced"
+IGNORED = "ignored by the user"
 Names = dict[Any, str]  # module or parameter -> its name
+Whole = Mapping[str, str]  # layers whose outputs shall stay whole -> why
 
 
 @dataclass(frozen=True)
@@ -52,41 +57,8 @@ class Skipped:
 
     layer: str
     reason: str
-
-
-def groups(model: nn.Module, ignore: Sequence[str] = ()) -> list[ChannelGroup]:
-    """The prunable groups of a model, in the order of its layers; see `preflight`."""
-    return preflight(model, ignore)[0]
-
-
-def preflight(model: nn.Module, ignore: Sequence[str] = ()) -> tuple[list[ChannelGroup], list[Skipped]]:
-    """Every layer is either in a group that can be cut, or listed with the reason why not.
-
-    `model` is a training form (with its batch norms) and is left untouched. `ignore` are row numbers (`24`), module names or
-    globs (`model.*.cv3`) whose outputs stay whole. `UserError` where a pattern matches nothing or the model cannot be traced.
-    """
-    ignored = ignored_layers(model, ignore)
-    traced = copy.deepcopy(model).requires_grad_(True)  # frozen parameters would drop out of the graph without a word
-    graph = build_graph(traced)
-    names: Names = {m: n for n, m in traced.named_modules()} | {p: n for n, p in traced.named_parameters()}
-    found: list[ChannelGroup] = []
-    skipped: list[Skipped] = []
-    grouped: dict[str, set[int]] = {}  # output channels that already are in a group
-    for name, layer in traced.named_modules():
-        if not isinstance(layer, _ConvNd | nn.Linear):
-            continue
-        channels = [c for c in range(layer.weight.shape[0]) if c not in grouped.get(name, ())]
-        if not channels:
-            continue
-        members, reason = _trace(graph, layer, channels, names, ignored)
-        makers = [m for m in members if m.kind in MAKERS]
-        for member in makers:
-            grouped.setdefault(member.name, set()).update(member.layer_channels.tolist())
-        if reason:
-            skipped += [Skipped(layer_name, reason) for layer_name in [m.name for m in makers] or [name]]
-        else:
-            found.append(ChannelGroup(name, len(channels), tuple(members)))
-    return found, skipped
+    also: tuple[str, ...] = ()
+    """Norms and bare parameters that have the same channels."""
 
 
 def ignored_layers(model: nn.Module, patterns: Sequence[str]) -> set[str]:
@@ -102,28 +74,69 @@ def ignored_layers(model: nn.Module, patterns: Sequence[str]) -> set[str]:
     return chosen
 
 
-def build_graph(model: nn.Module) -> tp.DependencyGraph:
-    """The library's graph of a model that may be written to; in eval mode, so that batch norms stay as they are."""
-    bare: Any = [(p, _channel_dim(p)) for p in _bare_parameters(model)]  # documented as a dict, but a dict fails
+def layers_to_keep(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
+    """Layers whose outputs stay whole, and why: those that the user ignores, and those that blocks name in `keep_whole`."""
+    whole: dict[str, str] = {}
+    for name, block in model.named_modules():
+        for child in getattr(block, "keep_whole", ()):
+            first = f"{name}.{child}".lstrip(".")
+            inside = [f"{first}.{inner}" for inner, _ in block.get_submodule(child).named_modules() if inner]
+            whole |= dict.fromkeys([first, *inside], f"its block ({type(block).__name__}) keeps it whole")
+    return whole | dict.fromkeys(ignored_layers(model, patterns), IGNORED)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The library's graph of a copy of the model, with the names of what is in it."""
+
+    library: tp.DependencyGraph
+    names: Names
+    modules: Mapping[str, nn.Module]
+    """Of the copy by name, those behind stand-ins too."""
+    stand_ins: Mapping[str, StandIn]
+    severed: frozenset[Any]
+    """Autograd nodes that end at a `cut`."""
+
+
+def build_graph(model: nn.Module, opaque: Collection[str] = ()) -> Graph:
+    """The graph of the model in eval mode; `opaque` are modules whose inside stays out of it. The model is left untouched.
+
+    One of LIBRARY_ERRORS where the library fails.
+    """
+    copied = copy.deepcopy(model).requires_grad_(True)  # frozen parameters would drop out of the graph without a word
+    modules = dict(copied.named_modules())
+    names: Names = {m: n for n, m in modules.items()} | {p: n for n, p in copied.named_parameters()}
+    stand_ins = put_stand_ins(copied, opaque)
+    x = torch.rand(1, 3, TRACE_SIZE, TRACE_SIZE).to(next(copied.parameters()))
+    severed: set[Any] = set()
+
+    def run(net: Any, x: Any) -> Any:
+        with tracing() as before_cuts:
+            outputs = raw_outputs(net(x))
+        severed.update(t.grad_fn for t in before_cuts)
+        return [outputs, *before_cuts]
+
+    bare: Any = [(p, _channel_dim(p)) for p in _bare_parameters(copied)]  # documented as a dict, but a dict fails
     graph = tp.DependencyGraph()
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")  # about unknown operations: `_obstacle` decides on them
-            graph.build_dependency(
-                model,
-                example_inputs=torch.rand(1, 3, TRACE_SIZE, TRACE_SIZE).to(next(model.parameters())),
-                forward_fn=lambda net, x: raw_outputs(net(x)),
-                unwrapped_parameters=bare,
-            )
-    except LIBRARY_ERRORS as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
-        raise UserError(f"pruning: the dependency graph of this model cannot be built ({reason})") from error
-    return graph
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # about unknown operations: `_obstacle` decides on them
+        if stand_ins:
+            copied.eval()(x)  # makes their exits
+        names |= {exit: name for name, stand_in in stand_ins.items() for exit in stand_in.exits}
+        graph.build_dependency(
+            copied, example_inputs=x, forward_fn=run, unwrapped_parameters=bare, customized_pruners=dict(EXIT_PRUNERS)
+        )
+    return Graph(graph, names, modules, stand_ins, frozenset(severed))
 
 
 def raw_outputs(outputs: Any) -> Any:
     """The raw maps of a detector's eval output (boxes, raw maps): decoding adds grids that are no part of the channels' graph."""
     return outputs[1] if isinstance(outputs, tuple) else outputs
+
+
+def one_line(error: BaseException) -> str:
+    """A library's error as part of a reason."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")[:150]
 
 
 def _bare_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -137,66 +150,91 @@ def _channel_dim(parameter: Tensor) -> int:
     return 1 if parameter.dim() > 1 else 0
 
 
-def _trace(
-    graph: tp.DependencyGraph, layer: nn.Module, channels: list[int], names: Names, ignored: set[str]
-) -> tuple[list[Member], str | None]:
+def output_width(graph: Graph, name: str) -> int:
+    """Channels that a layer, or a block with a rule, makes."""
+    if name in graph.stand_ins:
+        return cast(Exit, graph.stand_ins[name].exits[0]).channels[1]
+    return cast(Tensor, graph.modules[name].weight).shape[0]
+
+
+def trace(graph: Graph, name: str, channels: list[int], whole: Whole) -> tuple[list[Member], str | None]:
     """Everything that these output channels of a layer are coupled to, and why it must stay whole, if it must."""
-    if layer not in graph.module2node:
+    library = graph.library
+    layer: Any = graph.stand_ins[name].exits[0] if name in graph.stand_ins else graph.modules[name]
+    if layer not in library.module2node:
         return [], "does not reach the output of the model"
     try:
-        pruner: Any = graph.get_pruner_of_module(layer)
-        items = graph.get_pruning_group(layer, pruner.prune_out_channels, channels)
+        pruner: Any = library.get_pruner_of_module(layer)
+        items = library.get_pruning_group(layer, pruner.prune_out_channels, channels)
     except LIBRARY_ERRORS as error:
-        return [], f"cannot be traced ({type(error).__name__})"
-    members = _members(graph, items, names, channels)
-    return members, _obstacle(graph, items, members, names, ignored)
+        return [], f"cannot be traced ({one_line(error)})"
+    members = _members(graph, items, channels)
+    return members, _obstacle(graph, items, members, whole)
 
 
-def _members(graph: tp.DependencyGraph, items: Any, names: Names, channels: list[int]) -> list[Member]:
+def _members(graph: Graph, items: Any, channels: list[int]) -> list[Member]:
     """The layers with parameters of a library group, as plain data; operations without any only carry channels on."""
     position = np.full(max(channels) + 1, -1)
     position[channels] = np.arange(len(channels))
-    members = []
+    members: list[Member] = []
     for item in items:
         module = item.dep.target.module
-        if module in names and (isinstance(module, nn.Parameter) or any(True for _ in module.parameters(recurse=False))):
-            kind = _kind(graph, module, item.dep.handler)
-            members.append(Member(names[module], kind, np.array(item.idxs), position[np.array(item.root_idxs)]))
+        if module not in graph.names:
+            continue
+        name, numbers, in_group = graph.names[module], np.array(item.idxs), position[np.array(item.root_idxs)]
+        rule = graph.stand_ins[name].rule if isinstance(module, Exit) else ()
+        if rule:
+            side = "out" if graph.library.is_out_channel_pruning_fn(item.dep.handler) else "in"
+            members += [_inside(name, inner, numbers, in_group) for inner in rule if inner.of in ("both", side)]
+        elif isinstance(module, nn.Parameter | Exit) or any(True for _ in module.parameters(recurse=False)):
+            members.append(Member(name, _kind(graph.library, module, item.dep.handler), numbers, in_group))
     return members
 
 
-def _kind(graph: tp.DependencyGraph, module: Any, handler: Any) -> str:
-    """Member kind, or the class name of a layer that the cut does not know."""
+def _inside(block: str, inner: Inner, numbers: np.ndarray, in_group: np.ndarray) -> Member:
+    """A layer inside a block by the block's own rule, where the group has the block's channels `numbers`."""
+    layer_channel = dict(zip(inner.block_channels, inner.channels, strict=True))
+    pairs = [(layer_channel[n], g) for n, g in zip(numbers.tolist(), in_group.tolist(), strict=True) if n in layer_channel]
+    both = np.array(pairs, dtype=int).reshape(-1, 2)
+    return Member(f"{block}.{inner.layer}", inner.kind, both[:, 0], both[:, 1])
+
+
+def _kind(library: tp.DependencyGraph, module: Any, handler: Any) -> str:
+    """Member kind, or what a layer is that the cut does not know."""
     if isinstance(module, _ConvNd) and module.groups > 1:
         return "depthwise" if module.groups == module.in_channels == module.out_channels else "grouped convolution"
     if isinstance(module, nn.Conv2d | nn.Linear):
-        return "out" if graph.is_out_channel_pruning_fn(handler) else "in"
+        return "out" if library.is_out_channel_pruning_fn(handler) else "in"
     if isinstance(module, _BatchNorm):
         return "norm"
+    if isinstance(module, Exit):
+        return UNTRACEABLE
     return "param" if isinstance(module, nn.Parameter) else type(module).__name__
 
 
-def _obstacle(graph: tp.DependencyGraph, items: Any, members: list[Member], names: Names, ignored: set[str]) -> str | None:
+def _obstacle(graph: Graph, items: Any, members: list[Member], whole: Whole) -> str | None:
     """Why a group must stay whole, or None."""
     if any(_is_output(graph, item.dep) for item in items):
         return "makes the output of the model"
-    if hit := [m.name for m in members if m.kind in MAKERS and m.name in ignored]:
-        return "ignored by the user" if hit[0] == members[0].name else f"coupled to {hit[0]}, which the user ignores"
+    if hit := [m.name for m in members if m.kind in MAKERS and m.name in whole]:
+        return whole[hit[0]] if hit[0] == members[0].name else f"coupled to {hit[0]} ({whole[hit[0]]})"
     if odd := [m for m in members if m.kind not in (*MAKERS, "in", "norm", "param")]:
         return f"coupled to {odd[0].name} ({odd[0].kind}), which cannot be cut"
-    widths = {name: _width(thing) for thing, name in names.items() if name in {m.name for m in members}}
+    widths = {name: _width(thing) for thing, name in graph.names.items() if name in {m.name for m in members}}
     for member in members:
         side = widths[member.name][1 if member.kind == "in" else 0]
-        inside = len(member.layer_channels) > 0 and member.layer_channels.min() >= 0 and member.layer_channels.max() < side
+        inside = member.layer_channels.size == 0 or (member.layer_channels.min() >= 0 and member.layer_channels.max() < side)
         if not inside or len(set(member.layer_channels.tolist())) < len(member.layer_channels):
             return f"its channels cannot be followed into {member.name}"
     return None
 
 
-def _is_output(graph: tp.DependencyGraph, dependency: Any) -> bool:
+def _is_output(graph: Graph, dependency: Any) -> bool:
     """The model's output, or the outputs of a layer that nothing follows."""
     node = dependency.target
-    return node.type == OPTYPE.OUTPUT or (not node.outputs and graph.is_out_channel_pruning_fn(dependency.handler))
+    if node.type == OPTYPE.OUTPUT:
+        return node.grad_fn not in graph.severed
+    return not node.outputs and graph.library.is_out_channel_pruning_fn(dependency.handler)
 
 
 def _width(thing: Any) -> tuple[int, int]:

@@ -1,0 +1,254 @@
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prune_methods.survey as survey
+from models import build_model, load_model, save_model
+from models.registry import BLOCKS
+from prune_methods import PRUNERS, apply, groups, keep_masks, preflight, zeroed
+from prune_methods.cut import largest_difference
+from prune_methods.probe import TOLERANCE, largest_passing, probe
+from prune_methods.verify import verify
+from tests.preflight_toys import TOYS, with_row
+from tests.prune_toys import Chain, Csp, Rep, randomised, toy
+from utils.deadline import Deadline, OutOfTime
+from utils.errors import UserError
+from utils.tracing import cut, tracing
+
+
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch):
+    """The toys are blocks while a test of this file runs, and not for the others."""
+    for block in TOYS:
+        monkeypatch.setitem(BLOCKS._items, block.__name__, block)
+
+
+def detector(block: str, *args: object):
+    torch.manual_seed(0)
+    return build_model(with_row(block, *args))
+
+
+def names_and_reasons(model, *ignore):
+    found, skipped = preflight(model, ignore)
+    return [g.name for g in found], {s.layer: s.reason for s in skipped}
+
+
+AROUND = ["model.0.conv", "model.1.conv", "model.3.conv", "model.4.conv"]
+
+
+def test_row_that_breaks_the_graph_stays_whole_with_what_is_tied_to_it():
+    found, reasons = names_and_reasons(detector("Shuffle"))
+    assert found == ["model.0.conv", "model.3.conv", "model.4.conv"]
+    title = "row 2 (Shuffle) cannot be traced (ZeroDivisionError: integer division or modulo by zero)"
+    assert reasons == {
+        "model.1.conv": "coupled to model.2 (row that cannot be traced), which cannot be cut",
+        "model.2.conv.conv": title,
+        "model.2.wise.conv": title,
+        "model.5.m.0": "makes the output of the model",
+    }
+
+
+def test_two_such_rows_and_a_residual_around_one_are_found():
+    content = with_row("Shuffle")
+    content["backbone"] += [[-1, 1, "Shuffle", []], [-1, 1, "Conv", [24, 1, 1]]]
+    content["head"] = [[[-1, 3], 1, "Concat", [1]], [-1, 1, "Conv", [8, 1]], [[-1], 1, "Detect", ["nc", "anchors"]]]
+    torch.manual_seed(0)
+    model = build_model(content)
+    found, reasons = names_and_reasons(model)
+    assert found == ["model.0.conv", "model.5.conv", "model.7.conv"]
+    assert "row 2 (Shuffle)" in reasons["model.2.conv.conv"] and "row 4 (Shuffle)" in reasons["model.4.conv.conv"]
+    assert "coupled to model.4" in reasons["model.3.conv"]
+    exact = groups(model)
+    plan = keep_masks(model, exact, PRUNERS["lamp"](), 1.3)
+    smaller = apply(model, exact, plan.masks)
+    verify(model, exact, plan, smaller)
+    concat = smaller.model[7].conv  # of what row 5 has left, and of the whole of row 3
+    assert concat.in_channels == smaller.model[5].conv.out_channels + 24 < 48
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("FixedGate", "a cut copy does not run (RuntimeError: The size of tensor a (12) must match the size of tensor b (16)"),
+        ("Halves", "a cut copy does not run (RuntimeError: split_with_sizes"),
+        ("Reversed", "a cut copy differs from one with these channels at zero by 0."),
+    ],
+)
+def test_probe_finds_the_one_group_that_hides_a_coupling(block, reason):
+    model = detector(block)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found, reasons = names_and_reasons(model)
+    assert set(found) >= set(AROUND) and "model.2.conv.conv" not in found
+    assert reasons["model.2.conv.conv"].startswith(reason)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and model.training
+    exact = groups(model)
+    plan = keep_masks(model, exact, PRUNERS["lamp"](), 1.5)
+    verify(model, exact, plan, apply(model, exact, plan.masks))
+
+
+@pytest.mark.parametrize("kind", [Chain, Csp, Rep])
+def test_probe_passes_what_is_right_at_once(kind, monkeypatch):
+    calls = []
+    monkeypatch.setattr("prune_methods.probe.apply", lambda *words: calls.append(1) or apply(*words))
+    model = toy(kind)
+    found = groups(model)
+    assert calls == [1] and len(found) > 0
+    whole = [g.size for g in probe(model, found)[0]]
+    assert whole == [g.size for g in found]
+
+
+def test_probe_sees_a_wrong_channel_even_of_a_new_model():
+    """Fresh batch norms (gamma 1, beta 0) would let a shifted cut of equal channels pass."""
+    model = Chain()
+    good = groups(model)
+    shifted = [np.roll(m.layer_channels, 1) if m.kind == "norm" else m.layer_channels for m in good[0].members]
+    members = tuple(
+        type(m)(m.name, m.kind, channels, m.group_channels) for m, channels in zip(good[0].members, shifted, strict=True)
+    )
+    bad = type(good[0])("stem.0", 8, members)
+    passing, rejected = probe(model, [bad, good[1]])
+    assert [g.name for g in passing] == ["mid.0"] and [g.name for g, _ in rejected] == ["stem.0"]
+
+
+def test_largest_passing_is_right_and_asks_seldom():
+    asked = []
+
+    def failure(chosen):
+        asked.append(list(chosen))
+        return "odd" if set(chosen) & {3, 40} else "both" if {7, 8} <= set(chosen) else None
+
+    passing, rejected = largest_passing(range(64), failure)
+    assert passing == [i for i in range(64) if i not in (3, 8, 40)]
+    assert rejected == [(3, "odd"), (8, "both"), (40, "odd")] and len(asked) < 40
+    asked.clear()
+    assert largest_passing(range(64), failure=lambda c: asked.append(c)) == (list(range(64)), []) and len(asked) == 1
+    assert largest_passing([], failure) == ([], [])
+
+
+def test_nothing_that_can_be_traced_is_one_line():
+    class Nothing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            raise RuntimeError("never\nruns")
+
+    with pytest.raises(UserError, match=r"cannot be built \(RuntimeError: never runs\)"):
+        preflight(Nothing())
+
+
+def test_deadline_stops_an_attempt_and_leaves_time_for_the_next():
+    deadline = Deadline(0.4)
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(OutOfTime), deadline.attempt():
+            time.sleep(5)
+        assert time.monotonic() - start < 0.3
+    with deadline.attempt():
+        pass
+    assert not Deadline(9).over
+    time.sleep(0.2)  # no alarm is left behind
+    assert deadline.over
+
+
+def test_slow_layer_and_slow_graph(monkeypatch):
+    follow, build = survey.trace, survey.build_graph
+
+    def slow_trace(graph, name, *rest):
+        if name == "mid.0":
+            time.sleep(5)
+        return follow(graph, name, *rest)
+
+    monkeypatch.setattr(survey, "trace", slow_trace)
+    found, skipped = preflight(toy(Chain), time_limit=0.6)
+    assert [g.name for g in found] == ["stem.0"]
+    assert {s.layer: s.reason for s in skipped}["mid.0"] == "not followed within the time limit of 0.6 s"
+
+    def slow_build(model, opaque=()):
+        if "mid" not in opaque:
+            time.sleep(5)
+        return build(model, opaque)
+
+    monkeypatch.setattr(survey, "build_graph", slow_build)
+    found, skipped = preflight(toy(Chain), time_limit=2)
+    assert {s.layer: s.reason for s in skipped}["mid.0"] == "row mid (Sequential) cannot be traced (not done in time)"
+    monkeypatch.setattr(survey, "build_graph", lambda *words: time.sleep(5))
+    with pytest.raises(UserError, match="not built within 0.3 s; raise --graph-time-limit"):
+        preflight(toy(Chain), time_limit=0.3)
+
+
+def masked(found, share=0.5):
+    rng = np.random.default_rng(2)
+    masks = {g.name: rng.random(g.size) < share for g in found}
+    for mask in masks.values():
+        mask[0] = True
+    return masks
+
+
+def assert_cut_is_right(model, tmp_path):
+    """Equal to zeroed channels, and a checkpoint of it gives the same outputs; gives the cut model."""
+    model = randomised(model)
+    found = groups(model)
+    smaller = apply(model, found, masked(found))
+    assert largest_difference(smaller, zeroed(model, found, masked(found))) < TOLERANCE
+    save_model(smaller, tmp_path / "x.pt")
+    x = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(smaller.eval()(x)[0], load_model(tmp_path / "x.pt").eval()(x)[0])
+    return smaller
+
+
+def test_rule_of_a_channelwise_block(tmp_path):
+    model = detector("Partial")
+    found, skipped = preflight(model)
+    parts = {g.name: g for g in found}
+    assert [(name, g.size) for name, g in parts.items()][1:3] == [("model.1.conv", 4), ("model.1.conv#2", 12)]
+    first, rest = ({(m.name, m.kind): m.layer_channels.tolist() for m in parts[n].members} for n in parts if "model.1." in n)
+    assert first["model.2.conv", "out"] == first["model.2.conv", "in"] == first["model.3.conv", "in"] == [0, 1, 2, 3]
+    assert rest["model.3.conv", "in"] == list(range(4, 16)) and ("model.2.conv", "out") not in rest
+    assert [s.layer for s in skipped] == ["model.5.m.0"]
+    smaller = assert_cut_is_right(model, tmp_path)
+    assert smaller.model[2].first == smaller.model[2].conv.weight.shape[1] < 4
+
+
+def test_rule_of_a_block_with_inputs_and_outputs_apart(tmp_path):
+    model = detector("Hidden", 20)
+    found, _ = preflight(model)
+    second, third = ({(m.name, m.kind) for m in g.members} for g in found if g.name in ("model.1.conv", "model.2"))
+    assert second == {("model.1.conv", "out"), ("model.1.bn", "norm"), ("model.2.weights", "in")}
+    assert third == {("model.2.weights", "out"), ("model.3.conv", "in")}
+    smaller = assert_cut_is_right(model, tmp_path)
+    outputs, inputs = smaller.model[2].weights.weight.shape[:2]
+    assert inputs == smaller.model[1].conv.out_channels < 16 and outputs == smaller.model[3].conv.in_channels < 20
+
+
+def test_keep_whole_and_cut(tmp_path, monkeypatch):
+    model = detector("Spatial")
+    found, reasons = names_and_reasons(model)
+    assert "model.2.conv.conv" in found and reasons["model.2.squeeze"] == "its block (Spatial) keeps it whole"
+    smaller = assert_cut_is_right(model, tmp_path)
+    assert smaller.model[2].squeeze.weight.shape == model.model[2].squeeze.weight.shape
+    monkeypatch.setattr("tests.preflight_toys.cut", lambda x: x)  # without it the gates tie what they multiply
+    assert "model.2.conv.conv" not in names_and_reasons(model)[0]
+
+
+def test_cut_is_nothing_outside_of_tracing():
+    x = torch.ones(2, requires_grad=True) * 2
+    assert cut(x) is x
+    with tracing() as severed:
+        y = cut(x)
+    assert not y.requires_grad and torch.equal(x, y) and severed == [x] and cut(x) is x
+
+
+def test_every_layer_is_in_a_group_or_skipped_once():
+    for block in ("Shuffle", "Halves", "Partial", "Spatial", "Attention"):
+        model = detector(block)
+        found, skipped = preflight(model)
+        layers = Counter({name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)})
+        grouped = Counter({m.name for g in found for m in g.members if m.kind in ("out", "depthwise")})
+        assert grouped + Counter(s.layer for s in skipped) == layers

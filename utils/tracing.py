@@ -1,0 +1,57 @@
+"""What a block can say about its channels where the trace of its `forward` would say it wrongly or not at all.
+
+Three ways, from the smallest: `cut(tensor)` inside `forward`; a class attribute `keep_whole = ("offset",)`, children whose
+outputs are never cut; a method `channel_rule()` that replaces the trace of the block.
+See docs/pruning.md, "Blocks with rules of their own".
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_severed: ContextVar[list[Tensor] | None] = ContextVar("severed", default=None)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Channels of a layer inside a block that go with channels of the block: `channels[i]` of the layer with `block_channels[i]`.
+
+    - `layer`: name inside the block (`conv`, `branches.0.bn`).
+    - `kind`: `out` or `in` side of a convolution or linear layer, `depthwise`, or `norm`.
+    - `of`: `both` where input and output of the block are the same channels (one comes out for each that goes in), else whether
+      the block's inputs (`in`) or outputs (`out`) are meant. All rules of a block say `both`, or none does.
+    """
+
+    layer: str
+    kind: str
+    channels: Sequence[int]
+    block_channels: Sequence[int]
+    of: str = "both"
+
+
+def cut(x: Tensor) -> Tensor:
+    """`x` itself; while channels are traced, a copy that hides where `x` came from.
+
+    For what is used whatever the number of channels is: a gate, an offset, a mean over channels. A multiplication with it then
+    ties no channels. A layer before it whose width must stay belongs into `keep_whole`.
+    """
+    severed = _severed.get()
+    if severed is None:
+        return x
+    if x.requires_grad:
+        severed.append(x)
+    return x.detach()
+
+
+@contextmanager
+def tracing() -> Iterator[list[Tensor]]:
+    """Makes `cut` sever inside; gives the list of the tensors before the cuts, so that their layers stay part of the graph."""
+    severed: list[Tensor] = []
+    token = _severed.set(severed)
+    try:
+        yield severed
+    finally:
+        _severed.reset(token)
