@@ -80,6 +80,15 @@ def test_equal_and_degenerate_boxes_stay_finite():
     assert flat.grad is not None and flat.grad.isfinite().all()
 
 
+def test_rounding_of_equal_boxes_in_float32_does_not_divide_zero_by_zero():
+    boxes = torch.rand(20000, 4, generator=torch.Generator().manual_seed(0)) * 3 + 0.1
+    assert (bbox_iou(boxes, boxes, kind="iou") > 1).any()  # what made the aspect term 0 / 0
+    boxes.requires_grad_()
+    overlap = bbox_iou(boxes, boxes.detach())
+    overlap.sum().backward()
+    assert (overlap - 1).abs().max() < 1e-4 and boxes.grad is not None and boxes.grad.isfinite().all()
+
+
 def test_letterbox_is_undone_and_clipped():
     # a 200 x 100 (w x h) photo in a 128 x 128 square: factor .64, 32 px of padding above and below
     shapes = ((100, 200), ((0.64, 0.64), (0.0, 32.0)))

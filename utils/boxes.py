@@ -64,7 +64,7 @@ def bbox_iou(a: Tensor, b: Tensor, xywh: bool = True, kind: Literal["iou", "giou
     a_angle, b_angle = (torch.atan2(size[..., 0], size[..., 1].clamp(min=eps)) for size in (a_size, b_size))
     v = 4 / math.pi**2 * (b_angle - a_angle).square()
     with torch.no_grad():
-        alpha = v / (v - iou + (1 + eps))
+        alpha = v / (v - iou + (1 + eps)).clamp(min=eps)  # rounding lets the iou of equal boxes exceed 1
     return iou - distance2 / diagonal2 - alpha * v
 
 
