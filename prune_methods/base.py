@@ -28,6 +28,8 @@ class Criterion(ABC):
     """The coupled layers that count: outputs, inputs, depthwise convolutions, norms."""
     sparse: bool = False
     """Whether the scores presume weights that `train_sparse.py --method <name>` has driven towards zero."""
+    search: bool = False
+    """Whether the scores only rank within a group, and a search on the losses says how many go (pagcp_search.py)."""
 
     def __init__(self, seed: int = 0):
         self.generator = np.random.default_rng(seed)  # for methods that draw

@@ -17,7 +17,7 @@ from prune_methods import ChannelGroup, Criterion, Evidence, GradientCriterion, 
 from prune_methods.recalibrate import recalibrate_bn
 from utils.config import load_hyp
 from utils.log import LOGGER
-from utils.losses import build_loss
+from utils.losses import DetectionLoss, build_loss
 from utils.prune_options import PruneOptions
 
 SPARSE_GAMMA = 0.01  # below it a batch norm's scale counts as driven to zero
@@ -51,11 +51,9 @@ def measured(
 
 def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -> Losses:
     """The detection loss of the first `--calib-batches` batches, a batch's multiplied by its size, as in training."""
-    # autobalance would move with every pass
-    hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz).replace(autobalance=False)
+    loss = calibration_loss(model, opt)
 
     def losses(measured: nn.Module, per_image: bool) -> Iterator[Tensor]:
-        loss = build_loss(measured, hyp, opt.loss)
         device = next(measured.parameters()).device
         for batch in islice(loader, opt.calib_batches):
             images, targets = batch.images.to(device).float() / 255, batch.targets.to(device)
@@ -63,6 +61,12 @@ def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -
                 yield loss(measured(part)[1], labels)[0]
 
     return losses
+
+
+def calibration_loss(model: Model, opt: PruneOptions) -> DetectionLoss:
+    """The loss of the finetune, for any cut of the model; without autobalance, which would move with every pass."""
+    hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz).replace(autobalance=False)
+    return build_loss(model, hyp, opt.loss)
 
 
 def single_images(images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,12 +8,13 @@ from data.loader import DetectionLoader
 from models import Model
 from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, apply, keep_masks
 from prune_methods.recalibrate import recalibrate_bn
+from recipes.pagcp_search import pagcp_plan
 from recipes.prune_evidence import measured
 from recipes.prune_report import write_steps
 from utils.errors import UserError
 from utils.evaluator import EvalResult
 from utils.log import LOGGER
-from utils.prune_options import PruneOptions
+from utils.prune_options import PruneOptions, idle_options
 
 COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
 Validate = Callable[[Model, str], EvalResult]
@@ -48,20 +49,25 @@ def find_plan(
             recalibrate_bn(so_far, loader, opt.recalibrate_batches)
             maps[step.step] = validate(so_far, f"Step {step.step}, {step.speed_up:.2f}x, recalibrated")
 
+    for line in idle_options(opt):
+        LOGGER.warning(line)
     LOGGER.info(f"\nPruning with {opt.method} to {opt.speed_up:g}x:")
-    plan = keep_masks(
-        model,
-        groups,
-        criterion,
-        opt.speed_up,
-        limits=limits(opt),
-        per_layer=opt.per_layer,
-        max_steps=opt.max_steps,
-        imgsz=COST_SIZE,
-        on_step=on_step,
-        measure=measured(model, groups, criterion, loader, opt),
-        measure_every=opt.recalib_every,
-    )
+    if criterion.search:
+        plan = pagcp_plan(model, groups, criterion, loader, limits(opt), COST_SIZE, on_step, opt, folder)
+    else:
+        plan = keep_masks(
+            model,
+            groups,
+            criterion,
+            opt.speed_up,
+            limits=limits(opt),
+            per_layer=opt.per_layer,
+            max_steps=opt.max_steps,
+            imgsz=COST_SIZE,
+            on_step=on_step,
+            measure=measured(model, groups, criterion, loader, opt),
+            measure_every=opt.recalib_every,
+        )
     write_steps(plan.steps, maps, folder / "prune.csv")
     if all(mask.all() for mask in plan.masks.values()):
         raise UserError(f"nothing was pruned in {len(plan.steps)} steps; see which layers can be cut with --dry-run")

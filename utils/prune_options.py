@@ -19,9 +19,14 @@ class PruneOptions(RunOptions):
     data: str = option("", "data YAML: bare name (demo) or path; --dry-run needs none")
     method: str = option("lamp", f"what a channel is worth: {', '.join(METHODS)}")
     speed_up: float = option(2.0, "MACs of the deployed model before over after")
-    calib_batches: int = option(10, "training batches whose gradients group_taylor and group_hessian take")
+    calib_batches: int = option(10, "training batches that group_taylor and group_hessian take gradients of, pagcp its losses")
     recalib_every: int = option(0, "take these gradients anew, from the model as cut so far, every so many steps; 0 = once")
     max_steps: int = option(200, "most steps; each takes 0.5% of the channels and scores the rest anew")
+    initial_rate: float = option(0.05, "pagcp: by how much the first cut layer may raise a loss, as a share of it")
+    initial_thres: float = option(5.0, "pagcp: how many times as high all layers of a round together may raise a loss")
+    topk: float = option(1.0, "pagcp: share of the cut layers that stay cut, those with the least loss per FLOP saved")
+    exp: bool = option(True, "pagcp: tolerances that follow lambda^i, so that they end at --initial-thres; without, all alike")
+    pagcp_rounds: int = option(3, "pagcp: most rounds over all layers, until the speed-up is met", least=1)
     across_layers: bool = option(False, "rank the channels of all layers together; the default", "global")
     per_layer: bool = option(False, "rank within each layer, so that all layers lose the same share", "local")
     max_ratio: float = option(1.0, "largest share of a layer's channels that may go")
@@ -64,3 +69,36 @@ class PruneOptions(RunOptions):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.across_layers and self.per_layer:
             raise UserError("--global and --local exclude each other")
+        self._check_pagcp()
+
+    def _check_pagcp(self) -> None:
+        if not 0 < self.initial_rate < float("inf"):
+            raise UserError(
+                f"--initial-rate {self.initial_rate:g}: must be above 0 (.05 lets the first layer raise a loss by 5 %)"
+            )
+        if not 1 + self.initial_rate < self.initial_thres < float("inf"):
+            raise UserError(
+                f"--initial-thres {self.initial_thres:g}: must be above 1 + --initial-rate = {1 + self.initial_rate:g}, which "
+                "the first layer alone may use up"
+            )
+        if not 0 < self.topk <= 1:
+            raise UserError(f"--topk {self.topk:g}: must be above 0 and at most 1")
+
+
+SEARCH_ONLY = ("initial_rate", "initial_thres", "topk", "exp", "pagcp_rounds")
+RANKING_ONLY = ("max_steps", "recalib_every", "across_layers", "per_layer")
+FLAGS = {"across_layers": "--global", "per_layer": "--local", "exp": "--no-exp"}  # where the name does not say it
+
+
+def idle_options(opt: PruneOptions) -> list[str]:
+    """What was given (and is not the default) without any effect, a line each."""
+    search, default = opt.method == "pagcp", PruneOptions()
+
+    def given(name: str) -> bool:
+        return getattr(opt, name) != getattr(default, name)
+
+    idle = [name for name in (RANKING_ONLY if search else SEARCH_ONLY) if given(name)]
+    lines = [f"{FLAGS.get(name, '--' + name.replace('_', '-'))}: has no effect with --method {opt.method}" for name in idle]
+    if search and not opt.exp and given("initial_thres"):
+        lines.append("--initial-thres: has no effect with --no-exp")
+    return lines
