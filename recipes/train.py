@@ -29,6 +29,10 @@ HookFactory = Callable[[Model, Hyp, TrainOptions, Path], Sequence[Hook]]
 """Makes the further hooks of a run from (model, hyp, options, run folder); a resumed run calls it again."""
 
 
+TaskMaker = Callable[[Model, Hyp, TrainOptions], TaskFactory]
+"""Makes the task factory of a run; may change the model, before its loss is made. A resumed run calls it again."""
+
+
 @dataclass(frozen=True)
 class FitResult:
     """Where a training ended: stripped checkpoints, and the validation of the best one (`EvalResult`, only on rank 0)."""
@@ -43,10 +47,15 @@ def no_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequen
     return ()
 
 
-def train(opt: TrainOptions, hooks: HookFactory = no_hooks) -> FitResult:
+def detection(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
+    """Training without a teacher."""
+    return DetectionTask
+
+
+def train(opt: TrainOptions, hooks: HookFactory = no_hooks, task: TaskMaker = detection) -> FitResult:
     """What train.py does: model and data from the options, then `fit`."""
     if opt.resume:
-        return resume(opt, hooks)
+        return resume(opt, hooks, task)
     opt.check()
     world = dist.world_from_env()
     with dist.process_group(world, select_device(opt.device, world.local_rank)):
@@ -55,13 +64,14 @@ def train(opt: TrainOptions, hooks: HookFactory = no_hooks) -> FitResult:
         hyp = prepare_hyp(opt)
         seed_everything(opt.seed)
         model = prepare_model(opt, hyp, class_names(data.names, opt.single_cls))
+        factory = task(model, hyp, opt)
         run_dir = make_run_dir(opt.project, opt.name, opt.exist_ok) if world.main else Path()
-        new_anchors = not (opt.weights or opt.noautoanchor)
         run_dir = dist.broadcast(run_dir, world)
-        return fit(model, data, hyp, opt, run_dir, hooks=hooks(model, hyp, opt, run_dir), new_anchors=new_anchors)
+        more = hooks(model, hyp, opt, run_dir)
+        return fit(model, data, hyp, opt, run_dir, task=factory, hooks=more, new_anchors=opt.fits_anchors)
 
 
-def resume(opt: TrainOptions, hooks: HookFactory = no_hooks) -> FitResult:
+def resume(opt: TrainOptions, hooks: HookFactory = no_hooks, task: TaskMaker = detection) -> FitResult:
     """Go on with an interrupted run in its own folder, with its own options; only the device may be another."""
     path = latest_checkpoint(opt.project) if opt.resume == "latest" else Path(opt.resume)
     checkpoint = load_checkpoint(path)
@@ -73,8 +83,8 @@ def resume(opt: TrainOptions, hooks: HookFactory = no_hooks) -> FitResult:
     LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
     run_dir = path.absolute().parent.parent
     model = model_from_checkpoint(checkpoint)
-    further = hooks(model, hyp, old, run_dir)
-    return fit(model, load_data(old.data), hyp, old, run_dir, hooks=further, resume=checkpoint["train_state"])
+    factory, more = task(model, hyp, old), hooks(model, hyp, old, run_dir)
+    return fit(model, load_data(old.data), hyp, old, run_dir, task=factory, hooks=more, resume=checkpoint["train_state"])
 
 
 def fit(

@@ -17,6 +17,9 @@ class Task(nn.Module):
 
     model: nn.Module
 
+    def start_batch(self, number: int, total: int) -> None:
+        """Called before the forward pass of each batch, 0 to total - 1 over the whole run, for losses that change with it."""
+
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """`images` float (N, 3, H, W) in 0..1, `targets` (M, 6) = image, class, x, y, w, h normalised."""
         raise NotImplementedError

@@ -97,6 +97,11 @@ class TrainOptions(RunOptions):
         return cls(**{**given, "imgsz": sizes})
 
     @property
+    def fits_anchors(self) -> bool:
+        """Whether autoanchor may replace the anchors: only those of a model that is new."""
+        return not (self.weights or self.noautoanchor)
+
+    @property
     def schedule(self) -> str:
         """Name of the learning rate schedule, whichever flag gave it. `UserError` where flags contradict each other."""
         named = {"cosine": self.cos_lr, "linear": self.linear_lr}

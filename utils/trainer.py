@@ -176,6 +176,7 @@ class Trainer:
         setting = self.schedule.at(number)
         self._waiting += 1
         steps = self._waiting >= setting.accumulate or self.batch + 1 == len(self.loader)
+        self.task.start_batch(number, self.epochs * len(self.loader))
         self.images = self.prepare(self.data.images.to(self.device, non_blocking=True), number)
         targets = self.data.targets.to(self.device, non_blocking=True)
         with dist.without_sync(self.net, not steps):

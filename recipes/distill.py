@@ -1,0 +1,41 @@
+"""`distill.py`: `train` with a teacher. train_sparse.py and prune.py's finetune stage take the same task and doctor."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from distill.doctor import Doctor
+from distill.task import build_task, pair_up
+from distill.teacher import take_anchors
+from models import Model, load_model
+from recipes.train import FitResult, train
+from utils.config import Hyp
+from utils.distill_options import DistillOptions, TaughtOptions
+from utils.hooks import Hook
+from utils.log import LOGGER
+from utils.tasks import DetectionTask, TaskFactory
+from utils.train_options import TrainOptions
+
+
+def distill(opt: DistillOptions) -> FitResult:
+    """What distill.py does, from new weights, from a checkpoint, or going on with an interrupted run."""
+    return train(opt, doctor, task_for)
+
+
+def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
+    """The task factory for `recipes.train`; `opt` are `TaughtOptions`. A new student takes the anchors if raw outputs count."""
+    assert isinstance(opt, TaughtOptions)
+    if not opt.distils:
+        if opt.teacher:
+            LOGGER.warning("all distillation weights are 0: the teacher is left out")
+        return DetectionTask
+    teacher = load_model(opt.teacher)
+    if opt.cfg and opt.logit:
+        take_anchors(model, teacher)
+    return partial(build_task, pairing=pair_up(model, teacher, opt), opt=opt)
+
+
+def doctor(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
+    """The hook that says whether distillation works; none without a teacher. `opt` are `TaughtOptions`."""
+    assert isinstance(opt, TaughtOptions)
+    return [Doctor()] if opt.distils else []
