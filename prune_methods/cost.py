@@ -18,6 +18,7 @@ class Cost:
     def __init__(self, model: nn.Module, wiring: Wiring, imgsz: int = 640):
         free = deploy_free(model)
         layers = {n: v[0] for n, v in macs_by_module(model, imgsz).items() if n not in free and n in wiring.outs}
+        self.layers = tuple(layers)  # names, in the order of their calls
         widths = {n: (len(wiring.outs[n]), len(wiring.ins.get(n, [0]))) for n in layers}
         self.unit = np.array([macs / (widths[n][0] * widths[n][1]) for n, macs in layers.items()])
         one = np.array([wiring.total])  # the entry that is always True: a depthwise layer's factor 1
@@ -52,6 +53,11 @@ class _Segments:
 
     def __call__(self, keep: np.ndarray) -> np.ndarray:
         return np.add.reduceat(keep[self.index].astype(np.int64), self.starts)
+
+    def spread(self, values: np.ndarray, entries: int) -> np.ndarray:
+        """The way back: float (entries,), for each entry of the mask the sum of the values of all lists that it is in."""
+        lengths = np.diff(np.append(self.starts, len(self.index)))
+        return np.bincount(self.index, weights=np.repeat(values, lengths), minlength=entries)
 
 
 def _parameters_per_channel(model: nn.Module, wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch import nn
@@ -41,13 +42,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to keep, how it came about, and whether the target was met."""
+    """What to keep, how it came about, and whether the target was met.
+
+    Where the target is not in MACs, `reached` is the ratio that counts, known to within `tolerance` of itself.
+    """
 
     masks: Masks
     steps: tuple[Step, ...]
     base_macs: int
     macs: int
     target: float
+    reached: float | None = None
+    tolerance: float = 0.0
 
     @property
     def speed_up(self) -> float:
@@ -55,9 +61,28 @@ class Plan:
         return self.base_macs / self.macs
 
     @property
+    def ratio(self) -> float:
+        """What the target counts, before over after."""
+        return self.speed_up if self.reached is None else self.reached
+
+    @property
     def met(self) -> bool:
-        """Whether the speed-up is at least the target."""
+        """Whether this ratio is at least the target, within its tolerance."""
+        if self.reached is not None:
+            return self.reached * (1 + self.tolerance) >= self.target
         return self.base_macs >= self.target * self.macs
+
+
+class Price(Protocol):
+    """What a target counts instead of MACs, as a function of the flat mask of all groups."""
+
+    def __call__(self, keep: np.ndarray) -> float:
+        """Of the model with this mask."""
+        ...
+
+    def saved(self, keep: np.ndarray) -> np.ndarray:
+        """float (channels,) > 0: what the removal of each channel would save now, in any unit; scores are divided by it."""
+        ...
 
 
 def floors(sizes: np.ndarray, limits: Limits) -> np.ndarray:
@@ -68,13 +93,15 @@ def floors(sizes: np.ndarray, limits: Limits) -> np.ndarray:
     return np.minimum(rounded, sizes)
 
 
-def reachable_speed_up(model: nn.Module, groups: list[ChannelGroup], limits: Limits, imgsz: int = 640) -> float:
-    """The best speed-up that the limits allow: every group at its floor."""
+def reachable_speed_up(
+    model: nn.Module, groups: list[ChannelGroup], limits: Limits, imgsz: int = 640, price: Price | None = None
+) -> float:
+    """The best speed-up that the limits allow, in MACs or in `price`: every group at its floor."""
     wiring = Wiring(model, groups)
-    cost = Cost(model, wiring, imgsz)
+    amount: Callable[[np.ndarray], float] = price or Cost(model, wiring, imgsz).macs
     within = np.arange(wiring.total) - wiring.starts[wiring.group_of]
     keep = np.append(within < floors(wiring.sizes, limits)[wiring.group_of], True)
-    return cost.base / cost.macs(keep)
+    return amount(wiring.all_kept()) / amount(keep)
 
 
 def keep_masks(
@@ -90,19 +117,24 @@ def keep_masks(
     on_step: Callable[[Step, Masks], None] | None = None,
     measure: Callable[[Masks], Evidence] | None = None,
     measure_every: int = 0,
+    price: Price | None = None,
 ) -> Plan:
-    """Masks that reach `target` times fewer MACs with as few channels removed as the ranking allows.
+    """Masks that reach `target` times fewer MACs (or less of `price`) with as few channels removed as the ranking allows.
 
     Channels are ranked over all groups, or within each (`per_layer`: all groups shrink by the same share). The last step is
     bisected and filled up again, so that any channel of it back (one block of `round_to`) would miss the target. Ends without
     having met it after `max_steps`, or where every group is at its floor. `measure` gathers what a `GradientCriterion` needs
     (gradients.py), from the whole model and, with `measure_every`, anew from the masked one every so many steps.
+
+    `price` counts instead of the MACs; the channels then rank by their score for what their removal saves, as a knapsack is
+    filled (Shen et al., HALP, NeurIPS 2022, arXiv 2110.10811).
     """
-    shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz, measure)
-    goal = shrinking.cost.base / target
+    shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz, measure, price)
+    whole = shrinking.amount(shrinking.wiring.all_kept())
+    goal = whole / target
     steps: list[Step] = []
     for number in range(1, max_steps + 1):
-        if shrinking.cost.macs(shrinking.kept()) <= goal:
+        if shrinking.amount(shrinking.kept()) <= goal:
             break
         if measure and measure_every and number > 1 and (number - 1) % measure_every == 0:
             shrinking.measure(measure)
@@ -115,7 +147,8 @@ def keep_masks(
             on_step(steps[-1], shrinking.wiring.by_group(shrinking.kept()))
     keep = shrinking.kept()
     cost = shrinking.cost
-    return Plan(shrinking.wiring.by_group(keep), tuple(steps), cost.base, cost.macs(keep), target)
+    reached = whole / price(keep) if price else None
+    return Plan(shrinking.wiring.by_group(keep), tuple(steps), cost.base, cost.macs(keep), target, reached)
 
 
 class _Shrinking:
@@ -132,10 +165,13 @@ class _Shrinking:
         per_layer: bool,
         imgsz: int,
         measure: Callable[[Masks], Evidence] | None,
+        price: Price | None = None,
     ):
         self.model, self.criterion = model, criterion
         self.wiring = Wiring(model, groups)
         self.cost = Cost(model, self.wiring, imgsz)
+        self.price = price
+        self.amount: Callable[[np.ndarray], float] = price or self.cost.macs
         self.round_to, self.per_layer = limits.round_to, per_layer
         self.floors = floors(self.wiring.sizes, limits)
         self.removed_at = np.full(self.wiring.total, self.STAYS)
@@ -170,6 +206,8 @@ class _Shrinking:
         keep = self.marked()
         left = self.wiring.counts(keep)
         scores = self.sums.scores(keep)
+        if self.price:
+            scores = scores / self.price.saved(keep)
         rank = self._rank_in_group(scores)
         group = self.wiring.group_of
         free = rank < (left - self.floors)[group]
@@ -189,7 +227,7 @@ class _Shrinking:
         return rank
 
     def remove(self, order: np.ndarray, goal: float) -> None:
-        """Remove the channels in their order, but only as many as the goal (MACs) needs."""
+        """Remove the channels in their order, but only as many as the goal needs."""
         before = self.removed_at
         first = int((before != self.STAYS).sum())
 
@@ -200,7 +238,7 @@ class _Shrinking:
 
         def meets(number: int) -> bool:
             self.removed_at = after(number)
-            return self.cost.macs(self.kept()) <= goal
+            return self.amount(self.kept()) <= goal
 
         if not meets(len(order)):
             return
@@ -213,7 +251,7 @@ class _Shrinking:
         for channel in order[::-1]:
             before = self.removed_at[channel]
             self.removed_at[channel] = self.STAYS
-            if self.cost.macs(self.kept()) > goal:
+            if self.amount(self.kept()) > goal:
                 self.removed_at[channel] = before
 
     def state(self, number: int) -> Step:

@@ -86,6 +86,7 @@ class Report:
         """`imgsz`: pixels at which GFLOPs are stated."""
         self.imgsz = imgsz
         self.rows: list[tuple[str, dict[str, Any], EvalResult]] = []
+        self.remarks: list[str] = []  # printed under the table
 
     def add(self, stage: str, model: Model, result: EvalResult) -> None:
         """Measure the model and keep its validation."""
@@ -109,12 +110,14 @@ class Report:
         widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
         lines = [_line(head, widths), _line(["-" * w for w in widths], widths), *(_line(row, widths) for row in cells)]
         state = "met" if plan.met else "NOT met"
+        target = f"{plan.target:g}x" if plan.reached is None else f"{plan.target:g}x in time"
         lines += [
             "",
-            f"Target {plan.target:g}x: {state}, {plan.speed_up:.3f}x after {len(plan.steps)} steps.",
+            f"Target {target}: {state}, {plan.ratio:.3f}x after {len(plan.steps)} steps.",
             "Parameters, GFLOPs (2 x MACs of convolutions, linear layers and matrix products) and speed-up are of the deployed",
             "model: batch norms and branches folded.",
         ]
+        lines += [line for remark in self.remarks for line in ("", remark)]
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path, plan: Plan) -> None:

@@ -66,12 +66,19 @@ def notes(rows: list[Row]) -> list[str]:
     base, found = rows[0], []
     for row in rows[1:]:
         flops, speed = base.gflops / row.gflops, base.latency_ms / row.latency_ms
-        if flops >= 1.5 and speed < 0.6 * flops:
-            found.append(
-                f"{row.name} has {flops:.2f}x fewer GFLOPs but runs only {speed:.2f}x faster here. Small layers are bound by "
-                "memory and call overhead: try a larger batch, `prune.py --round-to 8`, or measure on the device you deploy to."
-            )
-    return found
+        found.append(slow_note(row.name, flops, speed))
+    return [text for text in found if text]
+
+
+def slow_note(name: str, flops: float, speed: float) -> str:
+    """What to read where `flops` times fewer GFLOPs bring only `speed` times the speed; empty where they bring enough."""
+    if not (flops >= 1.5 and speed < 0.6 * flops) and not (flops >= 1.8 and speed < 1.2):
+        return ""
+    return (
+        f"{name} has {flops:.2f}x fewer GFLOPs but runs only {speed:.2f}x faster here. Small layers are bound by memory and "
+        "call overhead: try a larger batch, `prune.py --round-to 8`, `prune.py --target latency`, or measure on the device you "
+        "deploy to."
+    )
 
 
 def write(rows: list[Row], conditions: Conditions, folder: Path) -> None:
