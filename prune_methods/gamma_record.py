@@ -59,7 +59,7 @@ class GammaRecord(Hook):
         every = torch.cat(list(gammas.values()))
         every_norm = torch.cat(list(norms.values())) if norms else None
         self.pooled.append(_statistics(every, every_norm)[None].astype(np.float32))
-        self._write_csv(list(gammas), {n: len(g) for n, g in gammas.items()})
+        self._write_csv({name: len(gamma) for name, gamma in gammas.items()})
         if self._writer is not None:
             self._writer.add_histogram("gamma/all", every, trainer.epoch)
             for name, gamma in gammas.items():
@@ -78,12 +78,15 @@ class GammaRecord(Hook):
         if not self.layers:
             return
         if self.pictures:
-            layers, pooled = np.stack(self.layers), np.concatenate(self.pooled)
-            names = list(self.sparsity.gammas)
-            plot_heatmap(layers[:, :, GAMMA_COLUMNS.index("p50")], layers[:, :, len(GAMMA_COLUMNS) - 1], names, self.folder)
-            split = len(GAMMA_COLUMNS)
-            plot_evolution(pooled[:, :split], pooled[:, split:], PERCENTILES, SMALL, self.folder / "evolution.png")
+            self._plot_run()
         LOGGER.info(self.verdict(trainer))
+
+    def _plot_run(self) -> None:
+        layers, pooled = np.stack(self.layers), np.concatenate(self.pooled)
+        median, share = (layers[:, :, GAMMA_COLUMNS.index(column)] for column in ("p50", "lt_0.01"))
+        plot_heatmap(median, share, SMALL, list(self.sparsity.gammas), self.folder / "heatmap.png")
+        split = len(GAMMA_COLUMNS)
+        plot_evolution(pooled[:, :split], pooled[:, split:], PERCENTILES, SMALL, self.folder / "evolution.png")
 
     def verdict(self, trainer: Trainer) -> str:
         """In words, with the speed-up that cutting the channels below .01 gives."""
@@ -118,14 +121,15 @@ class GammaRecord(Hook):
         self.pooled = [table.numpy() for table in state["pooled"]]
         self.before = state["before"]
 
-    def _write_csv(self, names: list[str], widths: dict[str, int]) -> None:
+    def _write_csv(self, widths: dict[str, int]) -> None:
+        """All epochs anew, so that a resumed run's file has no gap; `widths` are the channels of each layer."""
         columns = GAMMA_COLUMNS + (NORM_COLUMNS if self.layers[0].shape[1] > len(GAMMA_COLUMNS) else ())
         with atomic_open(self.folder / "stats.csv", "w") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["epoch", "layer", "channels", *columns])
             for epoch, table in enumerate(self.layers):
-                for name, row in zip(names, table, strict=True):
-                    writer.writerow([epoch, name, widths[name], *(f"{value:.6g}" for value in row)])
+                for (name, width), row in zip(widths.items(), table, strict=True):
+                    writer.writerow([epoch, name, width, *(f"{value:.6g}" for value in row)])
 
 
 class SparsestCheckpoints(Hook):

@@ -29,15 +29,15 @@ def plot_histogram(before: np.ndarray, now: np.ndarray, small: float, title: str
     figure.savefig(path, dpi=110)
 
 
-def plot_heatmap(median: np.ndarray, share: np.ndarray, names: Sequence[str], folder: Path) -> None:
-    """`heatmap.png`: median |gamma| and share of small ones, both (epochs, layers), as layer x epoch."""
+def plot_heatmap(median: np.ndarray, share: np.ndarray, small: float, names: Sequence[str], path: Path) -> None:
+    """Layer x epoch: median |gamma|, and the share below `small`; both (epochs, layers)."""
     layers = len(names)
     figure = Figure(figsize=(13, max(4.0, 0.16 * layers + 1.5)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     epochs = len(median)
     panels = (
         (left, median, "median |gamma|", "viridis", max(float(median.max()), 1e-6)),
-        (right, 100 * share, "% of channels with |gamma| < .01", "magma", 100.0),
+        (right, 100 * share, f"% of channels with |gamma| < {small:g}", "magma", 100.0),
     )
     for axis, values, title, colours, top in panels:
         extent = (-0.5, epochs - 0.5, layers - 0.5, -0.5)
@@ -49,7 +49,7 @@ def plot_heatmap(median: np.ndarray, share: np.ndarray, names: Sequence[str], fo
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     step = -(-layers // ROWS_NAMED)
     left.set_yticks(range(0, layers, step), list(names)[::step], fontsize=7)
-    figure.savefig(folder / "heatmap.png", dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def plot_evolution(gammas: np.ndarray, norms: np.ndarray, percentiles: Sequence[int], small: float, path: Path) -> None:
