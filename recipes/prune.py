@@ -9,10 +9,12 @@ from data.config import DataConfig, load_data
 from data.loader import build_loader
 from models import Model, load_model, save_model
 from prune_methods import PRUNERS, ChannelGroup, Criterion, Plan, Skipped, apply, countable, preflight, reachable_speed_up
+from prune_methods.latency import TimeModel
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
 from recipes.prepare import class_names, prepare_hyp
 from recipes.prune_evidence import warn_if_dense
+from recipes.prune_latency import both_ratios, price_of
 from recipes.prune_plan import COST_SIZE, find_plan, limits
 from recipes.prune_report import Report, describe_groups, write_channels, write_skipped
 from recipes.train import FitResult, fit
@@ -57,9 +59,10 @@ def prune(opt: PruneOptions) -> Path | None:
     stride = int(model.stride.max())
     opt = replace(opt, imgsz=-(-(opt.imgsz or model.imgsz) // stride) * stride)
     data = matching_data(model, opt)
+    price = price_of(model, groups, limits(opt), opt)
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     with logging_to(folder / "log.txt"):
-        return run(model, groups, skipped, criterion, data, opt, folder)
+        return run(model, groups, skipped, criterion, data, opt, folder, price)
 
 
 def run(
@@ -70,6 +73,7 @@ def run(
     data: DataConfig,
     opt: PruneOptions,
     folder: Path,
+    price: TimeModel | None = None,
 ) -> Path:
     """Everything after the preflight, into the run folder."""
     save_options(opt, folder / "opt.yaml", **environment(next(model.parameters()).device), data_hash=data.hash)
@@ -78,8 +82,9 @@ def run(
     LOGGER.info(f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)} layers cannot")
     stage = Stages(model, data, opt, folder)
     stage.report.add("base", model, stage.validate(model, "Base model"))
-    plan = find_plan(model, groups, criterion, stage.plain_loader, stage.validate, opt, folder)
+    plan = find_plan(model, groups, criterion, stage.plain_loader, stage.validate, opt, folder, price)
     smaller = stage.cut(groups, plan)
+    stage.report.remarks += both_ratios(model, smaller, opt)
     if not opt.finetune and (folder / "finetune").exists():
         LOGGER.warning(f"{folder / 'finetune'} is of an earlier run of this name, it has nothing to do with this cut")
     best = stage.finetune(smaller) if opt.finetune else folder / "weights" / "pruned.pt"

@@ -1,15 +1,18 @@
 """From a ranking to the masks that `prune.py` cuts by: the search for the target, step by step and on the record."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from data.loader import DetectionLoader
 from models import Model
 from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, apply, keep_masks
+from prune_methods.latency import TimeModel
 from prune_methods.recalibrate import recalibrate_bn
 from recipes.pagcp_search import pagcp_plan
 from recipes.prune_evidence import measured
+from recipes.prune_latency import latency_plan
 from recipes.prune_report import write_steps
 from utils.errors import UserError
 from utils.evaluator import EvalResult
@@ -34,17 +37,22 @@ def find_plan(
     validate: Validate,
     opt: PruneOptions,
     folder: Path,
+    price: TimeModel | None = None,
 ) -> Plan:
     """Masks for the target; a row a step goes to `prune.csv`. `loader` gives training batches without augmentation.
+
+    With `price` the target is in measured time.
 
     `UserError` where nothing was pruned, a warning where the target was not met.
     """
     maps: dict[int, EvalResult] = {}
+    macs: dict[int, int] = {}  # of the validated steps: a search by time goes through the same ones again
 
     def on_step(step: Step, masks: Masks) -> None:
         if step.step % 20 == 0:
             LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
-        if opt.val_every and step.step % opt.val_every == 0:
+        if opt.val_every and step.step % opt.val_every == 0 and macs.get(step.step) != step.macs:
+            macs[step.step] = step.macs
             so_far = cast(Model, apply(model, groups, masks))
             recalibrate_bn(so_far, loader, opt.recalibrate_batches)
             maps[step.step] = validate(so_far, f"Step {step.step}, {step.speed_up:.2f}x, recalibrated")
@@ -55,11 +63,11 @@ def find_plan(
     if criterion.search:
         plan = pagcp_plan(model, groups, criterion, loader, limits(opt), COST_SIZE, on_step, opt, folder)
     else:
-        plan = keep_masks(
+        search = partial(
+            keep_masks,
             model,
             groups,
             criterion,
-            opt.speed_up,
             limits=limits(opt),
             per_layer=opt.per_layer,
             max_steps=opt.max_steps,
@@ -67,12 +75,12 @@ def find_plan(
             on_step=on_step,
             measure=measured(model, groups, criterion, loader, opt),
             measure_every=opt.recalib_every,
+            price=price,
         )
+        plan = latency_plan(model, groups, search, opt) if price else search(opt.speed_up)
     write_steps(plan.steps, maps, folder / "prune.csv")
     if all(mask.all() for mask in plan.masks.values()):
         raise UserError(f"nothing was pruned in {len(plan.steps)} steps; see which layers can be cut with --dry-run")
     if not plan.met:
-        LOGGER.warning(
-            f"--speed-up {opt.speed_up:g} was not met after {len(plan.steps)} steps; going on with {plan.speed_up:.2f}x"
-        )
+        LOGGER.warning(f"--speed-up {opt.speed_up:g} was not met after {len(plan.steps)} steps; going on with {plan.ratio:.2f}x")
     return plan

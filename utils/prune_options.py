@@ -18,7 +18,12 @@ class PruneOptions(RunOptions):
     weights: str = option("", "trained checkpoint: ours (a pruned one too) or an official YOLOv5 / YOLOv7 .pt")
     data: str = option("", "data YAML: bare name (demo) or path; --dry-run needs none")
     method: str = option("lamp", f"what a channel is worth: {', '.join(METHODS)}")
-    speed_up: float = option(2.0, "MACs of the deployed model before over after")
+    speed_up: float = option(2.0, "what --target counts, of the deployed model, before over after")
+    target: str = option("macs", "what --speed-up counts: MACs, or measured time (latency)", choices=("macs", "latency"))
+    latency_batch: int = option(
+        0, "images of a batch when time is measured; 0: 32, on a CPU as many as it can do in about a second", least=0
+    )
+    latency_seconds: float = option(2.0, "time spent on each measuring of time; 0: do not measure any", least=0)
     calib_batches: int = option(10, "training batches that group_taylor and group_hessian take gradients of, pagcp its losses")
     recalib_every: int = option(0, "take these gradients anew, from the model as cut so far, every so many steps; 0 = once")
     max_steps: int = option(200, "most steps; each takes 0.5% of the channels and scores the rest anew")

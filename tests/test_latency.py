@@ -1,0 +1,261 @@
+"""The target in time, on clocks of our own: no test depends on how fast this machine is."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from models import Model, build_model
+from prune_methods import PRUNERS, Limits, Plan, apply, groups, keep_masks, reachable_speed_up
+from prune_methods.cost import Cost
+from prune_methods.latency import LayerClock, TimeModel, deployed_layers, fit, narrowed
+from prune_methods.loop import floors
+from prune_methods.wiring import Wiring
+from recipes import prune_latency
+from recipes.prune_latency import (
+    Setting,
+    Timing,
+    both_ratios,
+    close_the_loop,
+    compare,
+    price_of,
+    setting_of,
+    time_model,
+    timing_of,
+)
+from tests.prune_toys import TINY_REP, Chain, Csp, toy
+from utils.comparison import slow_note
+from utils.errors import UserError
+from utils.prune_options import PruneOptions
+
+CPU = torch.device("cpu")
+
+
+def parts(kind: type[nn.Module] = Chain) -> tuple[Any, Wiring, Cost]:
+    model = toy(kind)
+    wiring = Wiring(model, groups(model))
+    return model, wiring, Cost(model, wiring, 32)
+
+
+@contextmanager
+def time_is_macs():
+    """A clock that only convolutions move: by their MACs, in seconds. Everything else is free."""
+    now = [0.0]
+
+    def work(module, inputs, output):
+        if isinstance(module, nn.Conv2d):
+            now[0] += output.numel() * module.weight[0].numel()
+
+    handle = register_module_forward_hook(work)
+    try:
+        yield lambda: now[0]
+    finally:
+        handle.remove()
+
+
+def test_time_by_hand():
+    _, wiring, cost = parts()  # stem 3 -> 8, mid 8 -> 6, out 6 -> 4
+    assert cost.layers == ("stem.0", "mid.0", "out")
+    terms = np.array([[1.0, 2, 3], [10, 20, 30], [100, 200, 300], [1000, 2000, 3000]])
+    price, keep = TimeModel(cost, wiring.all_kept(), terms), wiring.all_kept()
+    assert price(keep) == pytest.approx(terms.sum())
+    keep[[0, 1, 8, 9, 10]] = False  # 6 of 8 and 3 of 6 stay
+    stem = 1 + 10 * 0.75 + 100 + 1000 * 0.75
+    mid = 2 + 20 * 0.5 + 200 * 0.75 + 2000 * 0.375
+    assert price(keep) == pytest.approx(stem + mid + 3 + 30 + 300 * 0.5 + 3000 * 0.5)
+
+
+@pytest.mark.parametrize("kind", [Chain, Csp])
+def test_saved_is_what_one_channel_less_would_save(kind):
+    _, wiring, cost = parts(kind)
+    generator = np.random.default_rng(0)
+    price = TimeModel(cost, wiring.all_kept(), generator.uniform(0.5, 1.5, (4, len(cost.layers))))
+    keep = narrowed(wiring, np.ones_like(wiring.sizes), 1, generator)
+    without = [np.where(np.arange(len(keep)) == c, False, keep) for c in np.flatnonzero(keep[:-1])]
+    differences = np.array([price(keep) - price(mask) for mask in without])
+    found = price.saved(keep)[keep[:-1]]
+    # a residual's layer has the channel on both sides: the product of the two changes, 1 of 12 of 12, is left out
+    np.testing.assert_allclose(found / found.sum(), differences / differences.sum(), rtol=1e-9 if kind is Chain else 0.05)
+
+
+def test_fit_finds_the_terms_behind_the_times():
+    _, wiring, cost = parts(Csp)
+    generator, everything = np.random.default_rng(1), wiring.all_kept()
+    keeps = [everything, *(narrowed(wiring, np.ones_like(wiring.sizes), 1, generator) for _ in range(12))]
+    truth = TimeModel(cost, everything, generator.uniform(0.5, 1.5, (4, len(cost.layers))))
+    truth.terms[2, 1:] = 0  # a term that is not there is found to be none, not a negative one
+    seconds = np.stack([(truth.terms * truth.features(keep)).sum(0) for keep in keeps])
+    found = fit(cost, everything, keeps, seconds)
+    assert (found.terms >= 0).all()
+    other = narrowed(wiring, np.ones_like(wiring.sizes), 1, generator)
+    np.testing.assert_allclose((found.terms * found.features(other)).sum(0), (truth.terms * truth.features(other)).sum(0))
+    free = [cost.layers.index(f"{name}.0") for name in ("right", "join", "merge")]  # both sides vary, each for itself
+    np.testing.assert_allclose(found.terms[:, free], truth.terms[:, free], atol=1e-9)
+
+
+def test_narrowed_copies_keep_to_the_limits():
+    _, wiring, _ = parts(Csp)
+    lowest = floors(wiring.sizes, Limits(min_channels=8, round_to=4))
+    counts = [wiring.counts(narrowed(wiring, lowest, 4, np.random.default_rng(n))) for n in range(20)]
+    assert (np.array(counts) >= lowest).all() and (np.array(counts) <= wiring.sizes).all()
+    assert (np.array(counts) % 4 == 0).all() and len({tuple(c) for c in counts}) > 10
+
+
+class Steps(nn.Module):
+    """a, b, a again; b is followed by something slow that is no layer."""
+
+    def __init__(self, now):
+        super().__init__()
+        self.a, self.b, self.now = nn.Linear(2, 2), nn.Linear(2, 2), now
+        for layer, seconds in ((self.a, 1.0), (self.b, 10.0)):
+            layer.register_forward_hook(lambda *_, seconds=seconds: self.wait(seconds))
+
+    def wait(self, seconds):
+        self.now[0] += seconds
+
+    def forward(self, x):
+        self.wait(0.5)
+        x = self.b(self.a(x))
+        self.wait(100.0)
+        return self.a(x)
+
+
+def test_layer_clock_shares_out_all_of_the_time():
+    now = [0.0]
+    clock = LayerClock(Steps(now), ["a", "b"], CPU, lambda: now[0])
+    for _ in range(2):
+        before = now[0]
+        seconds = clock.run(torch.zeros(1, 2))
+        assert seconds.tolist() == [0.5 + 1 + 1, 10 + 100] and seconds.sum() == now[0] - before
+
+
+def test_layers_are_found_again_in_the_deployed_model():
+    model = build_model(TINY_REP)
+    wiring = Wiring(model, groups(model))
+    cost, deployed = Cost(model, wiring, 64), model.fuse()
+    names = deployed_layers(cost, deployed)
+    assert names[cost.layers.index("model.2.rbr_dense.0")] == "model.2.conv" and names[0] == "model.0.conv"
+    for trained, name in zip(cost.layers, names, strict=True):
+        assert model.get_submodule(trained).weight.shape == deployed.get_submodule(name).weight.shape
+    cost.layers = cost.layers[1:]
+    with pytest.raises(UserError, match="--target macs would be right"):
+        deployed_layers(cost, deployed)
+
+
+def test_where_time_is_macs_the_prediction_is_the_macs():
+    model = build_model(TINY_REP)
+    found = groups(model)
+    with time_is_macs() as clock:
+        price = time_model(model, found, Limits(), Setting(CPU, 2, 64, 0.0), clock)
+        plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, price=price)
+        smaller = cast(Model, apply(model, found, plan.masks))
+        timing = compare(model, smaller, Setting(CPU, 2, 64, 0.0), clock)
+    wiring = Wiring(model, found)
+    cost, keep = Cost(model, wiring), wiring.flatten(plan.masks)
+    assert price(wiring.all_kept()) / price(keep) == pytest.approx(cost.base / cost.macs(keep), rel=1e-6)
+    assert plan.ratio == pytest.approx(plan.speed_up, rel=1e-6) and plan.met and plan.speed_up < 1.55
+    assert timing.ratio == pytest.approx(plan.speed_up, rel=1e-6) and timing.error < 1e-6
+
+
+class OneLayer:
+    """A price that only the channels of one group have."""
+
+    def __init__(self, wiring, group):
+        self.mine = np.append(wiring.group_of == group, False)
+
+    def __call__(self, keep):
+        return float((keep & self.mine).sum())
+
+    def saved(self, keep):
+        return np.where(self.mine[:-1], 1.0, 1e-9)
+
+
+def test_channels_that_save_nothing_stay():
+    model, wiring, _ = parts(Csp)
+    found = groups(model)
+    price = OneLayer(wiring, 2)
+    plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, limits=Limits(min_channels=1), price=price, imgsz=32)
+    kept = {g.name: int(plan.masks[g.name].sum()) for g in found}
+    assert kept == {g.name: g.size - (g.size - int(g.size / 1.5)) * (n == 2) for n, g in enumerate(found)}
+    assert plan.ratio == found[2].size / int(found[2].size / 1.5) != plan.speed_up
+    assert reachable_speed_up(model, found, Limits(min_channels=1), 32, price) == found[2].size
+
+
+def test_ratio_and_error_by_hand():
+    timing = timing_of([2.0, 3.0, 4.0, 6.0], [1.0, 1.0, 2.0, 2.0])  # pair by pair 2, 3, 2, 3
+    assert (timing.base_ms, timing.pruned_ms, timing.ratio, timing.rounds) == (3500.0, 1500.0, 2.5, 4)
+    assert timing.error == pytest.approx(2 * 1.2533 * 1.4826 * 0.5 / 2)
+    assert str(timing) == "3500.0 -> 1500.0 ms, 2.50x ± 0.93 (median of 4)"
+
+
+def plan_of(goal: float, reachable: float = 9.0) -> Plan:
+    reached = min(goal, reachable)
+    return Plan({}, (), 10**9, round(10**9 / reached**2), goal, reached)
+
+
+def timing(ratio: float, error: float = 0.0) -> Timing:
+    return Timing(ratio, 1.0, ratio, error, 9)
+
+
+def test_the_loop_corrects_until_the_measured_time_meets_the_target():
+    goals = []
+
+    def search(goal: float) -> Plan:
+        goals.append(goal)
+        return plan_of(goal)
+
+    plan = close_the_loop(search, lambda plan: timing(1 + 0.5 * (plan.ratio - 1)), 1.5)  # half of what is predicted comes true
+    assert goals[:2] == [1.5, pytest.approx(1.5 * 1.5 / 1.25)] and len(goals) == prune_latency.CORRECTIONS
+    assert plan.target == 1.5 and plan.ratio == pytest.approx(1.5, abs=0.02)
+    goals.clear()
+    plan = close_the_loop(search, lambda plan: timing(1.25 * plan.ratio), 1.5)  # quicker than predicted: less is cut
+    assert len(goals) == 2 and plan.ratio == pytest.approx(1.5) and plan.speed_up == pytest.approx(1.2**2)
+
+
+def test_the_noise_of_the_clock_decides_what_is_met():
+    assert close_the_loop(plan_of, lambda plan: timing(1.45, 0.06), 1.5).met
+    assert not close_the_loop(plan_of, lambda plan: timing(1.45, 0.04), 1.5).met
+
+
+def test_a_time_that_cannot_be_reached_gives_the_quickest():
+    plan = close_the_loop(lambda goal: plan_of(goal, 1.8), lambda plan: timing(plan.ratio / 1.5), 1.5)
+    assert not plan.met and plan.ratio == pytest.approx(1.2)
+
+
+def test_batch_of_a_cpu_fits_the_model():
+    model, opt = build_model("yolov5n", nc=3), PruneOptions(latency_seconds=1.5)
+    assert model.info(640)["macs"] == pytest.approx(2.07e9, rel=0.02)  # 16e9 holds 7 images: 4
+    assert setting_of(model, replace(opt, imgsz=640)).batch == 4
+    assert setting_of(model, replace(opt, imgsz=128)).batch == 32
+    setting = setting_of(model, replace(opt, imgsz=640, latency_batch=3))
+    assert str(setting) == f"batch 3 at 640 px, CPU, fp32, {torch.get_num_threads()} threads" and setting.seconds == 1.5
+
+
+def test_what_cannot_be_done_in_time_is_told_beforehand(monkeypatch):
+    model, wiring, cost = parts()
+    found = groups(model)
+    assert price_of(model, found, Limits(), PruneOptions()) is None
+    assert both_ratios(model, model, PruneOptions(latency_seconds=0)) == []
+    with pytest.raises(UserError, match="--latency-seconds 2 would be right"):
+        price_of(model, found, Limits(), PruneOptions(target="latency", latency_seconds=0))
+    half = np.repeat([[1.0], [0.0], [0.0], [1.0]], 3, axis=1)  # calls are half of the time: less than 2x is there
+    monkeypatch.setattr(prune_latency, "time_model", lambda *_: TimeModel(cost, wiring.all_kept(), half))
+    monkeypatch.setattr(prune_latency, "setting_of", lambda *_: None)
+    best = 6 / (3 + 0.5 + 4 / 8 * 4 / 6 + 4 / 6)  # 4 channels stay everywhere
+    with pytest.raises(UserError, match=f"about {best:.2f}x at most"):
+        price_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.5))
+    assert price_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.3)) is not None
+    assert price_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.5, allow_less=True)) is not None
+
+
+@pytest.mark.parametrize(
+    ("flops", "speed", "noted"), [(2.0, 1.19, True), (2.0, 1.21, False), (1.8, 1.15, True), (1.7, 1.15, False)]
+)
+def test_half_the_flops_for_little_time_is_noted(flops, speed, noted):
+    note = slow_note("x", flops, speed)
+    assert bool(note) == noted and (not noted or "--target latency" in note)
