@@ -87,10 +87,7 @@ def report_gradient(task: DistillTask, images: Tensor) -> None:
     norms = torch.stack([torch.zeros((), device=images.device) if g is None else g.norm() for g in gradients]).tolist()
     reached = [name for (name, _), norm in zip(named, norms, strict=True) if norm > 0]
     if reached:
-        total = sum(norm**2 for norm in norms) ** 0.5
-        LOGGER.info(
-            f"Gradient of distillation reaches {len(reached)} of {len(named)} tensors of the student; its norm is {total:.3g}"
-        )
+        LOGGER.info(f"Gradient of distillation reaches {len(reached)} of the student's {len(named)} trained tensors")
     else:
         LOGGER.warning("no gradient of distillation reaches the student: it is frozen there, or equal to the teacher")
 
@@ -106,7 +103,7 @@ def share_report(detection: float, values: Mapping[str, float], task: DistillTas
     if not share:
         return f"{text}: student and teacher agree in all that is compared"
     factor = detection / sum(values.values()) * GOOD / (1 - GOOD)
-    better = {name: f"{weight * factor:.2g}" for name, weight in task.weights.items()}
+    better = {name: f"{float(f'{weight * factor:.2g}'):g}" for name, weight in task.weights.items()}
     options = [f"--feature-weight {' '.join(better[name] for name in task.features)}"] if task.features else []
     options += [f"--logit-weight {better[task.logit_name]}"] if task.logit_name else []
     what = "it may drown the labels" if share > MOST else "it will hardly do anything"

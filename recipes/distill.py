@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from distill.doctor import Doctor
 from distill.task import build_task, pair_up
@@ -10,9 +11,8 @@ from distill.teacher import take_anchors
 from models import Model, load_model
 from recipes.train import FitResult, train
 from utils.config import Hyp
-from utils.distill_options import DistillOptions, TaughtOptions
+from utils.distill_options import DistillOptions, TaughtOptions, TeacherOptions
 from utils.hooks import Hook
-from utils.log import LOGGER
 from utils.tasks import DetectionTask, TaskFactory
 from utils.train_options import TrainOptions
 
@@ -23,11 +23,8 @@ def distill(opt: DistillOptions) -> FitResult:
 
 
 def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
-    """The task factory for `recipes.train`; `opt` are `TaughtOptions`. A new student takes the anchors if raw outputs count."""
-    assert isinstance(opt, TaughtOptions)
-    if not opt.distils:
-        if opt.teacher:
-            LOGGER.warning("all distillation weights are 0: the teacher is left out")
+    """The task factory for `recipes.train`: plain detection without a teacher. A new student takes the anchors if they count."""
+    if not _distils(opt):
         return DetectionTask
     teacher = load_model(opt.teacher)
     if opt.cfg and opt.logit:
@@ -36,6 +33,15 @@ def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
 
 
 def doctor(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
-    """The hook that says whether distillation works; none without a teacher. `opt` are `TaughtOptions`."""
-    assert isinstance(opt, TaughtOptions)
-    return [Doctor()] if opt.distils else []
+    """The hook that says whether distillation works; none without a teacher."""
+    return [Doctor()] if _distils(opt) else []
+
+
+def check_teacher(model: Model, opt: TeacherOptions) -> None:
+    """`UserError` where a teacher is given that does not fit; long before `task_for` needs it."""
+    if opt.distils:
+        pair_up(model, load_model(opt.teacher, next(model.parameters()).device), opt)
+
+
+def _distils(opt: TrainOptions) -> TypeGuard[TaughtOptions]:
+    return isinstance(opt, TaughtOptions) and opt.distils

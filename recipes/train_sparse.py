@@ -11,6 +11,7 @@ from prune_methods.gamma_record import GammaRecord, SparsestCheckpoints
 from prune_methods.graph import ignored_layers
 from prune_methods.penalties import PENALTIES
 from prune_methods.sparsity import Sparsity
+from recipes.distill import doctor, task_for
 from recipes.train import FitResult, train
 from utils.config import Hyp
 from utils.hooks import Hook
@@ -22,7 +23,7 @@ from utils.train_options import TrainOptions
 
 def train_sparse(opt: SparseOptions) -> FitResult:
     """What train_sparse.py does, from new weights, from a checkpoint, or going on with an interrupted run."""
-    return train(opt, sparse_hooks)
+    return train(opt, sparse_hooks, task_for)
 
 
 def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
@@ -41,4 +42,4 @@ def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Se
     record = GammaRecord(sparsity, run_dir, hist_every=opt.hist_every, pictures=not opt.noplots)
     save = partial(save_checkpoint, hyp=hyp.to_dict(), args=to_dict(opt))
     sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run_dir / "weights", save)]
-    return [sparsity, record, *sparsest]
+    return [sparsity, record, *sparsest, *doctor(model, hyp, opt, run_dir)]

@@ -45,16 +45,18 @@ class TeacherOptions:
             return
         if not (self.feature_loss or self.logit_loss):
             raise UserError("--teacher: nothing says what to learn from it; e.g. --feature-loss cwd, or --logit-loss ast")
-        self._warn_of_no_effect()
         _check_distinct(self.feature_loss)
         self._check_numbers()
         self.loss_arguments()
+        self._warn_of_no_effect()
 
     def _warn_of_no_effect(self) -> None:
         if self.teacher_cfg:
             LOGGER.warning("--teacher-cfg has no effect: a checkpoint brings its own structure")
         if not self.feature_loss and (self.student_layers or self.teacher_layers or self.feature_args):
             LOGGER.warning("--student-layers, --teacher-layers and --feature-args have no effect without --feature-loss")
+        if not self.distils:
+            LOGGER.warning("every weight of distillation is 0: the teacher is left out")
 
     def _check_numbers(self) -> None:
         if len(self.feature_weight) not in {0, 1, len(self.feature_loss)}:
@@ -92,6 +94,10 @@ class TeacherOptions:
     def distils(self) -> bool:
         """Whether there is a teacher and anything of weight to learn from it."""
         return bool(self.teacher and (self.feature_weights or self.logit))
+
+    def teaching(self) -> dict[str, Any]:
+        """These options by name, to fill another class with."""
+        return {item.name: getattr(self, item.name) for item in fields(TeacherOptions)}
 
     def loss_arguments(self) -> dict[str, dict[str, Any]]:
         """`--feature-args mgd.alpha=.5 mgd.form=sum` -> {"mgd": {"alpha": 0.5, "form": "sum"}}; a key for every feature loss."""

@@ -1,20 +1,20 @@
-"""Options of train_sparse.py: train.py's, and the penalty's. Standard library only."""
+"""Options of train_sparse.py: train.py's, the penalty's, and a teacher's. Standard library only."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from utils.config import ROOT
+from utils.distill_options import TaughtOptions
 from utils.errors import UserError
 from utils.options import option
 from utils.registry import registered_names
-from utils.train_options import TrainOptions
 
 METHODS = registered_names(ROOT / "prune_methods", "PENALTIES")
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class SparseOptions(TrainOptions):
+class SparseOptions(TaughtOptions):
     """What one sparse training is told; a checkpoint of it is resumed by train_sparse.py."""
 
     script: ClassVar[str] = "train_sparse.py"
