@@ -12,6 +12,7 @@ from prune_methods import PRUNERS, ChannelGroup, Criterion, Plan, Skipped, apply
 from prune_methods.latency import TimeModel
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
+from recipes.distill import check_teacher, doctor, task_for
 from recipes.prepare import class_names, prepare_hyp
 from recipes.prune_evidence import warn_if_dense
 from recipes.prune_latency import both_ratios, price_of
@@ -21,6 +22,7 @@ from recipes.train import FitResult, fit
 from utils import dist
 from utils.config import load_hyp
 from utils.device import select_device
+from utils.distill_options import DistillOptions
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, logging_to
@@ -59,6 +61,7 @@ def prune(opt: PruneOptions) -> Path | None:
     stride = int(model.stride.max())
     opt = replace(opt, imgsz=-(-(opt.imgsz or model.imgsz) // stride) * stride)
     data = matching_data(model, opt)
+    check_teacher(model, opt)
     price = price_of(model, groups, limits(opt), opt)
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     with logging_to(folder / "log.txt"):
@@ -173,8 +176,10 @@ class Stages:
             "workers",
             "seed",
         )
-        train_opt = TrainOptions(
+        kind, more = (DistillOptions, opt.teaching()) if opt.teacher else (TrainOptions, {})
+        train_opt = kind(
             **{name: getattr(opt, name) for name in shared},
+            **more,
             weights=str(self.folder / "weights" / "pruned.pt"),
             hyp=opt.finetune_hyp,
             epochs=opt.finetune_epochs,
@@ -184,7 +189,9 @@ class Stages:
         )
         run_dir = make_run_dir(self.folder, "finetune", exist_ok=True)
         LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {run_dir}")
-        found: FitResult = fit(smaller, self.data, prepare_hyp(train_opt), train_opt, run_dir)
+        hyp = prepare_hyp(train_opt)
+        task, hooks = task_for(smaller, hyp, train_opt), doctor(smaller, hyp, train_opt, run_dir)
+        found: FitResult = fit(smaller, self.data, hyp, train_opt, run_dir, task=task, hooks=hooks)
         self.report.add("after finetune", load_model(found.best), found.result)
         best = self.folder / "weights" / "best.pt"
         shutil.copyfile(found.best, best)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from utils.config import ROOT
+from utils.distill_options import TeacherOptions
 from utils.errors import UserError
+from utils.log import LOGGER
 from utils.options import RunOptions, option
 from utils.registry import registered_names
 
@@ -12,7 +14,7 @@ EXAMPLE = "python prune.py --weights runs/train/exp/weights/best.pt --data demo"
 
 
 @dataclass(frozen=True)
-class PruneOptions(RunOptions):
+class PruneOptions(TeacherOptions, RunOptions):
     """What one pruning run is told: how to cut, and how to finetune what is left."""
 
     weights: str = option("", "trained checkpoint: ours (a pruned one too) or an official YOLOv5 / YOLOv7 .pt")
@@ -74,7 +76,13 @@ class PruneOptions(RunOptions):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.across_layers and self.per_layer:
             raise UserError("--global and --local exclude each other")
+        self._check_finetune_teacher()
         self._check_pagcp()
+
+    def _check_finetune_teacher(self) -> None:
+        self.check_teacher()
+        if self.teacher and not self.finetune:
+            LOGGER.warning("--teacher has no effect with --no-finetune: the finetune is what distils")
 
     def _check_pagcp(self) -> None:
         if not 0 < self.initial_rate < float("inf"):
