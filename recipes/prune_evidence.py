@@ -78,7 +78,7 @@ def single_images(images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Ten
 
 
 def warn_if_dense(model: Model, opt: PruneOptions) -> None:
-    """One line where a method that presumes sparse training meets weights that had none.
+    """One line where a method that presumes sparse training meets weights that had none, or less than others of the same run.
 
     Told by the options in the checkpoint (only train_sparse.py has `method` and `reg`), else by the batch norms: an imported
     checkpoint may be sparse.
@@ -91,6 +91,27 @@ def warn_if_dense(model: Model, opt: PruneOptions) -> None:
             f"{opt.method} presumes; do this first: python train_sparse.py --weights {opt.weights} --data {opt.data} "
             f"--method {opt.method}"
         )
+    else:
+        suggest_sparser(model, opt.weights)
+
+
+def suggest_sparser(model: Model, weights: str) -> str | None:
+    """One line where sparse training left a sparser checkpoint beside the given one, and its path: of those the fittest.
+
+    The given one is pruned all the same: how much mAP the sparsity is worth is the user's choice.
+    """
+    share = sparse_share(model)
+    files = {decile: Path(weights).with_name(f"sparse_{decile}.pt") for decile in range(10, 101, 10) if decile > 100 * share}
+    fitness = {decile: float(load_checkpoint(file)["best_fitness"]) for decile, file in files.items() if file.is_file()}
+    if not fitness:
+        return None
+    decile = max(fitness, key=lambda found: (fitness[found], found))
+    path = str(files[decile])
+    LOGGER.info(
+        f"{weights}: {share:.0%} of the batch norm scales are below {SPARSE_GAMMA:g}; pruning a sparser one may cost less: "
+        f"--weights {path} (at least {decile}%, fitness {fitness[decile]:.3f})"
+    )
+    return path
 
 
 def sparse_share(model: nn.Module) -> float:

@@ -10,7 +10,7 @@ from data.loader import build_loader
 from models import build_model, load_model, save_model
 from prune_methods import PRUNERS, apply, groups, keep_masks
 from prune_methods.verify import verify
-from recipes.prune_evidence import detection_losses, measured, sparse_share, warn_if_dense
+from recipes.prune_evidence import detection_losses, measured, sparse_share, suggest_sparser, warn_if_dense
 from tests.data_sets import write_set
 from tests.prune_toys import TINY_REP, randomised
 from utils.config import load_hyp
@@ -108,6 +108,21 @@ def test_a_dense_checkpoint_is_told(tmp_path, caplog, share, args, warned):
         warn_if_dense(load_model(path), opt)
     command = f"python train_sparse.py --weights {path} --data demo --method slim"
     assert [command in r.message and "\n" not in r.message for r in caplog.records] == [True] * warned
+
+
+def test_a_sparser_checkpoint_beside_the_given_one_is_named(tmp_path, caplog):
+    """best.pt has 30 %: the 20 % one is no help, of the sparser ones the fittest is named, whatever else lies there."""
+    given = checkpoint(tmp_path / "best.pt", 0.3)
+    model = load_model(given)
+    assert 0.25 < sparse_share(model) < 0.35
+    assert suggest_sparser(model, given) is None
+    for decile, fitness in ((20, 0.9), (50, 0.4), (60, 0.5), (80, 0.1)):
+        save_model(model, tmp_path / f"sparse_{decile}.pt", best_fitness=fitness)
+    (tmp_path / "sparse_notes.txt").write_text("mine")
+    with caplog.at_level(logging.INFO):
+        assert suggest_sparser(model, given) == str(tmp_path / "sparse_60.pt")
+    (line,) = caplog.messages
+    assert f"--weights {tmp_path / 'sparse_60.pt'} (at least 60%, fitness 0.500)" in line and "\n" not in line
 
 
 def test_share_by_hand():
