@@ -180,11 +180,13 @@ def _not_followed(
     graph: Graph, untraceable: dict[str, str], found: Sequence[ChannelGroup], skipped: Sequence[Skipped]
 ) -> list[Skipped]:
     """Layers hidden in stand-ins that are in no group, with the reason."""
-    done = {m.name for g in found for m in g.members if m.kind in MAKERS} | {s.layer for s in skipped}
-    hidden = []
-    for name, module in graph.modules.items():
-        outer = _around(graph, name)
-        if outer is not None and isinstance(module, _ConvNd | nn.Linear) and name not in done:
-            kind = type(graph.modules[outer]).__name__
-            hidden.append(Skipped(name, untraceable.get(outer, f"the rule of its block ({kind}) lets its outputs stay")))
+    done = {m.name for g in found for m in g.members if m.kind != "in"} | {s.layer for s in skipped}
+    hidden: list[Skipped] = []
+    for outer in graph.stand_ins:
+        kind = type(graph.modules[outer]).__name__
+        reason = untraceable.get(outer, f"the rule of its block ({kind}) lets its outputs stay")
+        inside = [name for name in graph.names.values() if name.startswith(f"{outer}.") and name not in done]
+        layers = [name for name in inside if isinstance(graph.modules.get(name), _ConvNd | nn.Linear)]
+        also = tuple(name for name in inside if name not in layers)
+        hidden += [Skipped(name, reason, () if i else also) for i, name in enumerate(layers)]
     return hidden

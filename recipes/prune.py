@@ -13,11 +13,12 @@ from prune_methods.latency import TimeModel
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
 from recipes.distill import check_teacher, doctor, task_for
+from recipes.preflight_report import entries, short_form, table, totals, write_preflight
 from recipes.prepare import class_names, prepare_hyp
 from recipes.prune_evidence import warn_if_dense
 from recipes.prune_latency import both_ratios, price_of
 from recipes.prune_plan import COST_SIZE, find_plan, limits
-from recipes.prune_report import Report, describe_groups, write_channels, write_skipped
+from recipes.prune_report import Report, write_channels
 from recipes.train import FitResult, fit
 from utils import dist
 from utils.config import load_hyp
@@ -49,11 +50,12 @@ def prune(opt: PruneOptions) -> Path | None:
     criterion = PRUNERS[opt.method](seed=opt.seed)
     seed_everything(opt.seed)
     model = load_model(opt.weights, select_device(opt.device))
-    groups, skipped = preflight(model, opt.ignore)
+    groups, skipped = preflight(model, opt.ignore, opt.graph_time_limit, progress=True)
     groups, without = countable(groups, criterion)
     skipped += without
     if opt.dry_run:
-        LOGGER.info(describe_groups(groups, skipped, reach(model, groups, opt)))
+        LOGGER.info(f"{table(entries(model, groups, skipped))}\n{totals(groups, skipped)}")
+        LOGGER.info(f"Reachable speed-up within the limits: {reach(model, groups, opt):.2f}x")
         return None
     check_reach(model, groups, opt)
     if criterion.sparse:
@@ -80,9 +82,9 @@ def run(
 ) -> Path:
     """Everything after the preflight, into the run folder."""
     save_options(opt, folder / "opt.yaml", **environment(next(model.parameters()).device), data_hash=data.hash)
-    write_skipped(skipped, folder / "skipped.csv")
+    write_preflight(entries(model, groups, skipped), skipped, folder)
     LOGGER.info(model.summary())
-    LOGGER.info(f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)} layers cannot")
+    LOGGER.info(short_form(groups, skipped))
     stage = Stages(model, data, opt, folder)
     stage.report.add("base", model, stage.validate(model, "Base model"))
     plan = find_plan(model, groups, criterion, stage.plain_loader, stage.validate, opt, folder, price)

@@ -1,4 +1,4 @@
-"""What a pruning run leaves to read: channels layer by layer, a row a step, skipped layers, the table before and after."""
+"""What a pruning run leaves to read: channels layer by layer, a row a step, the table before and after."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,29 +9,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from models import Model
-from prune_methods import ChannelGroup, Plan, Skipped, Step
+from prune_methods import Plan, Step
 from utils.evaluator import EvalResult
 
 BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points stay apart
-
-
-def describe_groups(groups: Sequence[ChannelGroup], skipped: Sequence[Skipped], reachable: float) -> str:
-    """The preflight as text: every layer that makes channels, what it is tied to, or why it stays whole."""
-    width = max([len(g.name) for g in groups] + [len(s.layer) for s in skipped] + [5])
-    lines = [f"{'layer':<{width}}  channels  tied to"]
-    for group in groups:
-        tied = sorted({m.name for m in group.members if m.kind in ("out", "depthwise") and m.name != group.name})
-        readers = len({m.name for m in group.members if m.kind == "in"})
-        lines.append(f"{group.name:<{width}}  {group.size:>8}  {', '.join([*tied, f'read by {readers} layers'])}")
-    lines += [f"{s.layer:<{width}}  {'-':>8}  stays whole: {s.reason}" for s in skipped]
-    channels = sum(g.size for g in groups)
-    lines.append(f"{channels} channels in {len(groups)} groups can be cut, {len(skipped)} layers cannot")
-    return "\n".join([*lines, f"Reachable speed-up within the limits: {reachable:.2f}x"])
-
-
-def write_skipped(skipped: Iterable[Skipped], path: Path) -> None:
-    """`skipped.csv`: layer, reason."""
-    _write_csv(path, ("layer", "reason"), ((s.layer, s.reason) for s in skipped))
 
 
 def write_steps(steps: Iterable[Step], results: Mapping[int, EvalResult], path: Path) -> None:
@@ -40,7 +21,7 @@ def write_steps(steps: Iterable[Step], results: Mapping[int, EvalResult], path: 
     for s in steps:
         maps = [f"{results[s.step].map50:.5f}", f"{results[s.step].map:.5f}"] if s.step in results else ["", ""]
         rows.append([s.step, s.channels, f"{s.speed_up:.4f}", s.parameters, f"{2 * s.macs / 1e9:.4f}", *maps])
-    _write_csv(path, ("step", "channels", "speed_up", "parameters", "gflops", "mAP_0.5", "mAP_0.5:0.95"), rows)
+    write_csv(path, ("step", "channels", "speed_up", "parameters", "gflops", "mAP_0.5", "mAP_0.5:0.95"), rows)
 
 
 def layer_widths(model: nn.Module) -> dict[str, int]:
@@ -52,7 +33,7 @@ def write_channels(before: Model, after: Model, folder: Path, picture: bool = Tr
     """`channels.csv`: layer, before, after, share kept; and the same as a bar chart."""
     old, new = layer_widths(before), layer_widths(after)
     rows = [(name, width, new[name], f"{new[name] / width:.4f}") for name, width in old.items()]
-    _write_csv(folder / "channels.csv", ("layer", "before", "after", "kept"), rows)
+    write_csv(folder / "channels.csv", ("layer", "before", "after", "kept"), rows)
     if picture:
         plot_channels(old, new, folder / "channels.png")
 
@@ -130,7 +111,8 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join([first, *rest]) + " |"
 
 
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with its head."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)

@@ -1,3 +1,4 @@
+import csv
 import time
 from collections import Counter
 
@@ -13,6 +14,7 @@ from prune_methods import PRUNERS, apply, groups, keep_masks, preflight, zeroed
 from prune_methods.cut import largest_difference
 from prune_methods.probe import TOLERANCE, largest_passing, probe
 from prune_methods.verify import verify
+from recipes.preflight_report import Entry, entries, short_form, table, write_preflight
 from tests.preflight_toys import TOYS, with_row
 from tests.prune_toys import Chain, Csp, Rep, randomised, toy
 from utils.deadline import Deadline, OutOfTime
@@ -252,3 +254,51 @@ def test_every_layer_is_in_a_group_or_skipped_once():
         layers = Counter({name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)})
         grouped = Counter({m.name for g in found for m in g.members if m.kind in ("out", "depthwise")})
         assert grouped + Counter(s.layer for s in skipped) == layers
+
+
+def rows_of(model, *ignore):
+    found, skipped = preflight(model, ignore)
+    return {e.layer: e for e in entries(model, found, skipped)}, found, skipped
+
+
+def test_table_has_every_module_with_parameters():
+    content = with_row("Shuffle")
+    content["head"][-1] = [[-1], 1, "IDetect", ["nc", "anchors"]]
+    model = build_model(content)
+    rows, _, _ = rows_of(model, "4")
+    holders = {n for n, m in model.named_modules() if list(m.parameters(recurse=False)) and not n.startswith(("model.5.i",))}
+    assert set(rows) == holders | {"model.5.ia.0.implicit", "model.5.im.0.implicit"}
+    assert rows["model.0.conv"] == Entry("model.0.conv", "Conv2d", 16, "prunable", "read by 1 layer")
+    assert rows["model.0.bn"] == Entry("model.0.bn", "BatchNorm2d", 16, "prunable", "goes with model.0.conv")
+    assert rows["model.4.conv"] == Entry("model.4.conv", "Conv2d", 24, "ignored", "ignored by the user")
+    assert rows["model.4.bn"].detail == rows["model.5.ia.0.implicit"].detail
+    assert rows["model.4.bn"].status == "ignored" and rows["model.4.bn"].detail.startswith("stays whole with model.4.conv: ")
+    assert rows["model.5.m.0"] == Entry("model.5.m.0", "Conv2d", 14, "not prunable", "makes the output of the model")
+    assert rows["model.5.im.0.implicit"].channels == 14 and "makes the output" in rows["model.5.im.0.implicit"].detail
+    assert rows["model.2.conv.bn"].detail.startswith("stays whole with model.2.conv.conv: row 2 (Shuffle) cannot be traced")
+    assert rows["model.2.wise.conv"].status == "not prunable"
+
+
+def test_table_of_ties_and_of_parts():
+    rows, _, _ = rows_of(build_model("yolov5n", nc=2))
+    residual = rows["model.4.cv1.conv"]
+    assert residual.detail == "tied to model.4.m.0.cv2.conv, model.4.m.1.cv2.conv; read by 3 layers"
+    model = detector("Partial")
+    found, skipped = preflight(model)
+    rows = {e.layer: e for e in entries(model, [g for g in found if g.name != "model.1.conv"], skipped)}
+    assert rows["model.1.conv"].detail == "12 of 16 channels; read by 1 layer" and rows["model.1.conv"].status == "prunable"
+    assert rows["model.2.conv"].status == "not prunable"
+
+
+def test_table_fits_a_terminal_and_the_files_have_all(tmp_path):
+    rows, found, skipped = rows_of(build_model("yolov7-tiny", nc=2), "model.*.conv")
+    lines = table(list(rows.values())).splitlines()
+    assert len(lines) == len(rows) + 1 and max(map(len, lines)) <= 140
+    short = short_form(found, skipped).splitlines()
+    assert len(short) == 22 and short[-1] == f"  and {len(skipped) - 20} more, see skipped.csv"
+    assert short[0] == f"{sum(g.size for g in found)} channels in {len(found)} groups can be cut, {len(skipped)} layers cannot"
+    write_preflight(list(rows.values()), skipped, tmp_path)
+    with (tmp_path / "preflight.csv").open(newline="") as file:
+        assert [(r["layer"], r["detail"]) for r in csv.DictReader(file)] == [(e.layer, e.detail) for e in rows.values()]
+    with (tmp_path / "skipped.csv").open(newline="") as file:
+        assert [(r["layer"], r["reason"]) for r in csv.DictReader(file)] == [(s.layer, s.reason) for s in skipped]

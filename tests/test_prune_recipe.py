@@ -11,7 +11,7 @@ from models import build_model, save_model
 from prune_methods import PRUNERS, Limits, Step, apply, groups, keep_masks, preflight
 from prune_methods.recalibrate import recalibrate_bn
 from recipes.prune import check_reach, matching_data, prune
-from recipes.prune_report import Report, describe_groups, write_channels, write_skipped, write_steps
+from recipes.prune_report import Report, write_channels, write_steps
 from tests.prune_toys import TINY_REP, Chain, toy
 from utils.errors import UserError
 from utils.options import parse_options
@@ -138,7 +138,7 @@ def read(path):
 
 def test_written_files(tmp_path):
     model = build_model("yolov5n", nc=2)
-    found, skipped = preflight(model, ["3"])
+    found = groups(model, ["3"])
     plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0)
     smaller = apply(model, found, plan.masks)
     write_channels(model, smaller, tmp_path)
@@ -148,8 +148,6 @@ def test_written_files(tmp_path):
         assert int(row["after"]) == smaller.get_submodule(name).out_channels
     assert rows["model.3.conv"]["before"] == rows["model.3.conv"]["after"] == "64"
     assert (tmp_path / "channels.png").stat().st_size > 30_000
-    write_skipped(skipped, tmp_path / "skipped.csv")
-    assert {r["layer"]: r["reason"] for r in read(tmp_path / "skipped.csv")}["model.3.conv"] == "ignored by the user"
     result = SimpleNamespace(map50=0.5, map=0.25)
     write_steps([Step(1, 10, 20, 10**9, 1.5), Step(2, 9, 18, 9 * 10**8, 1.6)], {2: result}, tmp_path / "prune.csv")
     first, second = read(tmp_path / "prune.csv")
@@ -160,4 +158,3 @@ def test_written_files(tmp_path):
     lines = report.markdown(plan).splitlines()
     assert [c.strip() for c in lines[2].split("|")[1:6]] == ["base", "1,761,871", "4.13", "1.00x", "0.500"]
     assert f"{plan.speed_up:.2f}x" in lines[3] and "met" in "\n".join(lines)
-    assert "read by" in describe_groups(found, skipped, 3.0)

@@ -41,7 +41,10 @@ class PruneOptions(TeacherOptions, RunOptions):
     round_to: int = option(1, "cut widths to multiples of this; 8 suits GPUs")
     ignore: tuple[str, ...] = option((), "layers that keep their outputs: row numbers, names, globs ('model.*.cv3')", multi=True)
     allow_less: bool = option(False, "go as far as the limits allow where the speed-up cannot be reached")
-    dry_run: bool = option(False, "list what could be cut and the reachable speed-up, and stop")
+    dry_run: bool = option(False, "list every layer, what it is tied to or why it stays whole, and the reachable speed-up; stop")
+    graph_time_limit: float = option(
+        120.0, "seconds for finding out which channels are coupled; layers not done by then stay whole", least=1
+    )
     val_every: int = option(0, "validate the model as cut so far every so many steps; 0 = never")
     recalibrate_batches: int = option(50, "training batches for new batch norm statistics after the cut; 0 = keep the old ones")
     finetune: bool = option(True, "train what is left")

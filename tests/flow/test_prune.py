@@ -12,7 +12,8 @@ from tests.flow.runs import TINY, command, environment, run, tiny_set
 
 pytestmark = pytest.mark.flow
 FILES = """
-    opt.yaml log.txt prune.csv channels.csv channels.png skipped.csv prune_report.md weights/pruned.pt weights/best.pt
+    opt.yaml log.txt preflight.csv skipped.csv prune.csv channels.csv channels.png prune_report.md
+    weights/pruned.pt weights/best.pt
     finetune/opt.yaml finetune/hyp.yaml finetune/results.csv finetune/weights/best.pt finetune/weights/last.pt
 """.split()  # noqa: SIM905
 COMMON = "--data tiny.yaml --imgsz 64 --batch-size 4 --workers 0 --device cpu".split()  # noqa: SIM905
@@ -92,6 +93,9 @@ def test_what_the_user_can_mend_is_one_line(pruned, words, message):
 def test_dry_run_and_allow_less(pruned):
     done = script("prune.py", "--weights", BASE, "--dry-run", folder=pruned)
     assert done.returncode == 0 and "Reachable speed-up within the limits" in done.stdout
+    lines = done.stdout.splitlines()
+    assert any(line.split()[:4] == ["model.24.m.0", "Conv2d", "21", "not"] for line in lines) and max(map(len, lines)) <= 140
+    assert any(line.startswith("model.0.bn ") and "goes with model.0.conv" in line for line in lines)
     words = ("--weights", BASE, *COMMON, "--max-ratio", ".2", "--allow-less", "--no-finetune", "--name", "less", "--noplots")
     done = script("prune.py", *words, folder=pruned)
     assert done.returncode == 0 and "was not met" in done.stdout
