@@ -99,6 +99,8 @@ class PruneOptions(TeacherOptions, RunOptions):
             )
         if not 0 < self.topk <= 1:
             raise UserError(f"--topk {self.topk:g}: must be above 0 and at most 1")
+        if self.method == "pagcp" and self.target == "latency":
+            raise UserError("--target latency: --method pagcp counts MACs only; take another method, or leave --target out")
 
 
 SEARCH_ONLY = ("initial_rate", "initial_thres", "topk", "exp", "pagcp_rounds")
