@@ -3,6 +3,7 @@
 import numpy as np
 from torch import nn
 
+from prune_methods.cut import apply
 from prune_methods.wiring import Wiring
 from utils.profiling import count_macs, macs_by_module
 
@@ -11,8 +12,9 @@ class Cost:
     """MACs of the deployed model as a function of the flat mask.
 
     A layer's MACs are proportional to its outputs x its inputs (a depthwise layer's: to its outputs). Layers that vanish in
-    deployment - a block names them in `deploy_free` - do not count; what no layer owns (matrix products between activations) is
-    a constant, `other`.
+    deployment - a block names them in `deploy_free` - do not count. Where there are MACs that no layer owns (`other`: products
+    between activations, as in attention, which shrink by no such rule), each new mask is cut in a copy and measured: exact too,
+    but tenths of a second instead of microseconds.
     """
 
     def __init__(self, model: nn.Module, wiring: Wiring, imgsz: int = 640):
@@ -26,13 +28,21 @@ class Cost:
         self.ins = _Segments([wiring.ins.get(n, one) for n in layers])
         self.base = deployed_macs(model, imgsz)
         self.other = self.base - round(float(self.unit @ np.prod(list(widths.values()), axis=1)))
+        self._model, self._wiring, self._imgsz = model, wiring, imgsz
+        self._measured: dict[bytes, int] = {}  # by mask, where there are others
         self._sizes = _Segments(list(wiring.outs.values())), _Segments([wiring.ins.get(n, one) for n in wiring.outs])
         self._per_weight = _parameters_per_channel(model, wiring)
         self._fixed_parameters = sum(p.numel() for p in model.parameters()) - self._owned(wiring.all_kept())
 
     def macs(self, keep: np.ndarray) -> int:
         """Of the deployed model with this mask."""
-        return self.other + round(float(self.unit @ (self.outs(keep) * self.ins(keep))))
+        if not self.other:
+            return round(float(self.unit @ (self.outs(keep) * self.ins(keep))))
+        key = keep.tobytes()
+        if key not in self._measured:
+            smaller = apply(self._model, self._wiring.groups, self._wiring.by_group(keep))
+            self._measured[key] = deployed_macs(smaller, self._imgsz)
+        return self._measured[key]
 
     def parameters(self, keep: np.ndarray) -> int:
         """Of the training form with this mask."""

@@ -11,14 +11,17 @@ import prune_methods.survey as survey
 from models import build_model, load_model, save_model
 from models.registry import BLOCKS
 from prune_methods import PRUNERS, apply, groups, keep_masks, preflight, zeroed
+from prune_methods.cost import Cost
 from prune_methods.cut import largest_difference
 from prune_methods.probe import TOLERANCE, largest_passing, probe
 from prune_methods.verify import verify
+from prune_methods.wiring import Wiring
 from recipes.preflight_report import Entry, entries, short_form, table, write_preflight
 from tests.preflight_toys import TOYS, with_row
 from tests.prune_toys import Chain, Csp, Rep, randomised, toy
 from utils.deadline import Deadline, OutOfTime
 from utils.errors import UserError
+from utils.profiling import count_macs, macs_by_module
 from utils.tracing import cut, tracing
 
 
@@ -302,3 +305,32 @@ def test_table_fits_a_terminal_and_the_files_have_all(tmp_path):
         assert [(r["layer"], r["detail"]) for r in csv.DictReader(file)] == [(e.layer, e.detail) for e in rows.values()]
     with (tmp_path / "skipped.csv").open(newline="") as file:
         assert [(r["layer"], r["reason"]) for r in csv.DictReader(file)] == [(s.layer, s.reason) for s in skipped]
+
+
+@pytest.mark.parametrize(("block", "args"), [("Attention", []), ("Hidden", [20])])
+def test_products_that_no_layer_owns_are_predicted_too(block, args):
+    """Attention costs 4/5 of this net: a constant for it would miss the target far, and the prediction with it."""
+    model = detector(block, *args)
+    found = groups(model)
+    cost = Cost(model, Wiring(model, found), 128)
+    keep = Wiring(model, found).all_kept()
+    assert cost.other > 0 and cost.macs(keep) == cost.base
+    keep[:8] = False
+    smaller = apply(model, found, Wiring(model, found).by_group(keep))
+    assert cost.macs(keep) == count_macs(smaller.fuse(), 128) < cost.base
+    plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0, imgsz=128)
+    assert 2.0 <= plan.speed_up < 2.05
+    verify(model, found, plan, apply(model, found, plan.masks), 128)  # asserts predicted == measured
+
+
+def test_attention_by_hand():
+    """n cells, c channels of query and key, v of values: n x n x (c + v) products."""
+    model = detector("Attention")
+    found = groups(model)
+    cost = Cost(model, Wiring(model, found), 128)
+    cells = (128 // 16) ** 2
+    assert cost.other == cells * cells * (16 + 16)
+    masks = {g.name: np.arange(g.size) < (10 if g.name == "model.2.query.conv" else 7 if ".2." in g.name else 99) for g in found}
+    smaller = apply(model, found, masks)
+    products = count_macs(smaller.fuse(), 128) - sum(macs for macs, _, _ in macs_by_module(smaller.fuse(), 128).values())
+    assert products == cells * cells * (10 + 7)

@@ -1,10 +1,12 @@
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import models
 from models import build_model, load_model, save_model
 from prune_methods import PRUNERS, Plan, apply, groups, keep_masks
 from prune_methods.cut import largest_difference, zeroed
@@ -59,15 +61,16 @@ def test_implicit_shrinks_with_its_inputs_and_the_factor_does_not():
     assert isinstance(smaller.implicit, nn.Parameter) and len(smaller.same.weight) == 7
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [
-        TINY_REP,
-        "yolov5n",
-        "yolov7-tiny",
-        *(pytest.param(c, marks=pytest.mark.slow) for c in ("yolov5s", "yolov5m", "yolov7", "yolov7x")),
-    ],
-)
+QUICK = ("yolov5n", "yolov7-tiny", "yolov7-tiny-deploy")
+SLOW = ("yolov5s", "yolov5m", "yolov5l", "yolov5x", "yolov7", "yolov7x", "yolov7-deploy", "yolov7x-deploy")
+
+
+def test_every_base_model_is_in_the_next_test():
+    configs = Path(models.__file__).parent / "configs"
+    assert sorted((*QUICK, *SLOW)) == sorted(p.stem for family in ("yolov5", "yolov7") for p in (configs / family).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("cfg", [TINY_REP, *QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
 def test_real_models_cut_equal_zeroed(cfg):
     torch.manual_seed(0)
     smaller = assert_equals_zeroed(randomised(build_model(cfg, nc=3)))
