@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -21,7 +21,7 @@ def list_images(entries: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for entry in entries:
         if entry.is_dir():
-            found += (p for p in entry.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            found += _images_below(entry)
         elif entry.is_file() and entry.suffix.lower() not in IMAGE_SUFFIXES:
             found += _read_list(entry)
         elif entry.is_file():
@@ -31,6 +31,18 @@ def list_images(entries: Iterable[Path]) -> list[Path]:
     if not found:
         raise UserError(f"{', '.join(map(str, entries))}: no images found (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     return sorted(set(found))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """In linked folders too, which `rglob` passes over without a word; each folder once, whatever links lead to it."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _read_list(file: Path) -> list[Path]:

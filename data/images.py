@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from utils.errors import UserError
 
@@ -20,15 +20,16 @@ JPEG_END = b"\xff\xd9"
 def probe_image(path: Path) -> tuple[int, int]:
     """(width, height) as shown, EXIF orientation applied. Raises one of `READ_ERRORS` where the file is broken or cut short.
 
-    Headers and checksums are read; a JPEG that does not end as it should is decoded in full to see whether it is whole.
+    Headers and checksums are read. A JPEG that does not end as it should is decoded in full to see whether it is whole, a TIFF
+    always: it is Pillow's decoder that turns it.
     """
     with Image.open(path) as image:
         image.verify()
     with Image.open(path) as image:
+        if image.format == "TIFF" or (image.format in {"JPEG", "MPO"} and not _ends_with(path, JPEG_END)):
+            image.load()
         width, height = image.size
         turned = image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS
-        if image.format in {"JPEG", "MPO"} and not _ends_with(path, JPEG_END):
-            image.load()
     return (height, width) if turned else (width, height)
 
 
@@ -41,9 +42,16 @@ def _ends_with(path: Path, marker: bytes) -> bool:
 def read_image(path: Path) -> np.ndarray:
     """(h, w, 3) uint8 RGB from grey, 16-bit, palette, alpha or CMYK files alike, EXIF orientation applied."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise UserError(f"{path}: cannot be read as an image")
-    return image
+    return _read_with_pillow(path) if image is None else image
+
+
+def _read_with_pillow(path: Path) -> np.ndarray:
+    """What OpenCV cannot read although the file is whole, such as a TIFF that EXIF turns (OpenCV 5.0)."""
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: cannot be read as an image") from error
 
 
 def resize_long_side(image: np.ndarray, size: int, *, smooth: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data.config import DataConfig
-from data.dataset import DetectionDataset, SampleKey, collate
+from data.dataset import Batch, DetectionDataset, SampleKey, collate
 from utils.config import Hyp
 from utils.errors import UserError
 from utils.log import LOGGER
@@ -66,6 +66,13 @@ class DetectionLoader(DataLoader):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The batches of the epoch. A `UserError` of a worker comes wrapped into a traceback, at whose end it is."""
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
     def set_epoch(self, epoch: int) -> None:
         """Call before iterating."""

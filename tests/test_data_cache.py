@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import data.cache as cache
 from data.files import label_path, list_images
@@ -166,16 +166,21 @@ def test_images_of_every_kind_are_read_as_rgb(tmp_path):
         assert np.abs(image.astype(int) - expected).max() <= tolerance, name
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_alike_to_size_and_pixels(tmp_path, orientation):
+def test_exif_orientation_is_applied_alike_to_size_and_pixels(tmp_path, orientation, suffix):
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:16, :16, 0] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=100)
-    image = read_image(tmp_path / "a.jpg")
-    assert probe_image(tmp_path / "a.jpg") == (image.shape[1], image.shape[0])
+    file = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(file, exif=exif, quality=100)
+    image = read_image(file)
+    assert probe_image(file) == (image.shape[1], image.shape[0])
     assert (image.shape[0] > image.shape[1]) == (orientation >= 5)
+    with Image.open(file) as stored:
+        upright = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
+    assert np.abs(image.astype(int) - upright).mean() < 3 and image[..., 0].max() > 200
 
 
 def test_label_path_of_report_names_the_text_file(tmp_path):

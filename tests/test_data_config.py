@@ -4,7 +4,7 @@ import pytest
 
 from data.config import load_data
 from data.files import label_path, list_images
-from tests.data_sets import write_set
+from tests.data_sets import write_image, write_set
 from utils.config import load_hyp, save_yaml
 from utils.errors import UserError
 
@@ -103,6 +103,18 @@ def test_entries_are_folders_lists_or_both(tmp_path):
     (tmp_path / "a" / "images" / "notes.md").write_text("no image")
     found = list_images([tmp_path / "a" / "images", listing, tmp_path / "a" / "images" / "train"])
     assert found == [tmp_path / f for f in ("a/images/train/000.png", "a/images/train/001.png", "b/images/train/000.png")]
+
+
+def test_linked_folders_are_looked_into_once(tmp_path):
+    """As a data set spread over disks has them; a link back up must not list everything again and again."""
+    write_image(tmp_path / "images" / "a.png", 8, 8)
+    write_image(tmp_path / "elsewhere" / "b.png", 8, 8)
+    (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "images" / "up").symlink_to(tmp_path / "images", target_is_directory=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "images"])] == [
+        "images/a.png",
+        "images/more/b.png",
+    ]
 
 
 def test_labels_replace_the_last_images_folder_only():

@@ -209,3 +209,12 @@ def test_wrong_options(data):
         build_loader(data, "train", imgsz=64, batch_size=2, cache="disc")
     with pytest.raises(UserError, match="--image-weights"):
         build_loader(data, "train", imgsz=64, batch_size=2, rect=True, image_weights=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_went_away_is_one_line_from_a_worker_too(data, workers):
+    loader = build_loader(data, "train", imgsz=64, batch_size=4, workers=workers)
+    loader.dataset.files[5].unlink()
+    with pytest.raises(UserError) as error:
+        list(loader)
+    assert str(error.value) == f"{loader.dataset.files[5]}: cannot be read as an image"
