@@ -31,13 +31,11 @@ def cosine(progress: float) -> float:
 def kd_weight(schedule: str, step: float, steps: float, *, floor: float = 0.01, stop: float = 1.0, warmup: float = 0.0) -> float:
     """Factor of the distillation term at `step` of the whole run's `steps`, 0..1; a pure function.
 
-    It falls from 1 to `floor` with step / steps, never back. `stop`: share of the run after which it is 0; with 1 it never is.
-    `warmup`: share of the run over which it is let in linearly, while adapters are raw. All three 0..1.
-
-    `UserError` for an unknown schedule.
+    It falls from 1 to `floor` (0..1) with step / steps, never back. `stop`: share of the run (0..1) after which it is off.
+    `warmup`: steps over which it is let in linearly, while adapters are raw. `UserError` for an unknown schedule.
     """
     progress = step / steps
     if stop < 1 and progress >= stop:
         return 0.0
-    ramp = min(progress / warmup, 1.0) if warmup else 1.0
+    ramp = min(step / warmup, 1.0) if warmup else 1.0
     return ramp * (floor + (1 - floor) * KD_SCHEDULES[schedule](progress))

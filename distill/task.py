@@ -184,6 +184,8 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     for key, value in arguments.items():
         if key not in known:
             raise UserError(f"--feature-args {name}.{key}: not known{suggest(key, known)} (known: {', '.join(known) or 'none'})")
-        wanted = (int, float) if type(known[key]) is float else (type(known[key]),)
+        default = known[key]  # None: a number that depends on the other arguments
+        wanted = (int, float) if default is None or type(default) is float else (type(default),)
         if type(value) not in wanted:
-            raise UserError(f"--feature-args {name}.{key}={value}: must be like its default, {known[key]!r}")
+            like = "a number" if default is None else f"like its default, {default!r}"
+            raise UserError(f"--feature-args {name}.{key}={value}: must be {like}")

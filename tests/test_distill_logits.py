@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import distill.align_soft_target
-import distill.raw_outputs  # noqa: F401
+from distill import LOGIT_LOSSES, LogitSetup
 from distill.align_soft_target import soft_target_loss
-from distill.base import LOGIT_LOSSES, LogitSetup
 from tests.conftest import ROOT
 from utils.config import Hyp
 from utils.errors import UserError
@@ -88,8 +86,8 @@ def test_a_batch_twice_has_the_value_of_the_batch(name):
 @pytest.mark.parametrize("name", ["l1", "l2"])
 @pytest.mark.parametrize("nc", [1, 3])
 def test_gradients_are_those_of_finite_differences(name, nc):
-    loss, t = made(name, nc=nc), teacher(nc)
-    assert torch.autograd.gradcheck(lambda *s: loss(s, t), [x.requires_grad_() for x in maps(nc)])
+    loss, t = made(name, nc=nc), teacher(nc, images=1)
+    assert torch.autograd.gradcheck(lambda *s: loss(s, t), [x.requires_grad_() for x in maps(nc, images=1)])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,9 +118,8 @@ def test_half_precision_is_computed_in_float32_even_under_autocast(name, dtype):
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(s, t)
     value.backward()
-    assert value.dtype == torch.float32 and value.isfinite()
-    assert torch.equal(value, loss([x.float() for x in s], [x.float() for x in t]))
-    assert all(x.grad.isfinite().all() for x in s)
+    assert value.dtype == torch.float32 and all(x.grad.isfinite().all() for x in s)
+    assert_close(value.double(), loss([x.double() for x in s], [x.double() for x in t]), rtol=1e-4, atol=0)
 
 
 def test_maps_of_other_forms_are_refused():

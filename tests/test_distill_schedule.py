@@ -50,6 +50,6 @@ def test_stop_ends_at_the_epoch_and_does_not_bend_the_curve():
 
 
 def test_warmup_lets_it_in():
-    weights = [kd_weight("constant", step, 100, warmup=0.1) for step in (0, 5, 10, 50)]
+    weights = [kd_weight("constant", step, 100, warmup=10) for step in (0, 5, 10, 50)]
     assert weights == pytest.approx([0, 0.5, 1, 1])
-    assert kd_weight("linear", 5, 100, floor=0, warmup=0.1) == pytest.approx(0.5 * 0.95)
+    assert kd_weight("linear", 5, 100, floor=0, warmup=10) == pytest.approx(0.5 * 0.95)
