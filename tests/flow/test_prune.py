@@ -94,7 +94,8 @@ def test_dry_run_and_allow_less(pruned):
     done = script("prune.py", "--weights", BASE, "--dry-run", folder=pruned)
     assert done.returncode == 0 and "Reachable speed-up within the limits" in done.stdout
     lines = done.stdout.splitlines()
-    assert any(line.split()[:4] == ["model.24.m.0", "Conv2d", "21", "not"] for line in lines) and max(map(len, lines)) <= 140
+    assert any(line.startswith("model.24.m.0 ") and line.endswith("makes the output of the model") for line in lines)
+    assert max(map(len, lines)) <= 140
     assert any(line.startswith("model.0.bn ") and "goes with model.0.conv" in line for line in lines)
     words = ("--weights", BASE, *COMMON, "--max-ratio", ".2", "--allow-less", "--no-finetune", "--name", "less", "--noplots")
     done = script("prune.py", *words, folder=pruned)
