@@ -1,6 +1,7 @@
 """Feature losses: hand-computed cases, the properties each must have, and what tells it from its neighbours."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.functional import batch_norm
 from torch.testing import assert_close
 
-from distill import FEATURE_LOSSES
+from distill import FEATURE_LOSSES, LOGIT_LOSSES, LogitSetup
 from distill.base import standardised
 from distill.task import check_arguments
 from tests.conftest import ROOT
@@ -297,3 +298,16 @@ def test_every_argument_can_be_given_on_the_command_line():
     check_arguments("cwd", {"temperature": 4, "norm": True})
     with pytest.raises(UserError, match="--feature-args mgd.alpha=much: must be a number"):
         check_arguments("mgd", {"alpha": "much"})
+
+
+def test_the_losses_of_the_docs_work(monkeypatch):
+    for registry in (FEATURE_LOSSES, LOGIT_LOSSES):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+    text = (ROOT / "docs/custom_distillation_loss.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, {"__name__": "docs"})
+    s, t = maps(2, 4, 5, 3), maps(2, 6, 5, 3, seed=1)
+    assert 0 < made("attention", 4, 6)(s, t) < 4 and made("attention", 6, 6)(t, t) == 0
+    setup = LogitSetup(torch.ones(1, 1, 2), nc=1, box=1, obj=0.5, cls=1, balance=(4.0,))
+    raw = [torch.zeros(2, 1, 3, 3, 6)]
+    assert_close(LOGIT_LOSSES["objectness"](setup)(raw, raw).item(), 0.5 * 4 * math.log(2))
