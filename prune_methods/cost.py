@@ -64,11 +64,6 @@ class _Segments:
     def __call__(self, keep: np.ndarray) -> np.ndarray:
         return np.add.reduceat(keep[self.index].astype(np.int64), self.starts)
 
-    def spread(self, values: np.ndarray, entries: int) -> np.ndarray:
-        """The way back: float (entries,), for each entry of the mask the sum of the values of all lists that it is in."""
-        lengths = np.diff(np.append(self.starts, len(self.index)))
-        return np.bincount(self.index, weights=np.repeat(values, lengths), minlength=entries)
-
 
 def _parameters_per_channel(model: nn.Module, wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
     """Parameters of each wired layer: per pair of output and input, and per output (bias, norm, bare parameter)."""

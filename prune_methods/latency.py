@@ -22,7 +22,6 @@ from utils.errors import UserError
 from utils.profiling import macs_by_module
 
 NARROWEST = 0.25  # share of its channels that a group of a measured copy keeps at least: what a 4x cut looks like
-LEAST_SAVED = 0.01  # of the mean: a channel that costs no time must not get an infinite score
 
 
 class TimeModel:
@@ -44,15 +43,6 @@ class TimeModel:
         """float (4, layers): what the four terms are multiplied with, 1 at full width."""
         outs, ins = self.cost.outs(keep) / self.full[0], self.cost.ins(keep) / self.full[1]
         return np.stack([np.ones(len(outs)), outs, ins, outs * ins])
-
-    def saved(self, keep: np.ndarray) -> np.ndarray:
-        """float (channels,): time that the removal of each channel alone would save now, the mean is about 1."""
-        _, outs, ins, _ = self.features(keep)
-        _, written, read, both = self.terms
-        seconds = self.cost.outs.spread((written + both * ins) / self.full[0], len(keep))
-        seconds += self.cost.ins.spread((read + both * outs) / self.full[1], len(keep))
-        seconds = seconds[:-1]  # the last entry stands for all that cannot be cut
-        return np.maximum(seconds / seconds.mean(), LEAST_SAVED)
 
 
 def narrowed(wiring: Wiring, floors: np.ndarray, round_to: int, generator: np.random.Generator) -> np.ndarray:

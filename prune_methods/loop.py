@@ -3,7 +3,6 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch import nn
@@ -14,6 +13,8 @@ from prune_methods.graph import ChannelGroup
 from prune_methods.slices import Evidence, SliceSums
 from prune_methods.wiring import Masks, Wiring
 
+Price = Callable[[np.ndarray], float]
+"""What a target counts instead of MACs: flat mask of all groups -> e.g. seconds of the model that it leaves."""
 STEPS = 200  # of equal size from all channels to none: 0.5 % of the channels a step, as Torch-Pruning's published runs
 
 
@@ -73,18 +74,6 @@ class Plan:
         return self.base_macs >= self.target * self.macs
 
 
-class Price(Protocol):
-    """What a target counts instead of MACs, as a function of the flat mask of all groups."""
-
-    def __call__(self, keep: np.ndarray) -> float:
-        """Of the model with this mask."""
-        ...
-
-    def saved(self, keep: np.ndarray) -> np.ndarray:
-        """float (channels,) > 0: what the removal of each channel would save now, in any unit; scores are divided by it."""
-        ...
-
-
 def floors(sizes: np.ndarray, limits: Limits) -> np.ndarray:
     """Channels that must stay in each group of the given sizes."""
     by_ratio = np.ceil(sizes * (1 - limits.max_ratio) - 1e-9).astype(int)
@@ -98,7 +87,7 @@ def reachable_speed_up(
 ) -> float:
     """The best speed-up that the limits allow, in MACs or in `price`: every group at its floor."""
     wiring = Wiring(model, groups)
-    amount: Callable[[np.ndarray], float] = price or Cost(model, wiring, imgsz).macs
+    amount: Price = price or Cost(model, wiring, imgsz).macs
     within = np.arange(wiring.total) - wiring.starts[wiring.group_of]
     keep = np.append(within < floors(wiring.sizes, limits)[wiring.group_of], True)
     return amount(wiring.all_kept()) / amount(keep)
@@ -125,9 +114,7 @@ def keep_masks(
     bisected and filled up again, so that any channel of it back (one block of `round_to`) would miss the target. Ends without
     having met it after `max_steps`, or where every group is at its floor. `measure` gathers what a `GradientCriterion` needs
     (gradients.py), from the whole model and, with `measure_every`, anew from the masked one every so many steps.
-
-    `price` counts instead of the MACs; the channels then rank by their score for what their removal saves, as a knapsack is
-    filled (Shen et al., HALP, NeurIPS 2022, arXiv 2110.10811).
+    `price` counts instead of the MACs (latency.py); the channels rank as they do without it.
     """
     shrinking = _Shrinking(model, groups, criterion, limits or Limits(), per_layer, imgsz, measure, price)
     whole = shrinking.amount(shrinking.wiring.all_kept())
@@ -170,8 +157,7 @@ class _Shrinking:
         self.model, self.criterion = model, criterion
         self.wiring = Wiring(model, groups)
         self.cost = Cost(model, self.wiring, imgsz)
-        self.price = price
-        self.amount: Callable[[np.ndarray], float] = price or self.cost.macs
+        self.amount: Price = price or self.cost.macs
         self.round_to, self.per_layer = limits.round_to, per_layer
         self.floors = floors(self.wiring.sizes, limits)
         self.removed_at = np.full(self.wiring.total, self.STAYS)
@@ -206,8 +192,6 @@ class _Shrinking:
         keep = self.marked()
         left = self.wiring.counts(keep)
         scores = self.sums.scores(keep)
-        if self.price:
-            scores = scores / self.price.saved(keep)
         rank = self._rank_in_group(scores)
         group = self.wiring.group_of
         free = rank < (left - self.floors)[group]

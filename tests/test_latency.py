@@ -70,19 +70,6 @@ def test_time_by_hand():
     assert price(keep) == pytest.approx(stem + mid + 3 + 30 + 300 * 0.5 + 3000 * 0.5)
 
 
-@pytest.mark.parametrize("kind", [Chain, Csp])
-def test_saved_is_what_one_channel_less_would_save(kind):
-    _, wiring, cost = parts(kind)
-    generator = np.random.default_rng(0)
-    price = TimeModel(cost, wiring.all_kept(), generator.uniform(0.5, 1.5, (4, len(cost.layers))))
-    keep = narrowed(wiring, np.ones_like(wiring.sizes), 1, generator)
-    without = [np.where(np.arange(len(keep)) == c, False, keep) for c in np.flatnonzero(keep[:-1])]
-    differences = np.array([price(keep) - price(mask) for mask in without])
-    found = price.saved(keep)[keep[:-1]]
-    # a residual's layer has the channel on both sides: the product of the two changes, 1 of 12 of 12, is left out
-    np.testing.assert_allclose(found / found.sum(), differences / differences.sum(), rtol=1e-9 if kind is Chain else 0.05)
-
-
 def test_fit_finds_the_terms_behind_the_times():
     _, wiring, cost = parts(Csp)
     generator, everything = np.random.default_rng(1), wiring.all_kept()
@@ -162,28 +149,23 @@ def test_where_time_is_macs_the_prediction_is_the_macs():
     assert timing.ratio == pytest.approx(plan.speed_up, rel=1e-6) and timing.error < 1e-6
 
 
-class OneLayer:
-    """A price that only the channels of one group have."""
+def test_a_price_counts_instead_of_macs_and_the_ranking_stays():
+    """The price of one group's channels: the search stops where half of them are gone, whatever the MACs."""
+    model, wiring, cost = parts(Csp)
+    found, limits, kept = groups(model), Limits(min_channels=1), []
+    mine = np.append(wiring.group_of == 2, False)
 
-    def __init__(self, wiring, group):
-        self.mine = np.append(wiring.group_of == group, False)
+    def price(keep: np.ndarray) -> float:
+        return float((keep & mine).sum())
 
-    def __call__(self, keep):
-        return float((keep & self.mine).sum())
-
-    def saved(self, keep):
-        return np.where(self.mine[:-1], 1.0, 1e-9)
-
-
-def test_channels_that_save_nothing_stay():
-    model, wiring, _ = parts(Csp)
-    found = groups(model)
-    price = OneLayer(wiring, 2)
-    plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, limits=Limits(min_channels=1), price=price, imgsz=32)
-    kept = {g.name: int(plan.masks[g.name].sum()) for g in found}
-    assert kept == {g.name: g.size - (g.size - int(g.size / 1.5)) * (n == 2) for n, g in enumerate(found)}
-    assert plan.ratio == found[2].size / int(found[2].size / 1.5) != plan.speed_up
-    assert reachable_speed_up(model, found, Limits(min_channels=1), 32, price) == found[2].size
+    plan = keep_masks(model, found, PRUNERS["l1"](), 2.0, limits=limits, price=price, imgsz=32)
+    keep_masks(model, found, PRUNERS["l1"](), 99.0, limits=limits, imgsz=32, on_step=lambda step, masks: kept.append(masks))
+    left, size = int(plan.masks[found[2].name].sum()), found[2].size
+    assert left == size // 2 and plan.ratio == size / left != plan.speed_up and plan.met
+    before, after = (wiring.flatten(kept[len(plan.steps) - n]) for n in (2, 1))  # the same steps as for MACs, the last one partly
+    keep = wiring.flatten(plan.masks)
+    assert (keep <= before).all() and (keep >= after).all() and plan.macs == cost.macs(keep)
+    assert reachable_speed_up(model, found, limits, 32, price) == size
 
 
 def test_ratio_and_error_by_hand():
