@@ -230,6 +230,13 @@ def test_the_target_is_met_by_what_topk_keeps():
     assert widths == (7, 6)  # it meets this one at once
 
 
+def test_what_topk_undoes_does_not_count_for_the_target():
+    """The cuts (5, 4) meet it, but mid's is undone; the round goes on to its end."""
+    loss = lambda s, m: (1 + 0.02 * s + 0.03 * m, 1, 1)  # noqa: E731
+    widths, plan, _, _ = search(loss, chain_macs(8, 6) / chain_macs(5, 5), replace(FLAT, topk=0.5))
+    assert widths == (5, 6) and not plan.met and plan.macs == plan.steps[-1].macs
+
+
 @pytest.mark.parametrize("limits", [Limits(5), Limits(1, 0.5), Limits(2, 0.75, 4)])
 def test_limits_are_true_clamps_over_all_rounds(limits):
     model = toy(Csp)
