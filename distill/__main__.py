@@ -4,5 +4,4 @@ import runpy
 
 from utils.config import ROOT
 
-if __name__ == "__main__":  # this file is imported too, with all others of the package
-    runpy.run_path(str(ROOT / "distill.py"), run_name="__main__")
+runpy.run_path(str(ROOT / "distill.py"), run_name="__main__")

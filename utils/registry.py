@@ -57,12 +57,13 @@ class Registry:
 
 
 def import_files_of(package: ModuleType) -> None:
-    """Import every module of a package, so that its registrations run.
+    """Import every module of a package, so that its registrations run; not its `__main__`, which is a script.
 
     Names come from our folders, never from a user's string.
     """
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(info.name)
+        if not info.name.endswith(".__main__"):
+            importlib.import_module(info.name)
 
 
 def registered_names(folder: Path, registry: str) -> list[str]:
