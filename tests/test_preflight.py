@@ -13,7 +13,7 @@ from models.registry import BLOCKS
 from prune_methods import PRUNERS, apply, groups, keep_masks, preflight, zeroed
 from prune_methods.cost import Cost
 from prune_methods.cut import largest_difference
-from prune_methods.probe import TOLERANCE, largest_passing, probe
+from prune_methods.probe import TOLERANCE, largest_passing, probe, stir
 from prune_methods.verify import verify
 from prune_methods.wiring import Wiring
 from recipes.preflight_report import Entry, entries, short_form, table, write_preflight
@@ -106,17 +106,12 @@ def test_probe_passes_what_is_right_at_once(kind, monkeypatch):
     assert whole == [g.size for g in found]
 
 
-def test_probe_sees_a_wrong_channel_even_of_a_new_model():
-    """Fresh batch norms (gamma 1, beta 0) would let a shifted cut of equal channels pass."""
+def test_probe_stirs_a_copy_so_that_channels_differ():
+    """Those of a new model (gamma 1, beta 0) are alike, and a wrong one would not show."""
     model = Chain()
-    good = groups(model)
-    shifted = [np.roll(m.layer_channels, 1) if m.kind == "norm" else m.layer_channels for m in good[0].members]
-    members = tuple(
-        type(m)(m.name, m.kind, channels, m.group_channels) for m, channels in zip(good[0].members, shifted, strict=True)
-    )
-    bad = type(good[0])("stem.0", 8, members)
-    passing, rejected = probe(model, [bad, good[1]])
-    assert [g.name for g in passing] == ["mid.0"] and [g.name for g, _ in rejected] == ["stem.0"]
+    norm = stir(model).stem[1]
+    assert not norm.training and len(set(norm.weight.tolist())) == 8 and (norm.weight >= 0.5).all() and (norm.bias != 0).all()
+    assert not torch.equal(norm.running_mean, torch.zeros(8)) and torch.equal(model.stem[1].weight, torch.ones(8))
 
 
 def test_largest_passing_is_right_and_asks_seldom():
@@ -225,6 +220,7 @@ def test_rule_of_a_block_with_inputs_and_outputs_apart(tmp_path):
     model = detector("Hidden", 20)
     found, _ = preflight(model)
     second, third = ({(m.name, m.kind) for m in g.members} for g in found if g.name in ("model.1.conv", "model.2"))
+    assert [g.size for g in found] == [16, 16, 20, 24, 24]
     assert second == {("model.1.conv", "out"), ("model.1.bn", "norm"), ("model.2.weights", "in")}
     assert third == {("model.2.weights", "out"), ("model.3.conv", "in")}
     smaller = assert_cut_is_right(model, tmp_path)
