@@ -50,7 +50,7 @@ def pagcp_plan(
     batches = list(islice(loader, opt.calib_batches))
     loss = calibration_loss(model, opt)
     losses = CalibrationLosses(model, groups, batches, loss)
-    LOGGER.info(f"{len(groups)} units, tried on {losses.images} training images; --exist-ok goes on from {folder / STATE}")
+    LOGGER.info(f"{len(groups)} units, tried on {losses.images} training images; if stopped, go on with --resume {folder}")
     remembered = Remembered(losses, folder / STATE, state_key(model, batches, loss, opt))
     settings = Settings(opt.initial_rate, opt.initial_thres, opt.topk, opt.exp, opt.pagcp_rounds)
     with Progress(len(groups)) as progress:

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from data.loader import DetectionLoader
 from models import Model
-from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, apply, keep_masks
+from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, keep_masks
 from prune_methods.latency import TimeModel
-from prune_methods.recalibrate import recalibrate_bn
 from recipes.pagcp_search import pagcp_plan
 from recipes.prune_evidence import measured
 from recipes.prune_latency import latency_plan
@@ -20,8 +18,8 @@ from utils.log import LOGGER
 from utils.prune_options import PruneOptions, idle_options
 
 COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
-Validate = Callable[[Model, str], EvalResult]
-"""(model, title) -> its mAP."""
+Look = Callable[[Masks, str], EvalResult]
+"""(masks, title) -> mAP of the model cut by them and compensated."""
 
 
 def limits(opt: PruneOptions) -> Limits:
@@ -34,7 +32,7 @@ def find_plan(
     groups: list[ChannelGroup],
     criterion: Criterion,
     loader: DetectionLoader,
-    validate: Validate,
+    look: Look,
     opt: PruneOptions,
     folder: Path,
     price: TimeModel | None = None,
@@ -53,9 +51,7 @@ def find_plan(
             LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
         if opt.val_every and step.step % opt.val_every == 0 and macs.get(step.step) != step.macs:
             macs[step.step] = step.macs
-            so_far = cast(Model, apply(model, groups, masks))
-            recalibrate_bn(so_far, loader, opt.recalibrate_batches)
-            maps[step.step] = validate(so_far, f"Step {step.step}, {step.speed_up:.2f}x, recalibrated")
+            maps[step.step] = look(masks, f"Step {step.step}, {step.speed_up:.2f}x")
 
     for line in idle_options(opt):
         LOGGER.warning(line)

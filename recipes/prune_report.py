@@ -1,7 +1,9 @@
 """What a pruning run leaves to read: channels layer by layer, a row a step, the table before and after."""
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from torch import nn
 from models import Model
 from prune_methods import Plan, Step
 from utils.evaluator import EvalResult
+from utils.files import write_atomic
 
+REPORT_JSON = "prune_report.json"
 BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points stay apart
 
 
@@ -60,50 +64,74 @@ def plot_channels(old: Mapping[str, int], new: Mapping[str, int], path: Path) ->
     figure.savefig(path, dpi=130)
 
 
+@dataclass(frozen=True)
+class StageRow:
+    """A model at one stage of the run; sizes are those of its deployed form, GFLOPs are stated at the report's image size."""
+
+    stage: str
+    parameters: int
+    gflops: float
+    macs: int
+    map50: float
+    map: float
+
+
 class Report:
-    """The table of `prune_report.md`; each stage adds its row."""
+    """The table of `prune_report.md`, a row a stage; `prune_report.json` has the same for programs and for resuming."""
 
     def __init__(self, imgsz: int):
         """`imgsz`: pixels at which GFLOPs are stated."""
         self.imgsz = imgsz
-        self.rows: list[tuple[str, dict[str, Any], EvalResult]] = []
+        self.rows: list[StageRow] = []
         self.remarks: list[str] = []  # printed under the table
 
     def add(self, stage: str, model: Model, result: EvalResult) -> None:
         """Measure the model and keep its validation."""
-        self.rows.append((stage, model.info(self.imgsz), result))
+        info = model.info(self.imgsz)
+        sizes = int(info["deployed_parameters"]), float(info["gflops_fused"]), int(info["macs"])
+        self.rows.append(StageRow(stage, *sizes, float(result.map50), float(result.map)))
 
-    def markdown(self, plan: Plan) -> str:
+    def conclude(self, plan: Plan) -> None:
+        """What became of the target, as the first remark."""
+        state = "met" if plan.met else "NOT met"
+        target = f"{plan.target:g}x" if plan.reached is None else f"{plan.target:g}x in time"
+        self.remarks.insert(0, f"Target {target}: {state}, {plan.ratio:.3f}x after {len(plan.steps)} steps.")
+
+    def markdown(self) -> str:
         """The table, and how the figures are meant."""
         head = ["Stage", "Parameters", f"GFLOPs @{self.imgsz}", "Speed-up", "mAP50", "mAP50-95"]
-        base = self.rows[0][1]["macs"]
         cells = [
             [
-                stage,
-                f"{info['deployed_parameters']:,}",
-                f"{info['gflops_fused']:.2f}",
-                f"{base / info['macs']:.2f}x",
-                f"{result.map50:.3f}",
-                f"{result.map:.3f}",
+                row.stage,
+                f"{row.parameters:,}",
+                f"{row.gflops:.2f}",
+                f"{self.rows[0].macs / row.macs:.2f}x",
+                f"{row.map50:.3f}",
+                f"{row.map:.3f}",
             ]
-            for stage, info, result in self.rows
+            for row in self.rows
         ]
         widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
         lines = [_line(head, widths), _line(["-" * w for w in widths], widths), *(_line(row, widths) for row in cells)]
-        state = "met" if plan.met else "NOT met"
-        target = f"{plan.target:g}x" if plan.reached is None else f"{plan.target:g}x in time"
-        lines += [
-            "",
-            f"Target {target}: {state}, {plan.ratio:.3f}x after {len(plan.steps)} steps.",
-            "Parameters, GFLOPs (2 x MACs of convolutions, linear layers and matrix products) and speed-up are of the deployed",
-            "model: batch norms and branches folded.",
-        ]
-        lines += [line for remark in self.remarks for line in ("", remark)]
-        return "\n".join(lines) + "\n"
+        meaning = (
+            "Parameters, GFLOPs (2 x MACs of convolutions, linear layers and matrix products) and speed-up are of the deployed\n"
+            "model: batch norms and branches folded."
+        )
+        return "\n".join([*lines, *(line for remark in (*self.remarks, meaning) for line in ("", remark))]) + "\n"
 
-    def write(self, path: Path, plan: Plan) -> None:
-        """`prune_report.md`."""
-        path.write_text("# Pruning\n\n" + self.markdown(plan), encoding="utf-8")
+    def write(self, folder: Path) -> None:
+        """`prune_report.md` and `prune_report.json`."""
+        write_atomic(folder / "prune_report.md", "# Pruning\n\n" + self.markdown())
+        content = {"imgsz": self.imgsz, "stages": [asdict(row) for row in self.rows], "remarks": self.remarks}
+        write_atomic(folder / REPORT_JSON, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Report":
+        """What `write` wrote."""
+        content = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
+        report = cls(content["imgsz"])
+        report.rows, report.remarks = [StageRow(**row) for row in content["stages"]], list(content["remarks"])
+        return report
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

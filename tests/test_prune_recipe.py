@@ -155,6 +155,8 @@ def test_written_files(tmp_path):
     report = Report(640)
     report.add("base", model, result)
     report.add("after the cut", smaller, result)
-    lines = report.markdown(plan).splitlines()
+    report.conclude(plan)
+    report.write(tmp_path)
+    lines = report.markdown().splitlines()
     assert [c.strip() for c in lines[2].split("|")[1:6]] == ["base", "1,761,871", "4.13", "1.00x", "0.500"]
     assert f"{plan.speed_up:.2f}x" in lines[3] and "met" in "\n".join(lines)

@@ -10,6 +10,7 @@ from utils.options import RunOptions, option
 from utils.registry import registered_names
 
 METHODS = registered_names(ROOT / "prune_methods", "PRUNERS")
+SPARSE_METHODS = registered_names(ROOT / "prune_methods", "PENALTIES")
 EXAMPLE = "python prune.py --weights runs/train/exp/weights/best.pt --data demo"
 
 
@@ -41,11 +42,15 @@ class PruneOptions(TeacherOptions, RunOptions):
     round_to: int = option(1, "cut widths to multiples of this; 8 suits GPUs")
     ignore: tuple[str, ...] = option((), "layers that keep their outputs: row numbers, names, globs ('model.*.cv3')", multi=True)
     allow_less: bool = option(False, "go as far as the limits allow where the speed-up cannot be reached")
+    resume: str = option("", "go on with an interrupted run: its folder (runs/prune/exp), whose options count")
     dry_run: bool = option(False, "list every layer, what it is tied to or why it stays whole, and the reachable speed-up; stop")
     graph_time_limit: float = option(
         120.0, "seconds for finding out which channels are coupled; layers not done by then stay whole", least=1
     )
     val_every: int = option(0, "validate the model as cut so far every so many steps; 0 = never")
+    sparse_epochs: int = option(0, "sparse-train for so many epochs first, for slim, group_slim, group_sl, group_reg", least=0)
+    sparse_reg: str = option("auto", "strength of that penalty: a number, or auto: gamma at zero after 70% of these epochs")
+    fold_constants: bool = option(True, "give the constant part of removed channels to the layers that read them")
     recalibrate_batches: int = option(50, "training batches for new batch norm statistics after the cut; 0 = keep the old ones")
     finetune: bool = option(True, "train what is left")
     finetune_epochs: int = option(100, "passes over the training images")
@@ -81,11 +86,20 @@ class PruneOptions(TeacherOptions, RunOptions):
             raise UserError("--global and --local exclude each other")
         self._check_finetune_teacher()
         self._check_pagcp()
+        self._check_sparse()
 
     def _check_finetune_teacher(self) -> None:
         self.check_teacher()
         if self.teacher and not self.finetune:
             LOGGER.warning("--teacher has no effect with --no-finetune: the finetune is what distils")
+
+    def _check_sparse(self) -> None:
+        if self.sparse_reg != "auto" and not self.sparse_epochs:
+            LOGGER.warning("--sparse-reg has no effect without --sparse-epochs")
+        if self.sparse_epochs and self.method not in SPARSE_METHODS:
+            raise UserError(
+                f"--sparse-epochs: {self.method} has no penalty to train with; methods that have one: {', '.join(SPARSE_METHODS)}"
+            )
 
     def _check_pagcp(self) -> None:
         if not 0 < self.initial_rate < float("inf"):

@@ -39,7 +39,7 @@ def test_search_cut_finetune_and_the_state_of_the_search(tmp_path):
     text = prune(tmp_path, "--local")
     run = tmp_path / "runs/prune/exp"
     assert "tried on 4 training images" in text and "--local: has no effect with --method pagcp" in text
-    assert "begins anew" not in text and "goes on" not in text
+    assert "begins anew" not in text and "tried before" not in text
     with (run / "prune.csv").open() as file:
         rows = list(csv.DictReader(file))
     base, cut = load_model(tmp_path / "base.pt"), load_model(tmp_path / CUT)

@@ -12,7 +12,7 @@ from tests.flow.runs import TINY, command, environment, run, tiny_set
 
 pytestmark = pytest.mark.flow
 FILES = """
-    opt.yaml log.txt preflight.csv skipped.csv prune.csv channels.csv channels.png prune_report.md
+    opt.yaml log.txt preflight.csv skipped.csv prune.csv channels.csv channels.png prune_report.md prune_report.json
     weights/pruned.pt weights/best.pt
     finetune/opt.yaml finetune/hyp.yaml finetune/results.csv finetune/weights/best.pt finetune/weights/last.pt
 """.split()  # noqa: SIM905
@@ -48,10 +48,10 @@ def test_run_folder_is_complete(pruned):
     assert float(rows[-1]["speed_up"]) >= 2.0 > float(rows[-2]["speed_up"])
     assert [row["step"] for row in rows if row["mAP_0.5"]] == ["60"]
     stages = [line.split("|")[1].strip() for line in (folder / "prune_report.md").read_text().splitlines() if line.count("|") > 5]
-    assert stages[2:] == ["base", "after the cut", "after BN recalibration", "after finetune"]
+    assert stages[2:] == ["base", "after the cut", "after folding constants", "after BN recalibration", "after finetune"]
     assert "x fewer MACs, measured time " in (folder / "prune_report.md").read_text()
     text = (pruned / "stdout.txt").read_text()
-    assert "Right after the cut" in text and "Results saved to runs/prune/exp" in text
+    assert "After the cut" in text and "Results saved to runs/prune/exp" in text
 
 
 def test_half_the_macs_and_the_same_structure_after_finetune(pruned):

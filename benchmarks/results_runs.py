@@ -1,0 +1,111 @@
+"""Which runs the pruning tables of docs/results.md are made from; `results.py` runs them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+METHODS = ("l1", "random", "group_norm", "lamp", "group_hessian", "group_taylor", "pagcp")
+SPARSE_METHODS = ("slim", "group_slim", "group_sl", "group_reg")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command. `epochs`: how long it trains; `total`: with those of the runs it starts from, back to the given weights."""
+
+    name: str
+    words: tuple[str, ...]
+    epochs: int
+    total: int
+    needs: tuple[str, ...] = ()
+    load: float = 1.0  # of one of its epochs, in epochs of the uncut model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One data set's common settings; `start` are the words that say what the base model starts from."""
+
+    name: str
+    data: str
+    start: tuple[str, ...]
+    hyp: str
+    finetune_hyp: str
+    imgsz: int
+    images: int
+    base_epochs: int
+    finetune_epochs: int
+    methods: tuple[str, ...]
+    curve: tuple[float, ...]
+    seeds: tuple[int, ...]  # of the finetunes: of the uncut model and of LAMP's 2x; the base always has SEEDS
+    project: Path
+
+    def train(self, name: str, *words: str, epochs: int, seed: int = 0, script: str = "train.py") -> tuple[str, ...]:
+        """The command of a training run."""
+        return (script, *words, *self._common(name, seed), "--epochs", str(epochs))
+
+    def prune(self, name: str, weights: Path, method: str, speed_up: float, seed: int = 0) -> tuple[str, ...]:
+        """The command of a pruning run with its finetune."""
+        words = ("--weights", str(weights), "--method", method, "--speed-up", f"{speed_up:g}")
+        words += ("--calib-batches", "4") if method == "pagcp" else ()
+        finetune = ("--finetune-hyp", self.finetune_hyp, "--finetune-epochs", str(self.finetune_epochs))
+        return ("prune.py", *words, *finetune, *self._common(name, seed))
+
+    def best(self, run: str) -> Path:
+        """Checkpoint of a training run."""
+        return self.project / run / "weights" / "best.pt"
+
+    def _common(self, name: str, seed: int) -> tuple[str, ...]:
+        where = ("--project", str(self.project), "--name", name, "--exist-ok")
+        return ("--data", self.data, "--imgsz", str(self.imgsz), "--cache", "--workers", "0", "--seed", str(seed), *where)
+
+
+def runs_of(recipe: Recipe) -> list[Run]:
+    """All runs of a data set, in an order in which each comes after those it needs."""
+    return [*base_runs(recipe), *pruning_runs(recipe), scratch_run(recipe)]
+
+
+def base_runs(recipe: Recipe) -> list[Run]:
+    """The base at three seeds, the finetune alone at three seeds (the noise floor), and sparse training by each penalty."""
+    base, tune = recipe.base_epochs, recipe.finetune_epochs
+    runs = []
+    for seed in SEEDS:
+        name = f"base-{seed}"
+        words = recipe.train(name, *recipe.start, "--hyp", recipe.hyp, epochs=base, seed=seed)
+        runs.append(Run(name, words, base, base))
+    weights = ("--weights", str(recipe.best("base-0")))
+    for seed in recipe.seeds:
+        name = f"control-{seed}"
+        words = recipe.train(name, *weights, "--hyp", recipe.finetune_hyp, epochs=tune, seed=seed)
+        runs.append(Run(name, words, tune, base + tune, ("base-0",)))
+    for method in [m for m in recipe.methods if m in SPARSE_METHODS]:
+        sparse = (*weights, "--hyp", recipe.hyp, "--method", method, "--reg", "auto")
+        name = f"sparse-{method}"
+        words = recipe.train(name, *sparse, epochs=base, script="train_sparse.py")
+        runs.append(Run(name, words, base, 2 * base, ("base-0",)))
+    return runs
+
+
+def pruning_runs(recipe: Recipe) -> list[Run]:
+    """2x by every method, LAMP's finetune at three seeds, and the curve of LAMP and slim."""
+    wanted = [(method, 2.0, 0) for method in recipe.methods]
+    wanted += [("lamp", 2.0, seed) for seed in recipe.seeds[1:]]
+    wanted += [(method, speed_up, 0) for method in ("lamp", "slim") for speed_up in recipe.curve if speed_up != 2.0]
+    return [_pruning_run(recipe, *one) for one in wanted]
+
+
+def _pruning_run(recipe: Recipe, method: str, speed_up: float, seed: int) -> Run:
+    name = f"{method}-{speed_up:g}x" + (f"-seed{seed}" if seed else "")
+    source = f"sparse-{method}" if method in SPARSE_METHODS else "base-0"
+    before = recipe.base_epochs * (2 if method in SPARSE_METHODS else 1)
+    # of a sparse training the last model: least weight is left in what goes
+    weights = recipe.best(source) if source == "base-0" else recipe.best(source).with_name("last.pt")
+    words = recipe.prune(name, weights, method, speed_up, seed)
+    tune = recipe.finetune_epochs
+    return Run(name, words, tune, before + tune, (source,), load=0.4 + 0.6 / speed_up)
+
+
+def scratch_run(recipe: Recipe) -> Run:
+    """LAMP's shape with new weights, trained for as long as base and finetune together."""
+    epochs = recipe.base_epochs + recipe.finetune_epochs
+    shape = recipe.project / "lamp-2x" / "weights" / "pruned.pt"
+    words = recipe.train("scratch", "--weights", str(shape), "--reinit", "--hyp", recipe.hyp, epochs=epochs)
+    return Run("scratch", words, epochs, epochs, ("lamp-2x",), load=0.7)
