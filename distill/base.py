@@ -9,7 +9,7 @@ Both give a scalar that does not grow with the batch: the task multiplies by wei
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class FeatureLoss(nn.Module, ABC):
     the teacher's channels, made only where they differ. Half-precision maps are computed in float32, also under autocast. No
     gradient reaches the teacher's map.
     """
+
+    default_weight: ClassVar[float] = 0.03
+    """Where `--feature-weight` says nothing: about a third of the whole loss at the start of a run, see docs/distillation.md."""
 
     def __init__(self, student_channels: int, teacher_channels: int, *, norm: bool = False):
         """norm: standardise both maps with the statistics of their batch (see `standardised`), so that scale does not matter."""

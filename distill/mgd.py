@@ -21,6 +21,8 @@ class MaskedGenerative(FeatureLoss):
     Masks are drawn anew at each call from torch's global generator, which the trainer seeds at each epoch: resuming is exact.
     """
 
+    default_weight = 0.01
+
     def __init__(
         self,
         student_channels: int,

@@ -10,6 +10,8 @@ from distill.base import FEATURE_LOSSES, FeatureLoss
 class Mimic(FeatureLoss):
     """Mean squared difference, a mean over channels and cells too. With `norm` 0..4, and 2 for maps that do not correlate."""
 
+    default_weight = 0.01
+
     def compare(self, s: Tensor, t: Tensor) -> Tensor:
         """See FeatureLoss."""
         return mse_loss(s, t)

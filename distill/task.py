@@ -135,7 +135,8 @@ def build_task(model: nn.Module, loss: Any, world_size: int, *, pairing: Pairing
     """
     assert isinstance(model, Model) and model is pairing.taps.model
     pairing.teacher.model.to(next(model.parameters()).device)
-    arguments, weights = opt.loss_arguments(), opt.feature_weights
+    arguments, given = opt.loss_arguments(), opt.feature_weights
+    weights: dict[str, float] = {n: FEATURE_LOSSES[n].default_weight if w is None else w for n, w in given.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
         features = {name: [FEATURE_LOSSES[name](*pair, **arguments[name]) for pair in pairing.channels] for name in weights}

@@ -448,3 +448,10 @@ def test_wrong_options_are_one_line(options, said):
 def test_arguments_of_losses_are_checked(models, word, said):
     with pytest.raises(UserError, match=said):
         make_task(models, feature_loss=("mgd",), feature_args=(word,))
+
+
+def test_without_a_weight_each_loss_has_its_own(models):
+    task = make_task(models, feature_loss=("cwd", "mgd"), logit_loss="ast")
+    assert dict(task.weights) == {"cwd": 0.03, "mgd": 0.01, "ast": 1.0}
+    task = make_task(models, feature_loss=("cwd", "mgd"), feature_weight=(0.5,))
+    assert dict(task.weights) == {"cwd": 0.5, "mgd": 0.5}

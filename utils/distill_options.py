@@ -23,7 +23,9 @@ class TeacherOptions:
     teacher: str = option("", "trained checkpoint to learn from: ours, pruned ones too, or an official YOLOv5 / YOLOv7 .pt")
     teacher_cfg: str = option("", "accepted for old commands; a checkpoint brings its own structure")
     feature_loss: tuple[str, ...] = option((), "feature losses, one or several", multi=True, choices=FEATURE_NAMES)
-    feature_weight: tuple[float, ...] = option((), "one weight, or one for each feature loss; 1 if not given", multi=True)
+    feature_weight: tuple[float, ...] = option(
+        (), "one weight, or one for each feature loss; each its own if not given", multi=True
+    )
     feature_args: tuple[str, ...] = option(
         (), "options of feature losses as loss.name=value, see docs/distillation.md", multi=True
     )
@@ -79,11 +81,11 @@ class TeacherOptions:
             raise UserError(f"--{given[0].replace('_', '-')}: needs a teacher; e.g. --teacher runs/train/exp/weights/best.pt")
 
     @property
-    def feature_weights(self) -> dict[str, float]:
-        """Weight of each feature loss; one of weight 0 is left out."""
-        weights = self.feature_weight or (1.0,)
+    def feature_weights(self) -> dict[str, float | None]:
+        """Weight of each feature loss, None for the loss's own; one of weight 0 is left out."""
+        weights: tuple[float | None, ...] = self.feature_weight or (None,)
         weights = weights * len(self.feature_loss) if len(weights) == 1 else weights
-        return {name: weight for name, weight in zip(self.feature_loss, weights, strict=True) if weight}
+        return {name: weight for name, weight in zip(self.feature_loss, weights, strict=True) if weight != 0}
 
     @property
     def logit(self) -> str | None:
