@@ -3,21 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.runner import Run
+
 METHODS = ("l1", "random", "group_norm", "lamp", "group_hessian", "group_taylor", "pagcp")
 SPARSE_METHODS = ("slim", "group_slim", "group_sl", "group_reg")
 SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One command. `epochs`: how long it trains; `total`: with those of the runs it starts from, back to the given weights."""
-
-    name: str
-    words: tuple[str, ...]
-    epochs: int
-    total: int
-    needs: tuple[str, ...] = ()
-    load: float = 1.0  # of one of its epochs, in epochs of the uncut model
 
 
 @dataclass(frozen=True)

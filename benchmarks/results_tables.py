@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.results_runs import SEEDS, SPARSE_METHODS, Recipe, Run
+from benchmarks.results_runs import SEEDS, SPARSE_METHODS, Recipe
+from benchmarks.runner import Run
 from recipes.report import Candidate, measure
 from report import ReportOptions
 from utils.comparison import Row
