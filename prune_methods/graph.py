@@ -186,7 +186,7 @@ def _members(graph: Graph, items: Any, channels: list[int]) -> list[Member]:
         if rule:
             side = "out" if graph.library.is_out_channel_pruning_fn(item.dep.handler) else "in"
             members += [_inside(name, inner, numbers, in_group) for inner in rule if inner.of in ("both", side)]
-        elif isinstance(module, nn.Parameter | Exit) or any(True for _ in module.parameters(recurse=False)):
+        elif isinstance(module, nn.Parameter | Exit | nn.GroupNorm) or any(True for _ in module.parameters(recurse=False)):
             members.append(Member(name, _kind(graph.library, module, item.dep.handler), numbers, in_group))
     return members
 
@@ -205,7 +205,7 @@ def _kind(library: tp.DependencyGraph, module: Any, handler: Any) -> str:
         return "depthwise" if module.groups == module.in_channels == module.out_channels else "grouped convolution"
     if isinstance(module, nn.Conv2d | nn.Linear):
         return "out" if library.is_out_channel_pruning_fn(handler) else "in"
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, _BatchNorm | nn.GroupNorm):
         return "norm"
     if isinstance(module, Exit):
         return UNTRACEABLE
@@ -244,5 +244,5 @@ def _width(thing: Any) -> tuple[int, int]:
         return width, width
     if isinstance(thing, nn.Linear | _ConvNd):
         return int(thing.weight.shape[0]), int(thing.weight.shape[1]) * getattr(thing, "groups", 1)
-    width = len(next(thing.parameters(recurse=False)))
+    width = thing.num_channels if isinstance(thing, nn.GroupNorm) else len(next(thing.parameters(recurse=False)))
     return width, width

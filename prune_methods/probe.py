@@ -1,6 +1,7 @@
 """The proof before the cut: a quarter of all channels is taken off a copy, and the rest must compute what it did."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -69,6 +70,8 @@ def _failure(model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> 
         return f"a cut copy does not run ({one_line(error)})"
     if difference <= TOLERANCE:
         return None
+    if difference == math.inf:
+        return "a cut copy gives outputs of other shapes, or values that are not finite"
     return f"a cut copy differs from one with these channels at zero by {difference:.2g} of the largest output"
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
 
+from prune_methods.bundles import bundled
 from prune_methods.graph import (
     LIBRARY_ERRORS,
     MAKERS,
@@ -107,10 +108,11 @@ def _follow_layers(graph: Graph, whole: Whole, deadline: Deadline, progress: boo
         for member in members:
             if member.kind in MAKERS:
                 grouped.setdefault(member.name, set()).update(member.layer_channels.tolist())
-        if reason:
-            skipped += _stay_whole(name, members, reason)
+        group = reason or bundled(ChannelGroup(name, len(channels), tuple(members)), graph.modules)
+        if isinstance(group, str):
+            skipped += _stay_whole(name, members, group)
         else:
-            found += _divided(ChannelGroup(name, len(channels), tuple(members)))
+            found += _divided(group)
     return found, skipped
 
 

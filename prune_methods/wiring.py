@@ -15,6 +15,11 @@ Masks = dict[str, np.ndarray]
 """Group name -> bool per channel, True = stays."""
 
 
+def norm_width(norm: _BatchNorm | nn.GroupNorm) -> int:
+    """Channels of a norm, with parameters or without."""
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+
+
 class Wiring:
     """`outs[name]` and `ins[name]`: int (channels,) indices into the flat mask of a layer's outputs and inputs.
 
@@ -36,8 +41,8 @@ class Wiring:
                 self.outs[name] = self._fixed(outputs)
                 if not (isinstance(module, nn.Conv2d) and module.groups > 1):
                     self.ins[name] = self._fixed(inputs)
-            elif isinstance(module, _BatchNorm):
-                self.outs[name] = self._fixed(module.num_features)
+            elif isinstance(module, _BatchNorm | nn.GroupNorm):
+                self.outs[name] = self._fixed(norm_width(module))
         sizes = {name: p.shape[1 if p.dim() > 1 else 0] for name, p in model.named_parameters()}
         for group, start in zip(groups, self.starts, strict=True):
             for member in group.members:

@@ -9,8 +9,10 @@ from torch import nn
 
 from prune_methods import ChannelGroup, Member, Skipped
 from prune_methods.graph import IGNORED, MAKERS
+from prune_methods.inexact import inexact_blocks
 from recipes.prune_report import write_csv
 
+PRUNABLE = "prunable"
 TIED = 3  # names of tied layers that a line shows
 DETAIL = 72  # characters of a reason that a line shows; the files have all
 SHORT = 20  # skipped layers that a run prints
@@ -36,10 +38,15 @@ def entries(model: nn.Module, groups: Sequence[ChannelGroup], skipped: Sequence[
                 places.setdefault(member.name, []).append((group, member))
     reasons = {name: f"stays whole with {s.layer}: {s.reason}" for s in skipped for name in s.also}
     reasons |= {s.layer: s.reason for s in skipped}
-    return [
-        Entry(name, kind, channels, *_fate(name, channels, places.get(name, []), reasons.get(name)))
-        for name, kind, channels in _holders(model)
-    ]
+    blocks = inexact_blocks(model)
+    found = []
+    for name, kind, channels in _holders(model):
+        status, detail = _fate(name, channels, places.get(name, []), reasons.get(name))
+        around = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        if status == PRUNABLE and around is not None:
+            detail += f"; inexact: {blocks[around]}"
+        found.append(Entry(name, kind, channels, status, detail))
+    return found
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, str, int]]:
@@ -63,10 +70,10 @@ def _fate(name: str, channels: int, places: Sequence[tuple[ChannelGroup, Member]
     number = len({c for _, member in places for c in member.layer_channels.tolist()})
     part = f"{number} of {channels} channels; " if number < channels else ""
     if places[0][1].kind not in MAKERS:
-        return "prunable", f"{part}goes with {_shortened(makers)}"
+        return PRUNABLE, f"{part}goes with {_shortened(makers)}"
     tied = f"tied to {_shortened(makers)}; " if makers else ""
     readers = len({m.name for m in members if m.kind == "in"})
-    return "prunable", f"{part}{tied}read by {readers} layer{'' if readers == 1 else 's'}"
+    return PRUNABLE, f"{part}{tied}read by {readers} layer{'' if readers == 1 else 's'}"
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -165,6 +166,45 @@ def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dic
         for handle in handles:
             handle.remove()
     return found
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What passed through a part of a model: its multiply-accumulates, and the shapes (C, H, W) that came out."""
+
+    macs: int
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def macs_by_part(model: nn.Module, parts: Sequence[str], imgsz: int = 640, channels: int = 3) -> dict[str, Passed]:
+    """For each named submodule what it did for one image; one that does not run has no MACs and no shapes."""
+    counter = _Counter()
+    started: dict[str, int] = {}
+    found = dict.fromkeys(parts, Passed(0, ()))
+
+    def watch(name: str, module: nn.Module) -> list[Any]:
+        def enter(module: nn.Module, inputs: Any) -> None:
+            started[name] = counter.total
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            shapes = tuple(tuple(t.shape[1:]) for t in (output if isinstance(output, list | tuple) else [output]) if _is_map(t))
+            found[name] = Passed(found[name].macs + counter.total - started[name], shapes)
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    with _declared_formulas(model, counter):  # before the hooks below, so that a part's own formula is in its total
+        handles = [handle for name in parts for handle in watch(name, model.get_submodule(name))]
+        try:
+            with counter:
+                run_on_meta(model, imgsz, channels)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 1
 
 
 def count_parameters(model: nn.Module) -> int:

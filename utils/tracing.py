@@ -1,7 +1,8 @@
 """What a block can say about its channels where the trace of its `forward` would say it wrongly or not at all.
 
 Three ways, from the smallest: `cut(tensor)` inside `forward`; a class attribute `keep_whole = ("offset",)`, children whose
-outputs are never cut; a method `channel_rule()` that replaces the trace of the block.
+outputs are never cut; a method `channel_rule()` that replaces the trace of the block. A class attribute `inexact = "why"` says
+that removing channels changes more than these channels; the proof of a cut then leaves that part out.
 See docs/pruning.md, "Blocks with rules of their own".
 """
 
@@ -10,9 +11,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+GATE = 0.5  # what a cut value of an inexact block counts as in a proof
 _severed: ContextVar[list[Tensor] | None] = ContextVar("severed", default=None)
+_inexact: ContextVar[list[bool] | None] = ContextVar("inexact", default=None)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ def cut(x: Tensor) -> Tensor:
     For what is used whatever the number of channels is: a gate, an offset, a mean over channels. A multiplication with it then
     ties no channels. A layer before it whose width must stay belongs into `keep_whole`.
     """
-    severed = _severed.get()
+    inexact, severed = _inexact.get(), _severed.get()
+    if inexact:  # of each open block, whether it has come to a cut
+        inexact[:] = [True] * len(inexact)
+        return torch.full_like(x, GATE)
     if severed is None:
         return x
     if x.requires_grad:
@@ -55,3 +62,14 @@ def tracing() -> Iterator[list[Tensor]]:
         yield severed
     finally:
         _severed.reset(token)
+
+
+@contextmanager
+def proving() -> Iterator[list[bool]]:
+    """Makes `cut` give a constant while the list that it gives is not empty: one entry for each inexact block that is running."""
+    running: list[bool] = []
+    token = _inexact.set(running)
+    try:
+        yield running
+    finally:
+        _inexact.reset(token)

@@ -1,0 +1,18 @@
+"""Check a model YAML row by row: shapes, parameters, GFLOPs, what pruning can cut, and where an error is.
+
+python -m models.check my.yaml
+"""
+
+from utils.check_options import CheckOptions
+from utils.cli import run_script
+
+
+def main(opt: CheckOptions) -> None:
+    """Hand over to the recipe; torch is imported only now."""
+    from recipes.check import check
+
+    check(opt)
+
+
+if __name__ == "__main__":
+    run_script(CheckOptions, main, __doc__)
