@@ -78,6 +78,7 @@ def bccd(opt: ResultsOptions) -> Recipe:
         finetune_epochs=40,
         methods=(*METHODS, *SPARSE_METHODS),
         curve=(1.5, 2.0, 3.0, 4.0),
+        longer=("slim",),
         seeds=(0, 1, 2),
         project=project,
     )
@@ -97,6 +98,7 @@ def demo(opt: ResultsOptions) -> Recipe:
         finetune_epochs=20,
         methods=("l1", "lamp", "slim", "group_sl"),
         curve=(),
+        longer=(),
         seeds=(0,),
         project=Path(opt.project).resolve() / "demo",
     )

@@ -8,6 +8,7 @@ from benchmarks.runner import Run
 METHODS = ("l1", "random", "group_norm", "lamp", "group_hessian", "group_taylor", "pagcp")
 SPARSE_METHODS = ("slim", "group_slim", "group_sl", "group_reg")
 SEEDS = (0, 1, 2)
+LONGER = 3  # times the epochs of the base
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Recipe:
     finetune_epochs: int
     methods: tuple[str, ...]
     curve: tuple[float, ...]
+    longer: tuple[str, ...]  # sparse methods that are also trained three times as long
     seeds: tuple[int, ...]  # of the finetunes: of the uncut model and of LAMP's 2x; the base always has SEEDS
     project: Path
 
@@ -67,11 +69,16 @@ def base_runs(recipe: Recipe) -> list[Run]:
         words = recipe.train(name, *weights, "--hyp", recipe.finetune_hyp, epochs=tune, seed=seed)
         runs.append(Run(name, words, tune, base + tune, ("base-0",)))
     for method in [m for m in recipe.methods if m in SPARSE_METHODS]:
-        sparse = (*weights, "--hyp", recipe.hyp, "--method", method, "--reg", "auto")
-        name = f"sparse-{method}"
-        words = recipe.train(name, *sparse, epochs=base, script="train_sparse.py")
-        runs.append(Run(name, words, base, 2 * base, ("base-0",)))
+        runs.append(_sparse_run(recipe, f"sparse-{method}", method, base))
+    for method in recipe.longer:
+        runs.append(_sparse_run(recipe, f"sparse-{method}-long", method, LONGER * base))
     return runs
+
+
+def _sparse_run(recipe: Recipe, name: str, method: str, epochs: int) -> Run:
+    sparse = ("--weights", str(recipe.best("base-0")), "--hyp", recipe.hyp, "--method", method, "--reg", "auto")
+    words = recipe.train(name, *sparse, epochs=epochs, script="train_sparse.py")
+    return Run(name, words, epochs, recipe.base_epochs + epochs, ("base-0",))
 
 
 def pruning_runs(recipe: Recipe) -> list[Run]:
@@ -79,13 +86,16 @@ def pruning_runs(recipe: Recipe) -> list[Run]:
     wanted = [(method, 2.0, 0) for method in recipe.methods]
     wanted += [("lamp", 2.0, seed) for seed in recipe.seeds[1:]]
     wanted += [(method, speed_up, 0) for method in ("lamp", "slim") for speed_up in recipe.curve if speed_up != 2.0]
-    return [_pruning_run(recipe, *one) for one in wanted]
+    long = [_pruning_run(recipe, method, 2.0, 0, longer=True) for method in recipe.longer]
+    return [*(_pruning_run(recipe, *one) for one in wanted), *long]
 
 
-def _pruning_run(recipe: Recipe, method: str, speed_up: float, seed: int) -> Run:
-    name = f"{method}-{speed_up:g}x" + (f"-seed{seed}" if seed else "")
-    source = f"sparse-{method}" if method in SPARSE_METHODS else "base-0"
-    before = recipe.base_epochs * (2 if method in SPARSE_METHODS else 1)
+def _pruning_run(recipe: Recipe, method: str, speed_up: float, seed: int, longer: bool = False) -> Run:
+    suffix = "-long" if longer else ""
+    name = f"{method}-{speed_up:g}x" + (f"-seed{seed}" if seed else suffix)
+    source = f"sparse-{method}{suffix}" if method in SPARSE_METHODS else "base-0"
+    sparse = (LONGER if longer else 1) if method in SPARSE_METHODS else 0
+    before = recipe.base_epochs * (1 + sparse)
     # of a sparse training the last model: least weight is left in what goes
     weights = recipe.best(source) if source == "base-0" else recipe.best(source).with_name("last.pt")
     words = recipe.prune(name, weights, method, speed_up, seed)

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.results_runs import SEEDS, SPARSE_METHODS, Recipe
+from benchmarks.results_runs import LONGER, SEEDS, SPARSE_METHODS, Recipe
 from benchmarks.runner import Run
 from recipes.report import Candidate, measure
 from report import ReportOptions
@@ -37,7 +37,7 @@ def write_tables(recipe: Recipe, runs: Sequence[Run], seconds: float) -> str:
             methods_table(recipe, names, rows),
             noise(rows),
             *([curve_table(recipe, names, rows)] if recipe.curve else []),
-            stages_table(recipe, [run.name for run in pruned if run.name.endswith("-2x")]),
+            stages_table(recipe, [run.name for run in pruned if run.name.endswith(("-2x", "-long"))]),
         ]
     )
     write_atomic(recipe.project / "results.md", text + "\n")
@@ -51,9 +51,10 @@ def methods_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Row]) ->
         _cells("base + the finetune's epochs, uncut", runs["control-0"].total, _seeds(rows, "control"), None, rows),
         _cells("LAMP's 2x shape from new weights", runs["scratch"].total, [rows["scratch"]], None, rows),
     ]
-    for method in recipe.methods:
-        name = f"{method}-2x"
-        title = f"{method}, sparse-trained" if method in SPARSE_METHODS else method
+    found = [(method, f"{method}-2x") for method in recipe.methods]
+    found += [(f"{method}, {LONGER}x the epochs", f"{method}-2x-long") for method in recipe.longer]
+    for method, name in found:
+        title = f"{method}, sparse-trained" if method.split(",")[0] in SPARSE_METHODS else method
         lines.append(_cells(title, runs[name].total, _seeds(rows, name), rows[f"{name}, cut"], rows))
     return _table((*HEAD, "ms / image"), lines)
 

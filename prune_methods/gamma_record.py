@@ -94,17 +94,22 @@ class GammaRecord(Hook):
         assert found.start is not None and found.reg is not None
         # A clipped quadratic penalty may well be what makes the gradient so long: more of it would not get through.
         held_back = found.penalty.quadratic and found.clip < 0.9
+        grows = isinstance(found.penalty, GroupReg)
+        strength = found.penalty.delta_reg if isinstance(found.penalty, GroupReg) else found.reg
+        maps = [float(row["metrics/mAP_0.5:0.95"]) for row in trainer.history if "metrics/mAP_0.5:0.95" in row]
         return Outcome(
             share=found.share,
             speed_up=free_speed_up(trainer.ema.model, found.penalty),
             start=found.start,
             mean=found.mean,
             expected=found.start if found.expected is None else found.expected,
-            reg=found.reg,
+            reg=strength,
             wanted=found.wanted,
             clip=found.clip,
-            cap=found.reg if held_back else found.penalty.cap,
-            grows=isinstance(found.penalty, GroupReg),
+            cap=strength if held_back else found.penalty.cap,
+            grows=grows,
+            best_map=max(maps, default=0.0),
+            last_map=maps[-1] if maps else 0.0,
         ).verdict()
 
     def state_dict(self) -> dict[str, Any]:

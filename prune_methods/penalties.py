@@ -258,9 +258,10 @@ class GroupReg(_SlicePenalty):
         return reg if self._factors is None else float(self._factors.mean())
 
     def state_dict(self) -> dict[str, Any]:
-        """The lambdas and the number of steps."""
-        return {"factors": None if self._factors is None else self._factors.clone(), "steps": self._steps}
+        """The lambdas, how fast they grow, and the number of steps."""
+        factors = None if self._factors is None else self._factors.clone()
+        return {"factors": factors, "steps": self._steps, "delta_reg": self.delta_reg}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Penalty."""
-        self._factors, self._steps = state["factors"], state["steps"]
+        self._factors, self._steps, self.delta_reg = state["factors"], state["steps"], state["delta_reg"]

@@ -15,7 +15,9 @@ from prune_methods.penalties import ALPHA, GroupReg, Penalty
 from utils.optim import Schedule
 
 SMALL = 0.01  # |gamma| below this counts as gone
+STRONG_LEFT = 0.9  # share of its gamma that group_reg's constant part leaves the strongest channel of a group, with auto
 AUTO_SHARE = 0.7  # of the run after which `--reg auto` has gamma at zero, so that the rest trains what is left
+WORTH = 0.9  # of the best mAP; a last epoch below it is told
 Decay = Callable[[int], float]
 
 
@@ -77,14 +79,27 @@ def reach(penalty: Penalty, steps: Course, reg: float, start: float) -> tuple[fl
 def auto_reg(penalty: Penalty, steps: Course, start: float) -> float:
     """The reg with which `penalty` alone has gamma at zero after 70 % of the run, or the strongest that clipping lets through.
 
-    A quadratic one never gets to zero: there it is .01 for the weakest channel of a group. 0 where group_reg's growth does alone.
+    A quadratic one never gets to zero: there it is .01 for the weakest channel of a group. group_reg pulls all channels alike by
+    reg and only the weak ones more: reg is small there, and `auto_delta` does the rest.
     """
     early = steps.early()
     assert early.pull() > 0, "a run without a step moves nothing"
     if not penalty.quadratic:
         return min(start / early.pull(), penalty.cap)
-    needed = math.log(max(start / SMALL, 1.0)) - _growth(penalty, early)
-    return max(needed, 0.0) / (early.pull() * _boost(penalty))
+    if isinstance(penalty, GroupReg):
+        return -math.log(STRONG_LEFT) / steps.pull()
+    return math.log(max(start / SMALL, 1.0)) / (early.pull() * _boost(penalty))
+
+
+def auto_delta(penalty: GroupReg, steps: Course, reg: float, start: float) -> float:
+    """The growth with which, from `reg`, gamma is at .01 after 70 % of the run for the weakest channel of a group.
+
+    0 where reg does alone, infinite in a run too short to grow.
+    """
+    early = steps.early()
+    needed = math.log(max(start / SMALL, 1.0)) - early.pull(reg)
+    growth = _growth_of(1.0, penalty.delta_every, early)
+    return max(needed, 0.0) / growth if growth else math.inf
 
 
 def _boost(penalty: Penalty) -> float:
@@ -93,18 +108,19 @@ def _boost(penalty: Penalty) -> float:
 
 def _growth(penalty: Penalty, steps: Course) -> float:
     """The exponent that group_reg's growth adds for a channel that is the weakest of its group all the time."""
-    if not isinstance(penalty, GroupReg):
-        return 0.0
-    grown = penalty.delta_reg * (np.arange(len(steps.moves)) // penalty.delta_every)
-    return float((steps.moves * grown).sum())
+    return _growth_of(penalty.delta_reg, penalty.delta_every, steps) if isinstance(penalty, GroupReg) else 0.0
+
+
+def _growth_of(delta: float, every: int, steps: Course) -> float:
+    return float((steps.moves * (delta * (np.arange(len(steps.moves)) // every))).sum())
 
 
 def describe_reach(
-    reg: float, start: float, left: tuple[float, float], wanted: float, nominal: int, cap: float, grows: bool = False
+    reg: float, start: float, left: tuple[float, float], wanted: float, nominal: int, cap: float, delta: float | None = None
 ) -> str:
     """The lines at the start of a run; `left` from `reach`, `wanted` from `auto_reg`, `nominal` images make a step.
 
-    `grows`: reg is only where group_reg begins, so that epochs do not count in proportion.
+    With group_reg's `delta`, `wanted` is from `auto_delta`; there epochs do not count in proportion.
     """
     ends = f"{left[0]:.2g}" if left[0] == left[1] else f"{left[0]:.2g} (weakest channel of a group) to {left[1]:.2g} (strongest)"
     lines = [
@@ -112,11 +128,14 @@ def describe_reach(
         f"reg {reg:.3g} is added once a step to gradients that sum over {nominal} images; "
         f"at another nominal batch n the same is --reg {reg / nominal:.2g} x n",
     ]
-    if reg >= cap:
+    if delta is not None:
+        lines.append(f"it grows by up to {delta:.2g} every few steps")
+        if delta < wanted / 2:
+            lines.append(f"that is weak: {SMALL:g} at {AUTO_SHARE:.0%} of the run takes --delta-reg {wanted:.2g} (--reg auto)")
+    elif reg >= cap:
         lines.append(f"clipping lets through no more than reg {cap:.2g}: what is missing takes more epochs")
     elif 0 < reg < wanted / 2:
-        instead = "a larger --delta-reg" if grows else f"{wanted / reg:.2g}x the epochs"
-        much = f"--reg {wanted:.2g} (--reg auto) or {instead}"
+        much = f"--reg {wanted:.2g} (--reg auto) or {wanted / reg:.2g}x the epochs"
         lines.append(f"that is weak: zero at {AUTO_SHARE:.0%} of the run takes {much}")
     return "\n".join(f"Sparsity: {line}" for line in lines)
 
@@ -130,17 +149,19 @@ class Outcome:
     start: float
     mean: float  # now
     expected: float  # from the penalty alone
-    reg: float
-    wanted: float | None  # `auto_reg`'s value, None where it is unknown (Adam)
+    reg: float  # group_reg: the growth, delta
+    wanted: float | None  # the value of `auto_reg` (`auto_delta`), None where it is unknown (Adam)
     clip: float  # mean factor of clipping the gradient, 0 to 1
     cap: float  # strongest reg that makes sense
-    grows: bool = False  # group_reg: what reg begins with grows on
+    grows: bool = False  # group_reg
+    best_map: float = 0.0  # mAP50-95 of the best epoch and of the last one
+    last_map: float = 0.0
 
     def verdict(self) -> str:
         """In words, with what would help."""
         below = f"Verdict: {self.share:.0%} of channels have |gamma| below {SMALL:g}"
         if self.speed_up >= 1.1:
-            return f"{below}; cutting just these gives {self.speed_up:.2f}x: pruning up to that will cost little"
+            return f"{below}; cutting just these gives {self.speed_up:.2f}x: {self._price()}"
         moved, pull = self.start - self.mean, self.start - self.expected
         text = f"{below}; gamma has moved by {moved:.2g} of {self.start:.2g}"
         if self.clip < 0.9:
@@ -152,6 +173,16 @@ class Outcome:
             more = max(pull / moved, 1.1) if moved > 0 else 2.0
             text += f", the penalty alone would have moved it by {pull:.2g}: the loss holds it"
         stronger = min(more * self.reg, self.cap)
-        advice = f"--reg {stronger:.2g}, or " if stronger > 1.1 * self.reg else ""
-        instead = "a larger --delta-reg, or more epochs" if self.grows else f"{more:.2g}x the epochs"
+        option = "--delta-reg" if self.grows else "--reg"
+        advice = f"{option} {stronger:.2g}, or " if stronger > 1.1 * self.reg else ""
+        instead = "more epochs" if self.grows else f"{more:.2g}x the epochs"
         return f"{text}: this run needs {advice}{instead}"
+
+    def _price(self) -> str:
+        """What pruning will cost, and what sparse training has cost already."""
+        if self.last_map >= WORTH * self.best_map:
+            return "pruning up to that will cost little"
+        return (
+            f"pruning up to that will cost little more, but the penalty itself took mAP50-95 from {self.best_map:.3f} to "
+            f"{self.last_map:.3f}; a smaller --reg over more epochs takes less"
+        )

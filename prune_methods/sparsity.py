@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from prune_methods.penalties import GroupReg, Penalty
-from prune_methods.reach import SMALL, auto_reg, course, decay_factor, describe_reach, reach
+from prune_methods.reach import SMALL, auto_delta, auto_reg, course, decay_factor, describe_reach, reach
 from utils.errors import UserError
 from utils.hooks import Hook
 from utils.log import LOGGER
@@ -17,7 +17,8 @@ from utils.trainer import MAX_GRAD_NORM, READ_EVERY, Trainer
 class Sparsity(Hook):
     """Adds `penalty` to the gradients once an optimizer step, after unscale and before clip.
 
-    `reg` None solves for zero at 70 % of the run. `decay`: linear, cosine or constant, down to reg * `end_factor`. Make it before
+    `reg` None solves for zero at 70 % of the run (group_reg: its growth too). `decay`: linear, cosine or constant, down to
+    reg * `end_factor`. Make it before
     the optimizer is built: it switches weight decay off for the layers that it works on (`decay_free`). The figures are those of
     the averaged model, which is what is validated, saved and pruned.
     """
@@ -105,14 +106,20 @@ class Sparsity(Hook):
             LOGGER.info("Sparsity: Adam rescales gradients, so how far gamma gets cannot be told beforehand")
             return
         steps = course(trainer.schedule, trainer.epochs, self._factor)
-        self.wanted = auto_reg(self.penalty, steps, self.start)
+        auto, wanted = self.reg is None, auto_reg(self.penalty, steps, self.start)
         if self.reg is None:
-            self.reg = self.wanted
+            self.reg = wanted
+        delta = None
+        if isinstance(self.penalty, GroupReg):
+            wanted = auto_delta(self.penalty, steps, self.reg, self.start)
+            if auto and wanted < float("inf"):
+                self.penalty.delta_reg = wanted
+            delta = self.penalty.delta_reg
+        self.wanted = wanted
         left = reach(self.penalty, steps, self.reg, self.start)
         self.expected = left[0]
         nominal = trainer.schedule.hyp.nbs
-        grows = isinstance(self.penalty, GroupReg)
-        LOGGER.info(describe_reach(self.reg, self.start, left, self.wanted, nominal, self.penalty.cap, grows))
+        LOGGER.info(describe_reach(self.reg, self.start, left, self.wanted, nominal, self.penalty.cap, delta))
 
 
 def _gammas(model: nn.Module, norms: list[str]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ def recipe(project: Path, curve=(1.5, 2.0)) -> Recipe:
         finetune_epochs=20,
         methods=("lamp", "slim"),
         curve=curve,
+        longer=("slim",),
         seeds=(0, 1),
         project=project,
     )
@@ -47,6 +48,8 @@ def test_runs_come_after_those_they_need_and_count_their_epochs(tmp_path):
         "sparse-slim": 80,
         "slim-2x": 100,
         "slim-1.5x": 100,
+        "sparse-slim-long": 160,
+        "slim-2x-long": 180,
     }
     [slim] = [run for run in runs if run.name == "slim-2x"]
     assert str(tmp_path / "sparse-slim" / "weights" / "last.pt") in slim.words
@@ -88,12 +91,18 @@ def test_tables_by_hand(tmp_path):
     runs = {run.name: run for run in runs_of(made)}
     values = {"base-0": 0.30, "base-1": 0.32, "base-2": 0.34, "control-0": 0.3, "control-1": 0.4, "scratch": 0.2}
     rows = {name: row(name, value) for name, value in values.items()}
-    for name, cut, tuned in [("lamp-2x", 0.1, 0.3), ("slim-2x", 0.2, 0.25), ("lamp-1.5x", 0.2, 0.3), ("slim-1.5x", 0.2, 0.3)]:
+    for name, cut, tuned in [
+        ("lamp-2x", 0.1, 0.3),
+        ("slim-2x", 0.2, 0.25),
+        ("lamp-1.5x", 0.2, 0.3),
+        ("slim-1.5x", 0.2, 0.3),
+        ("slim-2x-long", 0.2, 0.28),
+    ]:
         rows |= {f"{name}, cut": row(f"{name}, cut", cut), name: row(name, tuned, 25, 2.0, 1.6)}
     rows["lamp-2x-seed1"] = row("lamp-2x-seed1", 0.32, 25, 2.0)
     lines = [line.strip("| ").split(" | ") for line in methods_table(made, runs, rows).splitlines()]
     assert [line[0] for line in lines[2:]] == [
-        "base", "base + the finetune's epochs, uncut", "LAMP's 2x shape from new weights", "lamp", "slim, sparse-trained"
+        "base", "base + the finetune's epochs, uncut", "LAMP's 2x shape from new weights", "lamp", "slim, sparse-trained", "slim, 3x the epochs, sparse-trained"
     ]  # fmt: skip
     assert lines[2][7:9] == ["0.640 ± 0.040", "0.320 ± 0.020"]
     lamp = "lamp|60|25 (25%)|2.00 (2.00x)|1.00|0.200|0.100|0.620 ± 0.028|0.310 ± 0.014|1.60 (1.25x)"

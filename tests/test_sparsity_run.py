@@ -10,8 +10,8 @@ from torch import nn
 
 from prune_methods import groups
 from prune_methods.gamma_record import GammaRecord, SparsestCheckpoints, free_speed_up
-from prune_methods.penalties import PENALTIES
-from prune_methods.reach import Course, Outcome, auto_reg, course, decay_factor, describe_reach, reach
+from prune_methods.penalties import PENALTIES, GroupReg
+from prune_methods.reach import Course, Outcome, auto_delta, auto_reg, course, decay_factor, describe_reach, reach
 from prune_methods.sparsity import Sparsity
 from tests.prune_toys import Chain, toy
 from tests.test_trainer import Batch, ToyLoader, make_trainer, same, weights
@@ -92,8 +92,13 @@ def test_auto_gets_there_at_seventy_percent(method):
     penalty = penalty_of(toy(Chain), method)
     steps = course(schedule, 100, decay_factor("linear", 0.01, 100))
     reg = auto_reg(penalty, steps, 1.5)
+    if isinstance(penalty, GroupReg):
+        penalty.delta_reg = auto_delta(penalty, steps, reg, 1.5)
+        assert reach(penalty, steps, reg, 1.5)[1] == pytest.approx(0.9 * 1.5)  # the strongest are hardly touched
     left, strongest = reach(penalty, steps.early(), reg, 1.5)
     assert left == pytest.approx(0.01 if penalty.quadratic else 0.0, abs=1e-6) and strongest >= left
+    if isinstance(penalty, GroupReg):
+        penalty.delta_reg /= 2
     assert reach(penalty, steps.early(), reg / 2, 1.5)[0] > 1.1 * left
 
 
@@ -276,14 +281,19 @@ def test_verdicts():
     held = outcome(reg=8e-3, expected=0.0, mean=0.5)
     assert "the penalty alone would have moved it by 1: the loss holds it: this run needs --reg 0.016, or 2x the epochs" in held
     assert outcome(reg=0.14, wanted=0.14, expected=0.5, mean=0.75).endswith("this run needs 2x the epochs")  # no stronger passes
-    assert outcome(grows=True).endswith("needs --reg 0.008, or a larger --delta-reg, or more epochs")
+    assert outcome(grows=True).endswith("needs --delta-reg 0.008, or more epochs")
+    fell = outcome(share=0.9, speed_up=9.0, best_map=0.548, last_map=0.283)
+    assert "the penalty itself took mAP50-95 from 0.548 to 0.283; a smaller --reg over more epochs takes less" in fell
+    assert outcome(share=0.9, speed_up=9.0, best_map=0.5, last_map=0.46).endswith("will cost little")
     assert outcome(wanted=None).endswith("a stronger --reg or more epochs")
 
 
 def test_weak_strength_is_told_at_the_start():
     text = describe_reach(5e-4, 1.0, (0.93, 0.93), 8e-3, 64, 0.14)
     assert "from 1 to 0.93" in text and "--reg 0.008 (--reg auto) or 16x the epochs" in text and "64 images" in text
-    assert "(--reg auto) or a larger --delta-reg" in describe_reach(5e-4, 1.0, (0.9, 0.93), 8e-3, 64, math.inf, grows=True)
+    grows = describe_reach(5e-4, 1.0, (0.9, 0.93), 8e-3, 64, math.inf, delta=1e-4)
+    assert "that is weak: 0.01 at 70% of the run takes --delta-reg 0.008 (--reg auto)" in grows
+    assert "that is weak" not in describe_reach(5e-4, 1.0, (0.9, 0.93), 8e-3, 64, math.inf, delta=8e-3)
     assert "that is weak" not in describe_reach(8e-3, 1.0, (0.0, 0.0), 8e-3, 64, 0.14)
 
 
