@@ -101,9 +101,8 @@ def test_tables_by_hand(tmp_path):
         rows |= {f"{name}, cut": row(f"{name}, cut", cut), name: row(name, tuned, 25, 2.0, 1.6)}
     rows["lamp-2x-seed1"] = row("lamp-2x-seed1", 0.32, 25, 2.0)
     lines = [line.strip("| ").split(" | ") for line in methods_table(made, runs, rows).splitlines()]
-    assert [line[0] for line in lines[2:]] == [
-        "base", "base + the finetune's epochs, uncut", "LAMP's 2x shape from new weights", "lamp", "slim, sparse-trained", "slim, 3x the epochs, sparse-trained"
-    ]  # fmt: skip
+    first = ["base", "base + the finetune's epochs, uncut", "LAMP's 2x shape from new weights"]
+    assert [line[0] for line in lines[2:]] == [*first, "lamp", "slim, sparse-trained", "slim, 3x the epochs, sparse-trained"]
     assert lines[2][7:9] == ["0.640 ± 0.040", "0.320 ± 0.020"]
     lamp = "lamp|60|25 (25%)|2.00 (2.00x)|1.00|0.200|0.100|0.620 ± 0.028|0.310 ± 0.014|1.60 (1.25x)"
     assert lines[5] == lamp.split("|")
