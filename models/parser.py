@@ -43,8 +43,8 @@ class Plan:
     specs: list[RowSpec] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
     """By output index; the further outputs of a row are an `nn.Identity` each."""
-    outputs: list[Tensor] = field(default_factory=list)
-    """What each output gives for the zero image."""
+    outputs: list[Tensor | None] = field(default_factory=list)
+    """What each output gives for the zero image; None where a backbone has no map of that stride."""
     tags: dict[str, int] = field(default_factory=dict)
 
 
@@ -104,7 +104,7 @@ def _add_row(plan: Plan, row: Any, image: Tensor) -> None:
     source_item, repeats, name, args, tag = _fields(row)
     index = len(plan.outputs)
     source = _source(source_item, index, plan.tags)
-    inputs = [image if i < 0 else plan.outputs[i] for i in source]
+    inputs = [image if i < 0 else _map(plan, i) for i in source]
     block, site = BLOCKS[name], _site(plan.cfg, inputs, repeats)
     module = _build(block, name, args, site)
     listed = isinstance(source_item, list)
@@ -125,6 +125,16 @@ def _add_row(plan: Plan, row: Any, image: Tensor) -> None:
         if tag in plan.tags:
             raise UserError(f"the tag '{tag}' is taken by row {plan.tags[tag]}; choose another")
         plan.tags[tag] = index
+
+
+def _map(plan: Plan, index: int) -> Tensor:
+    """What an output gives; `UserError` where it is one that its row leaves empty."""
+    found = plan.outputs[index]
+    if found is None:
+        row = next(spec for spec in plan.specs if index < spec.index + spec.outputs)
+        full = [i for i in range(row.index, row.index + row.outputs) if plan.outputs[i] is not None]
+        raise UserError(f"from: output {index} of {row.block} is empty; it gives maps as outputs {', '.join(map(str, full))}")
+    return found
 
 
 def _fields(row: Any) -> tuple[Any, int, str, Any, str | None]:

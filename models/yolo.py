@@ -19,6 +19,7 @@ from utils.config import load_yaml, resolve
 from utils.errors import UserError
 from utils.profiling import count_macs, count_operations, count_parameters
 from utils.registry import import_files_of
+from utils.tracing import cut
 
 import_files_of(models.blocks)
 import_files_of(models.heads)
@@ -83,10 +84,17 @@ class Model(nn.Module):
             else:
                 rest = range(spec.index + 1, spec.index + spec.outputs)
                 outputs |= {spec.index: result[0]} | {i: self.model[i](result[i - spec.index]) for i in rest}
+                self._show_unread(spec, outputs)
             for i in spec.source:  # free what nobody reads any more
                 if self._last_use[i] == spec.index:
                     outputs.pop(i, None)
         return result
+
+    def _show_unread(self, spec: RowSpec, outputs: dict[int, Any]) -> None:
+        """Pruning must know of a map that no row reads: the layers that make it run all the same."""
+        for i in range(spec.index, spec.index + spec.outputs):
+            if i not in self._last_use and isinstance(outputs[i], Tensor):
+                cut(outputs[i])
 
     def fuse(self) -> "Model":
         """A new deployed model in eval mode: batch norms, branches and implicits folded. This one stays as it is.
