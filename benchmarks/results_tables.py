@@ -56,7 +56,7 @@ def methods_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Row]) ->
     for method, name in found:
         title = f"{method}, sparse-trained" if method.split(",")[0] in SPARSE_METHODS else method
         lines.append(_cells(title, runs[name].total, _seeds(rows, name), rows[f"{name}, cut"], rows))
-    return _table((*HEAD, "ms / image"), lines)
+    return table((*HEAD, "ms / image"), lines)
 
 
 def curve_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Row]) -> str:
@@ -66,7 +66,7 @@ def curve_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Row]) -> s
         for speed_up in recipe.curve:
             name = f"{method}-{speed_up:g}x"
             lines.append(_cells(f"{method} {speed_up:g}x", runs[name].total, [rows[name]], rows[f"{name}, cut"], rows))
-    return "### How far\n\n" + _table((*HEAD, "ms / image"), lines)
+    return "### How far\n\n" + table((*HEAD, "ms / image"), lines)
 
 
 def noise(rows: dict[str, Row]) -> str:
@@ -86,7 +86,7 @@ def stages_table(recipe: Recipe, names: Sequence[str]) -> str:
         stages = json.loads((recipe.project / name / "prune_report.json").read_text(encoding="utf-8"))["stages"]
         found: dict[str, Any] = {stage["stage"]: stage["map"] for stage in stages}
         lines.append([name, *(f"{found[stage]:.3f}" if stage in found else "" for stage in ("base", *STAGES))])
-    return "### What each compensation saves right after the cut\n\n" + _table(("Run", "uncut", *STAGES.values()), lines)
+    return "### What each compensation saves right after the cut\n\n" + table(("Run", "uncut", *STAGES.values()), lines)
 
 
 def _seeds(rows: dict[str, Row], kind: str) -> list[Row]:
@@ -110,6 +110,7 @@ def _spread(rows: Sequence[Row], value: Callable[[Row], float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -110,3 +110,21 @@ def test_tables_by_hand(tmp_path):
     assert [line.split(" | ")[0] for line in curve_table(made, runs, rows).splitlines()[4:]] == [
         "| lamp 1.5x", "| lamp 2x", "| slim 1.5x", "| slim 2x"
     ]  # fmt: skip
+
+
+def test_distillation_is_compared_by_seed(tmp_path, monkeypatch):
+    from benchmarks import distillation
+
+    made = distillation.demo(tmp_path)
+    runs = {run.name: run for run in [*distillation.student_runs(made), *distillation.pruned_runs(made)]}
+    assert len(runs) == 10 * 3 + 5 * 3
+    words = runs["cwd+ast-2"].words
+    assert words[0] == "distill.py" and words[words.index("--feature-loss") + 1] == "cwd"
+    assert words[words.index("--logit-loss") + 1] == "ast" and "--feature-weight" not in words
+    assert distillation.loss_words("cwd+mgd", 0.5) == ("--feature-loss", "cwd", "mgd", "--feature-weight", "0.5", "0.5")
+    pruned = runs["pruned-cwd-3"].words
+    assert pruned[0] == "prune.py" and pruned[pruned.index("--teacher") + 1] == str(made.best("alone-3"))
+    values = {"alone-1": 0.30, "alone-2": 0.32, "alone-3": 0.34, "cwd-1": 0.31, "cwd-2": 0.34, "cwd-3": 0.37}
+    monkeypatch.setattr(distillation, "best_map", lambda recipe, run: values[run])
+    rows = distillation.comparison(made, "alone-{seed}", {"cwd": "cwd-{seed}"}).splitlines()
+    assert rows[2:] == ["| alone | 0.320 ± 0.020 |  |", "| cwd | 0.340 ± 0.030 | +0.020 ± 0.010 |"]

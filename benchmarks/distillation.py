@@ -1,0 +1,202 @@
+"""The distillation tables of docs/results.md: every loss against training alone, for a new student and for a pruned one.
+
+    python benchmarks/distillation.py --jobs 2                      # hours
+    python benchmarks/distillation.py --tune                        # the weights to choose from, on seed 0 alone
+
+On the demo set. The teacher is a YOLOv5s with the OTA loss. It must be better than the student by .05 mAP50-95 at least, or the
+benchmark says so and stops: such a teacher shows nothing. Weights are chosen on seed 0 (`--tune`) and written below; the tables
+are of seeds 1 to 3, as differences from training alone with the same seed. Prints its time budget first; runs that are complete
+are not run again.
+"""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.results_runs import Recipe  # noqa: E402
+from benchmarks.results_tables import table  # noqa: E402
+from benchmarks.runner import Run, budget, chosen, done, execute  # noqa: E402
+from utils.cli import run_script  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.files import write_atomic  # noqa: E402
+from utils.options import option  # noqa: E402
+
+SEEDS = (1, 2, 3)
+TEACHER_EPOCHS, STUDENT_EPOCHS, FINETUNE_EPOCHS = 80, 40, 20
+TEACHER_LOAD, TAUGHT_LOAD = 3.0, 1.8  # seconds of an epoch, in epochs of YOLOv5n alone
+MARGIN = 0.05  # mAP50-95 by which the teacher must be better
+WEIGHTS: dict[str, float | None] = dict.fromkeys(("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd"))
+"""By loss, as chosen with --tune; None: the loss's own default."""
+LOGIT = ("l1", "l2", "ast")
+STUDENT_ROWS = ("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd", "cwd+ast", "mgd+ast", "cwd+mgd")
+PRUNED_ROWS = ("ast", "mgd", "cwd", "cwd+ast")
+TRIED = {"l1": (0.3, 1, 3), "l2": (0.3, 1, 3), "ast": (0.3, 1, 3), "mimic": (0.003, 0.01, 0.03)} | {
+    "mgd": (0.003, 0.01, 0.03),
+    "cwd": (0.01, 0.03, 0.1),
+    "pkd": (0.01, 0.03, 0.1),
+}
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """What to run."""
+
+    tune: bool = option(False, "try weights for every loss on seed 0 instead of the tables")
+    jobs: int = option(1, "runs at a time; each gets its share of the CPU cores", least=1)
+    only: tuple[str, ...] = option((), "these runs alone, and those they need", multi=True)
+    project: str = option("runs/distillation", "folder of the runs")
+
+
+def main(opt: DistillationOptions) -> None:
+    """Run what is missing; print the table."""
+    recipe = demo(Path(opt.project).resolve())
+    basis = [teacher_run(recipe), *(alone_run(recipe, seed) for seed in (0, *SEEDS))]
+    runs = [*basis, *(tuning_runs(recipe) if opt.tune else [*student_runs(recipe), *pruned_runs(recipe)])]
+    todo = chosen(runs, opt.only)
+    missing = [run for run in todo if not done(recipe.project, run)]
+    print(f"{len(todo)} runs, {len(missing)} to do; {budget(missing, recipe.images, recipe.imgsz, opt.jobs)}", flush=True)
+    finish(recipe, [run for run in todo if run in basis], opt.jobs)
+    gap = best_map(recipe, "teacher") - statistics.mean(best_map(recipe, f"alone-{seed}") for seed in SEEDS)
+    print(f"teacher - student: {gap:+.3f} mAP50-95", flush=True)
+    if gap < MARGIN:
+        raise UserError(f"the teacher is better by {gap:.3f} only, not by {MARGIN:g}: it cannot show what distillation does")
+    finish(recipe, todo, opt.jobs)
+    if not opt.only:
+        text = tuning_table(recipe, runs) if opt.tune else tables(recipe)
+        write_atomic(recipe.project / ("tuning.md" if opt.tune else "results.md"), text + "\n")
+        print(text)
+
+
+def finish(recipe: Recipe, runs: Sequence[Run], jobs: int) -> None:
+    """Run them; `UserError` where one failed."""
+    if failed := execute(recipe.project, runs, jobs):
+        raise UserError(f"these runs failed, see their log.txt in {recipe.project}: {', '.join(failed)}")
+
+
+def demo(project: Path) -> Recipe:
+    """The embedded set, as `make demo` trains on it."""
+    return Recipe(
+        name="demo",
+        data="demo",
+        start=("--cfg", "yolov5n"),
+        hyp="demo",
+        finetune_hyp="demo-finetune",
+        imgsz=128,
+        images=400,
+        base_epochs=STUDENT_EPOCHS,
+        finetune_epochs=FINETUNE_EPOCHS,
+        methods=(),
+        curve=(),
+        longer=(),
+        seeds=SEEDS,
+        project=project,
+    )
+
+
+def teacher_run(recipe: Recipe) -> Run:
+    """YOLOv5s with the OTA loss, twice as long as the student."""
+    words = recipe.train("teacher", "--cfg", "yolov5s", "--loss", "ota", "--hyp", recipe.hyp, epochs=TEACHER_EPOCHS)
+    return Run("teacher", words, TEACHER_EPOCHS, TEACHER_EPOCHS, load=TEACHER_LOAD)
+
+
+def alone_run(recipe: Recipe, seed: int) -> Run:
+    """The student without a teacher."""
+    name = f"alone-{seed}"
+    words = recipe.train(name, *recipe.start, "--hyp", recipe.hyp, epochs=STUDENT_EPOCHS, seed=seed)
+    return Run(name, words, STUDENT_EPOCHS, STUDENT_EPOCHS)
+
+
+def taught_run(recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None) -> Run:
+    """The student with a teacher; `losses` as `cwd+ast`."""
+    words = (*recipe.start, "--hyp", recipe.hyp, "--teacher", str(recipe.best("teacher")), *loss_words(losses, weight))
+    command = recipe.train(name, *words, epochs=STUDENT_EPOCHS, seed=seed, script="distill.py")
+    return Run(name, command, STUDENT_EPOCHS, STUDENT_EPOCHS, ("teacher",), load=TAUGHT_LOAD)
+
+
+def loss_words(losses: str, weight: float | None = None) -> tuple[str, ...]:
+    """Options for the losses of a row, with the given weight or the chosen ones."""
+    words: list[str] = []
+    for kind, names in (("logit", [n for n in losses.split("+") if n in LOGIT]), ("feature", _features(losses))):
+        if not names:
+            continue
+        words += [f"--{kind}-loss", *names]
+        weights = [WEIGHTS[name] if weight is None else weight for name in names]
+        if all(value is not None for value in weights):
+            words += [f"--{kind}-weight", *(f"{value:g}" for value in weights)]
+    return tuple(words)
+
+
+def student_runs(recipe: Recipe) -> list[Run]:
+    """Every row at every seed."""
+    return [taught_run(recipe, f"{row}-{seed}", row, seed) for row in STUDENT_ROWS for seed in SEEDS]
+
+
+def pruned_runs(recipe: Recipe) -> list[Run]:
+    """LAMP 2x of the student trained alone, finetuned alone and under the same student before the cut."""
+    runs = []
+    for seed in SEEDS:
+        source = recipe.best(f"alone-{seed}")
+        for row in ("alone", *PRUNED_ROWS):
+            name = f"pruned-{row}-{seed}"
+            words = recipe.prune(name, source, "lamp", 2.0, seed)
+            words += () if row == "alone" else ("--teacher", str(source), *loss_words(row))
+            runs.append(Run(name, words, FINETUNE_EPOCHS, STUDENT_EPOCHS + FINETUNE_EPOCHS, (f"alone-{seed}",)))
+    return runs
+
+
+def tuning_runs(recipe: Recipe) -> list[Run]:
+    """Three weights of every loss on seed 0."""
+    return [
+        taught_run(recipe, f"tune-{loss}-{weight:g}", loss, 0, weight) for loss, weights in TRIED.items() for weight in weights
+    ]
+
+
+def best_map(recipe: Recipe, run: str) -> float:
+    """mAP50-95 of a run's best checkpoint on the validation images."""
+    from models.checkpoint import load_checkpoint
+
+    history = load_checkpoint(recipe.best(run))["history"]
+    return max(float(row["metrics/mAP_0.5:0.95"]) for row in history)
+
+
+def tables(recipe: Recipe) -> str:
+    """Both tables: mean and spread over the seeds, and the difference from training alone."""
+    student = comparison(recipe, "alone-{seed}", {row: f"{row}-{{seed}}" for row in STUDENT_ROWS})
+    pruned = comparison(recipe, "pruned-alone-{seed}", {row: f"pruned-{row}-{{seed}}" for row in PRUNED_ROWS})
+    teacher = f"Teacher: {best_map(recipe, 'teacher'):.3f} mAP50-95."
+    return f"### A new student\n\n{teacher}\n\n{student}\n\n### LAMP 2x, finetuned\n\n{pruned}"
+
+
+def comparison(recipe: Recipe, alone: str, rows: dict[str, str]) -> str:
+    """A row each: mAP50-95, mean and standard deviation over the seeds, and of the paired differences."""
+    base = [best_map(recipe, alone.format(seed=seed)) for seed in SEEDS]
+    lines = [["alone", spread(base), ""]]
+    for title, name in rows.items():
+        values = [best_map(recipe, name.format(seed=seed)) for seed in SEEDS]
+        lines.append([title, spread(values), spread([v - b for v, b in zip(values, base, strict=True)], signed=True)])
+    return table(("Loss", "mAP50-95", "against alone"), lines)
+
+
+def spread(values: Sequence[float], signed: bool = False) -> str:
+    """`0.352 ± 0.006`, or `+0.010 ± 0.006`."""
+    return f"{statistics.mean(values):{'+' if signed else ''}.3f} ± {statistics.stdev(values):.3f}"
+
+
+def tuning_table(recipe: Recipe, runs: Sequence[Run]) -> str:
+    """A row each weight."""
+    base = best_map(recipe, "alone-0")
+    found = [(run.name, best_map(recipe, run.name)) for run in runs if run.name.startswith("tune-")]
+    return table(("Run", "mAP50-95", "against alone"), [[name, f"{value:.3f}", f"{value - base:+.3f}"] for name, value in found])
+
+
+def _features(losses: str) -> list[str]:
+    return [name for name in losses.split("+") if name not in LOGIT]
+
+
+if __name__ == "__main__":
+    run_script(DistillationOptions, main, __doc__)
