@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.importer import is_official, read_official
+from models.registry import awaiting_weights
 from models.widths import set_widths, widths_of
 from models.yolo import Model, build_model
 from utils.errors import UserError
@@ -104,7 +105,8 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
     """The model of a loaded checkpoint: built from its YAML, set to its widths, loaded strictly. In training mode."""
     state: dict[str, Tensor] = checkpoint["state_dict"]
     try:
-        model = build_model(checkpoint["model_cfg"])
+        with awaiting_weights():
+            model = build_model(checkpoint["model_cfg"])
         set_widths(model, checkpoint["structure"])
         model.load_state_dict(state, strict=True)
         model.names = [str(name) for name in checkpoint["names"]]

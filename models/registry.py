@@ -3,7 +3,9 @@
 import ast
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +18,7 @@ from utils.registry import Registry
 MAX_CHANNELS = 8192  # a typing error or a damaged file shall not eat the machine's memory
 BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
+_follow: ContextVar[bool] = ContextVar("weights follow", default=False)
 
 Act = str | bool
 """An activation as a YAML writes it: a name, `nn.Name(literals)`, or False for none; True is the model's own."""
@@ -26,6 +29,21 @@ for _name in ("GELU", "Sigmoid", "Tanh", "PReLU", "Softplus", "Identity"):
     ACTIVATIONS.register(_name)(getattr(nn, _name))
 
 _ACTIVATION_TEXT = re.compile(r"(?:nn\.)?(?P<name>[A-Za-z]\w*)(?:\((?P<arguments>[\w.,=+\-' ]*)\))?")
+
+
+@contextmanager
+def awaiting_weights() -> Iterator[None]:
+    """Around the building of a model whose weights are loaded right afterwards."""
+    token = _follow.set(True)
+    try:
+        yield
+    finally:
+        _follow.reset(token)
+
+
+def weights_follow() -> bool:
+    """Whether a block that would download weights need not."""
+    return _follow.get()
 
 
 def activation(spec: Act) -> nn.Module:

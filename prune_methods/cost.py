@@ -12,9 +12,9 @@ class Cost:
     """MACs of the deployed model as a function of the flat mask.
 
     A layer's MACs are proportional to its outputs x its inputs (a depthwise layer's: to its outputs). Layers that vanish in
-    deployment - a block names them in `deploy_free` - do not count. Where there are MACs that no layer owns (`other`: products
-    between activations, as in attention, which shrink by no such rule), each new mask is cut in a copy and measured: exact too,
-    but tenths of a second instead of microseconds.
+    deployment - a block names them in `deploy_free` - do not count. MACs that no layer owns (`other`: products between
+    activations, as in attention) shrink by no such rule. Where a cut changes them, each new mask is cut in a copy and measured:
+    exact too, but tenths of a second instead of microseconds.
     """
 
     def __init__(self, model: nn.Module, wiring: Wiring, imgsz: int = 640):
@@ -27,22 +27,36 @@ class Cost:
         self.outs = _Segments([wiring.outs[n] for n in layers])
         self.ins = _Segments([wiring.ins.get(n, one) for n in layers])
         self.base = deployed_macs(model, imgsz)
-        self.other = self.base - round(float(self.unit @ np.prod(list(widths.values()), axis=1)))
+        self.other = self.base - self._of_layers(wiring.all_kept())
         self._model, self._wiring, self._imgsz = model, wiring, imgsz
-        self._measured: dict[bytes, int] = {}  # by mask, where there are others
+        self._measured: dict[bytes, int] = {}  # by mask, where the others change
+        self._constant = not self.other or self._others_stay()
         self._sizes = _Segments(list(wiring.outs.values())), _Segments([wiring.ins.get(n, one) for n in wiring.outs])
         self._per_weight = _parameters_per_channel(model, wiring)
         self._fixed_parameters = sum(p.numel() for p in model.parameters()) - self._owned(wiring.all_kept())
 
     def macs(self, keep: np.ndarray) -> int:
         """Of the deployed model with this mask."""
-        if not self.other:
-            return round(float(self.unit @ (self.outs(keep) * self.ins(keep))))
+        if self._constant:
+            return self._of_layers(keep) + self.other
         key = keep.tobytes()
         if key not in self._measured:
-            smaller = apply(self._model, self._wiring.groups, self._wiring.by_group(keep))
-            self._measured[key] = deployed_macs(smaller, self._imgsz)
+            self._measured[key] = self._measure(keep)
         return self._measured[key]
+
+    def _of_layers(self, keep: np.ndarray) -> int:
+        return round(float(self.unit @ (self.outs(keep) * self.ins(keep))))
+
+    def _measure(self, keep: np.ndarray) -> int:
+        smaller = apply(self._model, self._wiring.groups, self._wiring.by_group(keep))
+        return deployed_macs(smaller, self._imgsz)
+
+    def _others_stay(self) -> bool:
+        """Whether MACs that no layer owns are the same without every second channel: the heads of an attention may stay whole."""
+        half = self._wiring.all_kept()
+        for start, size in zip(self._wiring.starts, self._wiring.sizes, strict=True):
+            half[start + 1 : start + size : 2] = False
+        return self._measure(half) - self._of_layers(half) == self.other
 
     def parameters(self, keep: np.ndarray) -> int:
         """Of the training form with this mask."""

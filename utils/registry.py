@@ -24,6 +24,7 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self._items: dict[str, Any] = {}
+        self.fallback: Callable[[str], Any] = lambda name: None  # what a name means that is not registered, or None
 
     def register(self, *names: str) -> Callable[[Any], Any]:
         """Decorator; registers under every name given, or under the class's own name. A name taken twice is our bug."""
@@ -39,6 +40,8 @@ class Registry:
     def __getitem__(self, name: str) -> Any:
         """The registered item; `UserError` with a suggestion where the name is unknown."""
         if name not in self._items:
+            if found := self.fallback(name):
+                return found
             raise UserError(f"unknown {self.kind} '{name}'{suggest(name, self._items)} (known: {', '.join(self.names())})")
         return self._items[name]
 

@@ -68,11 +68,11 @@ def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def fold_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
-    """A new convolution with bias that equals `bn(conv(x))` in eval mode; `conv` has no bias."""
+    """A new convolution with bias that equals `bn(conv(x))` in eval mode."""
     gain, shift = scale_and_shift(bn)
     folded = copy.deepcopy(conv)
     folded.weight = nn.Parameter(conv.weight.detach() * gain.view(-1, 1, 1, 1))
-    folded.bias = nn.Parameter(shift)
+    folded.bias = nn.Parameter(shift if conv.bias is None else shift + gain * conv.bias.detach())
     return folded
 
 
@@ -126,24 +126,3 @@ class ReOrg(nn.Module):
 def space_to_depth(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, 4C, H/2, W/2), in the order the official weights expect: rows vary fastest, (0,0) (1,0) (0,1) (1,1)."""
     return torch.cat([x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)], 1)
-
-
-@BLOCKS.register()
-class GhostConv(nn.Module):
-    """Half of the channels by a convolution, the other half from those by a cheap depthwise 5x5 (GhostNet, Han 2020)."""
-
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act = "SiLU"):
-        super().__init__()
-        hidden = c2 // 2
-        self.cv1 = Conv(c1, hidden, k, s, g=g, act=act)
-        self.cv2 = Conv(hidden, hidden, 5, g=hidden, act=act)
-
-    @classmethod
-    def from_yaml(cls, site: Site, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act | None = None) -> "GhostConv":
-        """`[c2, k, s, g, act]`."""
-        return cls(site.c1, site.scale(c2), k, s, g, site.pick_act(act))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
-        x = self.cv1(x)
-        return torch.cat((x, self.cv2(x)), 1)

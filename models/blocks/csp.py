@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.blocks.conv import Conv, GhostConv
+from models.blocks.conv import Conv
 from models.registry import BLOCKS, Act, Site, activation
 
 
@@ -59,29 +59,6 @@ class C3(_Repeated, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
-
-
-class GhostBottleneck(nn.Module):
-    """Two ghost convolutions with a residual, stride 1 (GhostNet, Han 2020)."""
-
-    def __init__(self, channels: int, act: Act = "SiLU"):
-        super().__init__()
-        hidden = channels // 2
-        # the Identity stands where the stride-2 form has a convolution: it keeps the official parameter names
-        self.conv = nn.Sequential(GhostConv(channels, hidden, act=act), nn.Identity(), GhostConv(hidden, channels, act=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
-        return self.conv(x) + x
-
-
-@BLOCKS.register()
-class C3Ghost(C3):
-    """C3 with ghost bottlenecks."""
-
-    def bottleneck(self, channels: int, shortcut: bool, g: int, act: Act) -> nn.Module:
-        """See C3."""
-        return GhostBottleneck(channels, act)
 
 
 @BLOCKS.register()

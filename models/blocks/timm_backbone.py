@@ -1,0 +1,125 @@
+"""Backbones of the package timm (optional: `pip install timm`) in one row that gives a map a level.
+
+    - [-1, 1, Timm, [mobilenetv3_small_100]]     outputs 0 to 4 are the strides 2 to 32, the next row is 5
+    - [-1, 1, mobilenetv3_small_100, [False]]    the same: any lower-case name that no block has and timm knows
+
+Image (N, 3, H, W) -> [(N, C1, H/2, W/2) ... (N, C5, H/32, W/32)]; a level that the model does not give (stride 2 of RepViT and
+most others) is None, so that 0 to 4 always are the strides 2 to 32.
+
+Weights start at random; with `pretrained` True they are downloaded once, when the model is built from its YAML, and never when a
+checkpoint is loaded. Batch norms get the model's eps and momentum like all others. In the deployed model every batch norm that
+follows a convolution is folded, timm's own re-parameterisable blocks too; published tables count such a backbone unfolded.
+
+Pruning: through the graph, as everything; MobileNetV3 and RepViT prune well. ReXNet and FasterNet do not (residuals and
+convolutions over a part of the channels): ours do.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.blocks.backbone import five_maps
+from models.blocks.conv import fold_bn
+from models.registry import BLOCKS, Site, weights_follow
+from utils.errors import UserError, suggest
+
+NEEDED = "needs the package timm, which is not installed; install it with: pip install timm"
+
+
+def timm_package() -> Any:
+    """The package; `UserError` with the command that installs it."""
+    try:
+        import timm  # noqa: PLC0415  # optional, and slow to import
+    except ImportError:
+        raise UserError(NEEDED) from None
+    return timm
+
+
+@BLOCKS.register()
+class Timm(nn.Module):
+    """A classifier of timm without its end."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+
+    @classmethod
+    def from_yaml(cls, site: Site, name: str, pretrained: bool = False) -> "Timm":
+        """`[name, pretrained]`."""
+        timm = timm_package()
+        if not timm.is_model(name):
+            raise UserError(f"timm {timm.__version__} has no model '{name}'{suggest(name, timm.list_models())}")
+        download = pretrained and not weights_follow()
+        return cls(timm.create_model(name, pretrained=download, features_only=True, in_chans=site.c1))
+
+    def forward(self, x: Tensor) -> list[Tensor | None]:
+        """See the file."""
+        return five_maps(self.body(x))
+
+    def fuse(self) -> nn.Module:
+        """Batch norms folded into the convolutions before them; the training form where that would change what it computes."""
+        tensor = next(self.parameters())
+        channels = next(m.in_channels for m in self.modules() if isinstance(m, nn.Conv2d))
+        image = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(tensor)
+        folded = fold_norms(copy.deepcopy(self).eval(), image)
+        pairs = zip(folded.body(image), self.body(image), strict=True)
+        same = all((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1e-6) for a, b in pairs)
+        return folded if same else self
+
+
+def fold_norms(module: Any, image: Tensor) -> Any:
+    """Fold, in place, every batch norm that reads what a convolution has just made; found by running the image."""
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the id of the map, which is kept so that the id stays its own
+    pairs: list[tuple[nn.Conv2d, _BatchNorm]] = []
+
+    def note(conv: nn.Module, inputs: Any, output: Tensor) -> None:
+        made[id(output)] = cast(nn.Conv2d, conv), output
+
+    def find(norm: nn.Module, inputs: Any) -> None:
+        if id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])][0], cast(_BatchNorm, norm)))
+
+    layers = list(module.modules())
+    handles = [m.register_forward_hook(note) for m in layers if type(m) is nn.Conv2d]
+    handles += [m.register_forward_pre_hook(find) for m in layers if isinstance(m, nn.BatchNorm2d)]
+    module(image)
+    for handle in handles:
+        handle.remove()
+    names = {m: n for n, m in module.named_modules()}
+    for conv, norm in pairs:
+        _replace(module, names[conv], fold_bn(conv, cast(nn.BatchNorm2d, norm)))
+        rest = [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
+        _replace(module, names[norm], nn.Sequential(*rest) if rest else nn.Identity())  # timm's have their activation inside
+    return module
+
+
+def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, new)
+
+
+class _Named:
+    """A model of timm under its own name: `[pretrained]`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def from_yaml(self, site: Site, pretrained: bool = False) -> Timm:
+        """See Timm."""
+        return Timm.from_yaml(site, self.name, pretrained)
+
+
+def _named(name: str) -> _Named | None:
+    """What an unknown block's name means, if it is a model of timm; names of theirs are lower case and have a digit or `_`."""
+    if not name.islower() or name.isalpha():
+        return None
+    try:
+        return _Named(name) if timm_package().is_model(name) else None
+    except UserError:
+        raise UserError(f"unknown block '{name}'; as a model of timm it {NEEDED}") from None
+
+
+BLOCKS.fallback = _named

@@ -1,0 +1,82 @@
+"""Upsampling that looks at the content: CARAFE and DySample, in the place of `nn.Upsample`.
+
+    - [-1, 1, CARAFE, [2, 5]]    Wang, ICCV 2019: every output is a weighted mean of the k x k cells around, the weights predicted
+    - [-1, 1, DySample, [2]]     Liu, ICCV 2023: every output is sampled at a predicted place near its own
+
+    x (N, C, H, W) -> (N, C, scale H, scale W)
+
+Other than the papers: DySample has one group of channels (theirs 4, with an offset each) and the static scope of 0.25 cells.
+
+Pruning: the channels pass through one by one and are cut with what is before and after; CARAFE's hidden width is a group of its
+own. The predicted kernels and offsets stay whole. Weighing and sampling are element-wise work, which MACs do not count.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.blocks.conv import Conv
+from models.registry import BLOCKS, Act, Site
+from utils.tracing import cut
+
+
+@BLOCKS.register()
+class CARAFE(nn.Module):
+    """Content-aware reassembly of features."""
+
+    keep_whole = ("encode",)
+
+    def __init__(self, c: int, scale: int = 2, k: int = 5, hidden: int = 64, act: Act = "SiLU"):
+        super().__init__()
+        self.scale, self.k = scale, k
+        self.compress = Conv(c, hidden, act=act)
+        self.encode = nn.Conv2d(hidden, (scale * k) ** 2, 3, padding=1)
+
+    @classmethod
+    def from_yaml(cls, site: Site, scale: int = 2, k: int = 5, hidden: int = 64) -> "CARAFE":
+        """`[scale, k, hidden]`, unscaled."""
+        if k % 2 == 0:
+            raise ValueError(f"k is {k}; the window needs a middle, so an odd number")
+        return cls(site.c1, scale, k, hidden, site.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the file. Beyond the border are zeros."""
+        s, k = self.scale, self.k
+        weights = F.pixel_shuffle(cut(self.encode(self.compress(x))), s).softmax(1)  # (N, k k, s H, s W)
+        height, width = weights.shape[2:]
+        large = F.interpolate(F.pad(x, (k // 2,) * 4), scale_factor=s, mode="nearest")
+        total = torch.zeros_like(large[..., :height, :width])
+        for i in range(k * k):
+            top, left = s * (i // k), s * (i % k)  # a cell further is s pixels further
+            total = total + large[..., top : top + height, left : left + width] * weights[:, i : i + 1]
+        return total
+
+
+@BLOCKS.register()
+class DySample(nn.Module):
+    """Upsampling by point sampling. With offsets of zero, where training starts nearly, it is the bilinear one."""
+
+    keep_whole = ("offset",)
+
+    def __init__(self, c: int, scale: int = 2):
+        super().__init__()
+        self.scale = scale
+        self.offset = nn.Conv2d(c, 2 * scale**2, 1)
+        nn.init.normal_(self.offset.weight, std=0.001)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]  # it has one
+
+    @classmethod
+    def from_yaml(cls, site: Site, scale: int = 2) -> "DySample":
+        """`[scale]`."""
+        return cls(site.c1, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the file."""
+        shift = F.pixel_shuffle(cut(self.offset(x)) * 0.25, self.scale)  # (N, 2, s H, s W) in cells: x, y
+        height, width = shift.shape[2:]
+        rows = (torch.arange(height, device=x.device, dtype=x.dtype) + 0.5) / height
+        columns = (torch.arange(width, device=x.device, dtype=x.dtype) + 0.5) / width
+        at_x = columns + shift[:, 0] / x.shape[3]  # 0..1 over the map
+        at_y = rows[:, None] + shift[:, 1] / x.shape[2]
+        places = 2 * torch.stack((at_x, at_y), -1) - 1
+        return F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
