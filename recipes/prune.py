@@ -16,12 +16,13 @@ from recipes.prune_latency import both_ratios, price_of
 from recipes.prune_plan import COST_SIZE, find_plan, limits
 from recipes.prune_report import REPORT_JSON, Report
 from recipes.prune_stages import Stages
-from recipes.prune_training import finetune, forget_trainings, interrupted_run, sparse_train
+from recipes.prune_training import finetune, forget_earlier, interrupted_run, sparse_train
 from utils import dist
 from utils.device import select_device
 from utils.errors import UserError
 from utils.log import LOGGER, logging_to
 from utils.prune_options import PruneOptions
+from utils.run_hooks import GracefulStop
 from utils.rundir import environment, make_run_dir, save_options
 from utils.seed import seed_everything
 
@@ -37,7 +38,7 @@ def prune(opt: PruneOptions) -> Path | None:
         )
     folder = None
     if opt.resume:
-        opt, folder = interrupted_run(opt.resume)
+        opt, folder = interrupted_run(opt)
         if (folder / REPORT_JSON).is_file():
             return go_on_after_cut(opt, folder)
     opt.check()
@@ -61,8 +62,8 @@ def prune(opt: PruneOptions) -> Path | None:
     price = price_of(model, groups, limits(opt), opt)
     if folder is None:
         folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-        forget_trainings(folder)
-    with logging_to(folder / "log.txt"):
+        forget_earlier(folder)
+    with logging_to(folder / "log.txt"), stoppable(folder):
         return run(model, groups, skipped, criterion, data, opt, folder, price)
 
 
@@ -97,13 +98,18 @@ def run(
 
 def go_on_after_cut(opt: PruneOptions, folder: Path) -> Path:
     """What an interrupted run still lacks once the cut is on disk: the finetune, and its row."""
-    with logging_to(folder / "log.txt"):
+    with logging_to(folder / "log.txt"), stoppable(folder):
         device = select_device(opt.device)
         smaller = load_model(folder / "weights" / "pruned.pt", device)
         data = matching_data(smaller, opt)
         stage = Stages(data, opt, folder, int(smaller.stride.max()))
         stage.report = Report.read(folder)
         return finish(smaller, data, stage, opt, folder)
+
+
+def stoppable(folder: Path) -> GracefulStop:
+    """Whatever the run is doing: an interrupt ends it with a line that says how to go on."""
+    return GracefulStop(lambda: f"go on with: python prune.py --resume {folder}")
 
 
 def finish(smaller: Model, data: DataConfig, stage: Stages, opt: PruneOptions, folder: Path) -> Path:
@@ -129,11 +135,11 @@ def reach(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> float:
 
 
 def check_reach(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> None:
-    """`UserError` where it is known beforehand that the target cannot be met, or that nothing can be cut."""
+    """`UserError` where it is known beforehand that the target in MACs cannot be met, or that nothing can be cut."""
     best = reach(model, groups, opt)
     if best <= 1:
         raise UserError(f"{opt.weights}: nothing can be pruned within these limits; see which layers and why with --dry-run")
-    if best < opt.speed_up and not opt.allow_less:
+    if opt.target == "macs" and best < opt.speed_up and not opt.allow_less:
         raise UserError(
             f"--speed-up {opt.speed_up:g}: cannot be reached, the limits allow {best:.2f}x at most; "
             "ask for less, loosen --min-channels, --max-ratio or --ignore, or go as far as possible with --allow-less"

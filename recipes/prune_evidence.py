@@ -14,13 +14,14 @@ from models import Model
 from models.checkpoint import load_checkpoint
 from models.importer import is_official
 from prune_methods import ChannelGroup, Criterion, Evidence, GradientCriterion, Losses, Masks, gradient_evidence, zeroed
+from prune_methods.reach import SMALL
 from prune_methods.recalibrate import recalibrate_bn
 from utils.config import load_hyp
 from utils.log import LOGGER
 from utils.losses import DetectionLoss, build_loss
+from utils.options import changed_options
 from utils.prune_options import PruneOptions
 
-SPARSE_GAMMA = 0.01  # below it a batch norm's scale counts as driven to zero
 SPARSE_SHARE = 0.05  # of all channels; ordinary training leaves next to none
 
 
@@ -33,8 +34,8 @@ def measured(
     gradients with it, would be those of a broken model.
     """
     if not isinstance(criterion, GradientCriterion):
-        if opt.recalib_every:
-            LOGGER.warning(f"--recalib-every {opt.recalib_every}: has no effect, {opt.method} uses no gradients")
+        if idle := [name for name in changed_options(opt) if name in ("--recalib-every", "--calib-batches")]:
+            LOGGER.warning(f"{', '.join(idle)}: no effect, {opt.method} uses no gradients")
         return None
     losses = detection_losses(model, loader, opt)
 
@@ -87,7 +88,7 @@ def warn_if_dense(model: Model, opt: PruneOptions) -> None:
     share = sparse_share(model)
     if not {"method", "reg"} <= set(args) and share < SPARSE_SHARE:
         LOGGER.warning(
-            f"{opt.weights}: was not sparse-trained ({share:.0%} of the batch norm scales are below {SPARSE_GAMMA:g}), which "
+            f"{opt.weights}: was not sparse-trained ({share:.0%} of the batch norm scales are below {SMALL:g}), which "
             f"{opt.method} presumes; do this first: python train_sparse.py --weights {opt.weights} --data {opt.data} "
             f"--method {opt.method}"
         )
@@ -108,7 +109,7 @@ def suggest_sparser(model: Model, weights: str) -> str | None:
     decile = max(fitness, key=lambda found: (fitness[found], found))
     path = str(files[decile])
     LOGGER.info(
-        f"{weights}: {share:.0%} of the batch norm scales are below {SPARSE_GAMMA:g}; pruning a sparser one may cost less: "
+        f"{weights}: {share:.0%} of the batch norm scales are below {SMALL:g}; pruning a sparser one may cost less: "
         f"--weights {path} (at least {decile}%, fitness {fitness[decile]:.3f})"
     )
     return path
@@ -117,4 +118,4 @@ def suggest_sparser(model: Model, weights: str) -> str | None:
 def sparse_share(model: nn.Module) -> float:
     """Share of |gamma| < 0.01 over all batch norms, 0..1."""
     gammas = [m.weight.detach().abs().flatten() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
-    return float((torch.cat(gammas) < SPARSE_GAMMA).float().mean()) if gammas else 0.0
+    return float((torch.cat(gammas) < SMALL).float().mean()) if gammas else 0.0

@@ -25,7 +25,7 @@ from utils.timing import alternate, median_ms
 
 COPIES = 12  # narrowed models that the time model is fitted to: three for each of its four terms
 LEAST_ROUNDS = 5
-CORRECTIONS = 5  # measured cuts at most; each costs --latency-seconds
+CUTS = 5  # measured ones at most; each costs --latency-seconds
 OVERSHOOT = 0.02  # a cut this much quicker than asked for needs no correction
 LARGEST_BATCH = 32
 CPU_MACS = 16e9  # of one forward pass that a CPU is given at most: about a second on one core
@@ -176,11 +176,12 @@ def latency_plan(model: Model, groups: list[ChannelGroup], search: Callable[[flo
 def close_the_loop(search: Callable[[float], Plan], measure: Callable[[Plan], Timing], target: float) -> Plan:
     """The plan whose measured time meets `target` with the fewest MACs removed; the quickest where none does.
 
-    `search(goal)` gives a plan for a goal of the time model, `measure(plan)` what it really brings. The next goal is what the
-    plan was predicted to bring, times what it lacked.
+    `search(goal)` gives a plan for a goal of the time model, `measure(plan)` what it really brings.
     """
-    goal, tried = target, []
-    for number in range(1, CORRECTIONS + 1):
+    goal = target
+    tried: list[Plan] = []
+    pairs: list[tuple[float, float]] = []  # predicted, measured
+    for number in range(1, CUTS + 1):
         plan = search(goal)
         assert plan.reached is not None, "a search by time"
         timing = measure(plan)
@@ -189,6 +190,21 @@ def close_the_loop(search: Callable[[float], Plan], measure: Callable[[Plan], Ti
         enough = target * (1 + max(OVERSHOOT, tried[-1].tolerance))
         if (tried[-1].met and timing.ratio <= enough) or (not plan.met and not tried[-1].met):
             break
-        goal = max(plan.reached * target / timing.ratio, 1.001)
+        pairs.append((plan.reached, timing.ratio))
+        goal = next_goal(pairs, target * (1 + OVERSHOOT / 2))
     met = [plan for plan in tried if plan.met]
     return min(met, key=lambda p: p.speed_up) if met else max(tried, key=lambda p: p.reached or 0)
+
+
+def next_goal(pairs: Sequence[tuple[float, float]], aim: float) -> float:
+    """Speed-up to predict so that `aim` is measured, from what was predicted and measured so far, the last pair last.
+
+    Where pairs lie on both sides of `aim`, it is between those that are nearest to each other, so that noise cannot lead further
+    away than what was tried; until then what the last one lacked is made up for in proportion.
+    """
+    slow, quick = [pair for pair in pairs if pair[1] < aim], [pair for pair in pairs if pair[1] >= aim]
+    if slow and quick:
+        (low, below), (high, above) = max(slow), min(quick)
+        return low + (high - low) * (aim - below) / (above - below)
+    predicted, measured = pairs[-1]
+    return max(predicted * aim / measured, 1.001)

@@ -43,15 +43,13 @@ def find_plan(
 
     `UserError` where nothing was pruned, a warning where the target was not met.
     """
-    maps: dict[int, EvalResult] = {}
-    macs: dict[int, int] = {}  # of the validated steps: a search by time goes through the same ones again
+    maps: dict[Step, EvalResult] = {}  # a search by time goes through most steps several times
 
     def on_step(step: Step, masks: Masks) -> None:
         if step.step % 20 == 0:
             LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
-        if opt.val_every and step.step % opt.val_every == 0 and macs.get(step.step) != step.macs:
-            macs[step.step] = step.macs
-            maps[step.step] = look(masks, f"Step {step.step}, {step.speed_up:.2f}x")
+        if opt.val_every and step.step % opt.val_every == 0 and step not in maps:
+            maps[step] = look(masks, f"Step {step.step}, {step.speed_up:.2f}x")
 
     for line in idle_options(opt):
         LOGGER.warning(line)

@@ -19,11 +19,11 @@ REPORT_JSON = "prune_report.json"
 BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points stay apart
 
 
-def write_steps(steps: Iterable[Step], results: Mapping[int, EvalResult], path: Path) -> None:
-    """`prune.csv`: a row a step; mAP where that step was validated."""
+def write_steps(steps: Iterable[Step], results: Mapping[Step, EvalResult], path: Path) -> None:
+    """`prune.csv`: a row a step; mAP where just this step was validated."""
     rows = []
     for s in steps:
-        maps = [f"{results[s.step].map50:.5f}", f"{results[s.step].map:.5f}"] if s.step in results else ["", ""]
+        maps = [f"{results[s].map50:.5f}", f"{results[s].map:.5f}"] if s in results else ["", ""]
         rows.append([s.step, s.channels, f"{s.speed_up:.4f}", s.parameters, f"{2 * s.macs / 1e9:.4f}", *maps])
     write_csv(path, ("step", "channels", "speed_up", "parameters", "gflops", "mAP_0.5", "mAP_0.5:0.95"), rows)
 

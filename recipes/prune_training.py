@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from models import Model, load_model
 from models.checkpoint import load_checkpoint
 from recipes.distill import doctor, task_for
 from recipes.prepare import prepare_hyp
+from recipes.prune_report import REPORT_JSON
 from recipes.train import FitResult, HookFactory, fit, resume
 from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
@@ -26,32 +27,38 @@ from utils.train_options import TrainOptions
 SHARED = ("data", "loss", "optimizer", "patience", "batch_size", "cache", "single_cls", "noplots", "device", "workers", "seed")
 
 
+class Stage:
+    """What sets a training inside a pruning run apart: it is gone on with by the whole run."""
+
+    script: ClassVar[str] = "prune.py"
+
+    def how_to_go_on(self, run_dir: Path) -> str:
+        """See TrainOptions."""
+        return f"go on with: python prune.py --resume {run_dir.parent}"
+
+
 @dataclass(frozen=True)
-class SparseStage(SparseOptions):
+class SparseStage(Stage, SparseOptions):
     """Options of the sparse training that `--sparse-epochs` asks for."""
 
-    script: ClassVar[str] = "prune.py"
-
 
 @dataclass(frozen=True)
-class Finetune(TrainOptions):
+class Finetune(Stage, TrainOptions):
     """Options of the finetune without a teacher."""
 
-    script: ClassVar[str] = "prune.py"
-
 
 @dataclass(frozen=True)
-class TaughtFinetune(DistillOptions):
+class TaughtFinetune(Stage, DistillOptions):
     """Options of the finetune under a teacher."""
-
-    script: ClassVar[str] = "prune.py"
 
 
 def sparse_train(model: Model, data: DataConfig, opt: PruneOptions, folder: Path) -> Model:
-    """The model after `--sparse-epochs` of sparse training in `sparse/`: the last one, when least is left in what goes."""
-    options = SparseStage(
-        **_shared(opt, folder, opt.weights, opt.sparse_epochs, "sparse"), **opt.teaching(), method=opt.method, reg=opt.sparse_reg
-    )
+    """The model after `--sparse-epochs` of sparse training in `sparse/`: the last one, when least is left in what goes.
+
+    All epochs are trained: the fitness may well fall as long as channels do.
+    """
+    common = _shared(opt, folder, opt.weights, opt.sparse_epochs, "sparse") | {"patience": 0}
+    options = SparseStage(**common, **opt.teaching(), method=opt.method, reg=opt.sparse_reg)
     LOGGER.info(f"\nSparse training with {opt.method} for {opt.sparse_epochs} epochs in {folder / 'sparse'}")
     return load_model(_trained(copy.deepcopy(model), data, options, sparse_hooks).last, next(model.parameters()).device)
 
@@ -66,9 +73,13 @@ def finetune(smaller: Model, data: DataConfig, opt: PruneOptions, folder: Path) 
     return found
 
 
-def interrupted_run(given: str) -> tuple[PruneOptions, Path]:
-    """Options and folder of the run that `--resume` names, by its folder or by a checkpoint of one of its trainings."""
-    path = Path(given)
+def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
+    """Options and folder of the run that `--resume` names, by its folder or by a checkpoint of one of its trainings.
+
+    The options are those that it was begun with; only the device may be another.
+    """
+    opt.check_resume()
+    given, path = opt.resume, Path(opt.resume)
     folder = path.absolute().parent.parent.parent if path.suffix == ".pt" else path.absolute()
     if not (folder / "opt.yaml").is_file():
         raise UserError(f"--resume {given}: has no opt.yaml of prune.py; give the folder of a run, as runs/prune/exp")
@@ -77,11 +88,13 @@ def interrupted_run(given: str) -> tuple[PruneOptions, Path]:
     if not {"speed_up", "method"} <= set(saved):
         raise UserError(f"--resume {given}: is no run of prune.py; train.py, train_sparse.py and distill.py resume their own")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
-    return PruneOptions(**values), folder
+    old = PruneOptions(**values)
+    return replace(old, device=opt.device or old.device), folder
 
 
-def forget_trainings(folder: Path) -> None:
-    """Checkpoints of an earlier run of this name must not be taken for interrupted trainings of this one."""
+def forget_earlier(folder: Path) -> None:
+    """What an earlier run of this name has left must not be taken for interrupted trainings, or the cut, of this one."""
+    (folder / REPORT_JSON).unlink(missing_ok=True)
     for stage in ("sparse", "finetune"):
         (folder / stage / "weights" / "last.pt").unlink(missing_ok=True)
 

@@ -109,7 +109,7 @@ def fit(
     device = select_device(opt.device, world.local_rank)
     last = run_dir / "weights" / "last.pt"
     log = logging_to(run_dir / "log.txt") if world.main else nullcontext()
-    with log, dist.process_group(world, device), GracefulStop(lambda: _advice(last, opt.script)) as stop:
+    with log, dist.process_group(world, device), GracefulStop(lambda: opt.how_to_go_on(run_dir)) as stop:
         opt = whole_strides(opt, int(model.stride.max()))
         session = Session(model.to(device), data, hyp, opt, run_dir, world, device)
         if world.main:
@@ -153,9 +153,3 @@ def _final_validation(session: Session, best: Path) -> Any:
     if not opt.noplots:
         plot_evaluation(result, model.names, session.run_dir)
     return result
-
-
-def _advice(last: Path, script: str) -> str:
-    if last.is_file():
-        return f"the last completed epoch is saved; go on with: python {script} --resume {last}"
-    return "stopped before the first epoch was complete, nothing is saved"

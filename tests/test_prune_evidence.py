@@ -67,8 +67,8 @@ def test_other_methods_need_nothing(loader, caplog):
     with caplog.at_level(logging.WARNING):
         assert measured(model, groups(model), PRUNERS["lamp"](), loader, options()) is None
         assert not caplog.records
-        measured(model, groups(model), PRUNERS["lamp"](), loader, options("--recalib-every", "5"))
-    assert "no effect" in caplog.text
+        measured(model, groups(model), PRUNERS["lamp"](), loader, options("--recalib-every", "5", "--calib-batches", "3"))
+    assert "--calib-batches, --recalib-every: no effect, lamp uses no gradients" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Parts of the recipe that need no training: recalibration, options, what is written."""
 
 import csv
+import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,11 @@ from prune_methods import PRUNERS, Limits, Step, apply, groups, keep_masks, pref
 from prune_methods.recalibrate import recalibrate_bn
 from recipes.prune import check_reach, matching_data, prune
 from recipes.prune_report import Report, write_channels, write_steps
+from recipes.prune_training import Finetune, forget_earlier, interrupted_run
 from tests.prune_toys import TINY_REP, Chain, toy
+from utils.config import save_yaml
 from utils.errors import UserError
-from utils.options import parse_options
+from utils.options import parse_options, to_dict
 from utils.prune_options import METHODS, PruneOptions
 
 
@@ -88,6 +92,15 @@ def test_options_take_users_spellings():
         (["--weights", "x.pt", "--data", "demo", "--min-channels", "0"], "--min-channels 0"),
         (["--weights", "x.pt", "--data", "demo", "--global", "--local"], "exclude"),
         (["--weights", "x.pt", "--data", "demo", "--method", "lamb"], "did you mean 'lamp'"),
+        (
+            ["--weights", "x.pt", "--data", "demo", "--method", "slim", "--sparse-epochs", "1", "--sparse-reg", "-1"],
+            "--sparse-reg -1",
+        ),
+        (
+            ["--weights", "x.pt", "--data", "demo", "--method", "slim", "--sparse-epochs", "1", "--sparse-reg", "x"],
+            "--sparse-reg x",
+        ),
+        (["--resume", "runs/prune/exp", "--dry-run"], "--dry-run: cannot be had with --resume"),
         (["--weights", "x.pt", "--data", "demo"], "no such file"),
     ],
 )
@@ -106,6 +119,45 @@ def test_unreachable_target_names_the_best_reachable():
     plan = keep_masks(model, found, PRUNERS["l1"](), 100.0, limits=Limits(4, 0.2))
     assert plan.speed_up == pytest.approx(best, abs=0.01)
     check_reach(model, found, options("--weights", "x.pt", "--max-ratio", "0.2", "--allow-less"))
+
+
+def test_a_target_in_time_is_not_judged_by_macs():
+    model = build_model(TINY_REP)
+    words = ("--weights", "x.pt", "--max-ratio", "0.2", "--speed-up", "2", "--target", "latency")
+    check_reach(model, groups(model), options(*words))
+
+
+def test_resume_takes_its_own_options_and_says_so(tmp_path, caplog):
+    save_yaml(to_dict(options("--weights", "x.pt", "--speed-up", "3", "--ignore", "2", "--device", "0")), tmp_path / "opt.yaml")
+    opt, folder = interrupted_run(options("--resume", str(tmp_path)))
+    assert (opt.weights, opt.speed_up, opt.ignore, opt.device, folder) == ("x.pt", 3.0, ("2",), "0", tmp_path)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        opt, _ = interrupted_run(options("--resume", str(tmp_path), "--speed-up", "2.5", "--method", "l1", "--device", "cpu"))
+    assert (opt.speed_up, opt.method, opt.device) == (3.0, "lamp", "cpu")
+    assert [r.getMessage() for r in caplog.records] == [
+        "--method, --speed-up: no effect with --resume, the run goes on with its own options"
+    ]
+
+
+def test_a_teacher_counts_where_anything_is_trained(caplog):
+    words = ("--weights", "x.pt", "--data", "demo", "--teacher", "t.pt", "--feature-loss", "cwd", "--no-finetune")
+    with caplog.at_level(logging.WARNING):
+        options(*words, "--method", "slim", "--sparse-epochs", "1").check()
+        assert not caplog.records
+        options(*words).check()
+    assert "--teacher has no effect" in caplog.text
+
+
+def test_what_an_earlier_run_of_the_name_left_is_not_gone_on_with(tmp_path):
+    left = ["sparse/weights/last.pt", "finetune/weights/last.pt", "prune_report.json"]
+    for name in (*left, "pagcp_state.json", "weights/best.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    forget_earlier(tmp_path)
+    assert not any((tmp_path / name).exists() for name in left)
+    assert (tmp_path / "pagcp_state.json").exists() and (tmp_path / "weights/best.pt").exists()  # the state has a key of its own
+    assert Finetune().how_to_go_on(tmp_path / "finetune") == f"go on with: python prune.py --resume {tmp_path}"
 
 
 def test_nothing_to_prune_is_an_error():
@@ -149,7 +201,9 @@ def test_written_files(tmp_path):
     assert rows["model.3.conv"]["before"] == rows["model.3.conv"]["after"] == "64"
     assert (tmp_path / "channels.png").stat().st_size > 30_000
     result = SimpleNamespace(map50=0.5, map=0.25)
-    write_steps([Step(1, 10, 20, 10**9, 1.5), Step(2, 9, 18, 9 * 10**8, 1.6)], {2: result}, tmp_path / "prune.csv")
+    steps = [Step(1, 10, 20, 10**9, 1.5), Step(2, 9, 18, 9 * 10**8, 1.6)]
+    others = {replace(steps[0], macs=10**9 - 1): SimpleNamespace(map50=0.1, map=0.1)}  # step 1 of a search for another goal
+    write_steps(steps, {steps[1]: result, **others}, tmp_path / "prune.csv")
     first, second = read(tmp_path / "prune.csv")
     assert (first["gflops"], first["mAP_0.5"], second["mAP_0.5:0.95"]) == ("2.0000", "", "0.25000")
     report = Report(640)

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -52,6 +52,12 @@ def parse_options(kind: type[T], argv: Sequence[str] | None = None, description:
 def to_dict(options: Any) -> dict[str, Any]:
     """Plain values of an options dataclass by name, tuples as lists, for `opt.yaml` and the checkpoint."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
+
+
+def changed_options(options: Any, besides: Collection[str] = ()) -> list[str]:
+    """`--name` of every option that is not at its default."""
+    items = [f for f in dataclasses.fields(options) if f.init and f.name not in besides]
+    return [f"--{f.name.replace('_', '-')}" for f in items if getattr(options, f.name) != f.default]
 
 
 def command_line() -> str:

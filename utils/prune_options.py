@@ -6,7 +6,7 @@ from utils.config import ROOT
 from utils.distill_options import TeacherOptions
 from utils.errors import UserError
 from utils.log import LOGGER
-from utils.options import RunOptions, option
+from utils.options import RunOptions, changed_options, option
 from utils.registry import registered_names
 
 METHODS = registered_names(ROOT / "prune_methods", "PRUNERS")
@@ -42,7 +42,9 @@ class PruneOptions(TeacherOptions, RunOptions):
     round_to: int = option(1, "cut widths to multiples of this; 8 suits GPUs")
     ignore: tuple[str, ...] = option((), "layers that keep their outputs: row numbers, names, globs ('model.*.cv3')", multi=True)
     allow_less: bool = option(False, "go as far as the limits allow where the speed-up cannot be reached")
-    resume: str = option("", "go on with an interrupted run: its folder (runs/prune/exp), whose options count")
+    resume: str = option(
+        "", "go on with an interrupted run: its folder (runs/prune/exp), whose options count; --device may be another"
+    )
     dry_run: bool = option(False, "list every layer, what it is tied to or why it stays whole, and the reachable speed-up; stop")
     graph_time_limit: float = option(
         120.0, "seconds for finding out which channels are coupled; layers not done by then stay whole", least=1
@@ -54,9 +56,9 @@ class PruneOptions(TeacherOptions, RunOptions):
     recalibrate_batches: int = option(50, "training batches for new batch norm statistics after the cut; 0 = keep the old ones")
     finetune: bool = option(True, "train what is left")
     finetune_epochs: int = option(100, "passes over the training images")
-    finetune_hyp: str = option("finetune", "hyper-parameter YAML of the finetune: bare name or path", "hyp")
+    finetune_hyp: str = option("finetune", "hyper-parameter YAML of finetune and sparse training: bare name or path", "hyp")
     loss: str | None = option(None, "box-to-target assignment; without it the hyp file decides", choices=("yolo", "ota"))
-    optimizer: str = option("SGD", "optimizer of the finetune", choices=("SGD", "Adam", "AdamW"))
+    optimizer: str = option("SGD", "optimizer of finetune and sparse training", choices=("SGD", "Adam", "AdamW"))
     patience: int = option(100, "epochs without a better fitness before the finetune stops; 0 = never")
     batch_size: int = option(16, "images a step", "batch")
     imgsz: int = option(0, "image size in pixels; 0: what the weights were trained at", "img", "img-size")
@@ -88,12 +90,21 @@ class PruneOptions(TeacherOptions, RunOptions):
         self._check_pagcp()
         self._check_sparse()
 
+    def check_resume(self) -> None:
+        """`UserError` for what would turn a resumed run into another one, a warning for what has no effect on it."""
+        if self.dry_run:
+            raise UserError("--dry-run: cannot be had with --resume, which goes on with the run; give --weights instead")
+        if changed := changed_options(self, besides={"resume", "device"}):
+            LOGGER.warning(f"{', '.join(changed)}: no effect with --resume, the run goes on with its own options")
+
     def _check_finetune_teacher(self) -> None:
         self.check_teacher()
-        if self.teacher and not self.finetune:
-            LOGGER.warning("--teacher has no effect with --no-finetune: the finetune is what distils")
+        if self.teacher and not (self.finetune or self.sparse_epochs):
+            LOGGER.warning("--teacher has no effect with --no-finetune: nothing is trained")
 
     def _check_sparse(self) -> None:
+        if self.sparse_reg != "auto" and not _is_strength(self.sparse_reg):
+            raise UserError(f"--sparse-reg {self.sparse_reg}: must be auto or a number that is not negative (5e-4)")
         if self.sparse_reg != "auto" and not self.sparse_epochs:
             LOGGER.warning("--sparse-reg has no effect without --sparse-epochs")
         if self.sparse_epochs and self.method not in SPARSE_METHODS:
@@ -115,6 +126,13 @@ class PruneOptions(TeacherOptions, RunOptions):
             raise UserError(f"--topk {self.topk:g}: must be above 0 and at most 1")
         if self.method == "pagcp" and self.target == "latency":
             raise UserError("--target latency: --method pagcp counts MACs only; take another method, or leave --target out")
+
+
+def _is_strength(text: str) -> bool:
+    try:
+        return 0 <= float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 SEARCH_ONLY = ("initial_rate", "initial_thres", "topk", "exp", "pagcp_rounds")

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from utils.errors import UserError, suggest
 from utils.log import LOGGER
-from utils.options import RunOptions, option
+from utils.options import RunOptions, changed_options, option
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ class TrainOptions(RunOptions):
         object.__setattr__(self, "imgsz", sizes[0])
         object.__setattr__(self, "val_imgsz", sizes[-1])
 
+    def how_to_go_on(self, run_dir: Path) -> str:
+        """What is said where a run is interrupted."""
+        last = run_dir / "weights" / "last.pt"
+        if last.is_file():
+            return f"the last completed epoch is saved; go on with: python {self.script} --resume {last}"
+        return "stopped before the first epoch was complete, nothing is saved"
+
     def check(self) -> None:
         """Say in one line what is missing, or what is given in vain."""
         if self.resume:
@@ -79,11 +87,8 @@ class TrainOptions(RunOptions):
 
     def _warn_of_others(self) -> None:
         """A resumed run goes on with its own options."""
-        used = {"resume", "project", "device", "local_rank"}
-        changed = [f for f in fields(self) if f.init and f.name not in used and getattr(self, f.name) != f.default]
-        if changed:
-            names = ", ".join(f"--{f.name.replace('_', '-')}" for f in changed)
-            LOGGER.warning(f"{names}: no effect with --resume, the run goes on with its own options")
+        if changed := changed_options(self, besides={"resume", "project", "device", "local_rank"}):
+            LOGGER.warning(f"{', '.join(changed)}: no effect with --resume, the run goes on with its own options")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainOptions":

@@ -36,10 +36,10 @@ def run(*words: str | Path, folder: Path, **more) -> subprocess.CompletedProcess
     )
 
 
-def start(*words: str | Path, folder: Path) -> subprocess.Popen[str]:
-    """train.py in `folder`, in the background, as the leader of a process group of its own."""
+def start(*words: str | Path, folder: Path, script: str = "train.py") -> subprocess.Popen[str]:
+    """train.py or another script in `folder`, in the background, as the leader of a process group of its own."""
     return subprocess.Popen(
-        command(*words),
+        command(*words, script=script),
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.flow.runs import TINY, command, environment, run, same_weights, tiny_set
+from tests.flow.runs import TINY, command, environment, run, same_weights, start, tiny_set
 
 pytestmark = pytest.mark.flow
 COMMON = "--data tiny.yaml --imgsz 64 --batch-size 4 --workers 0 --device cpu --noplots --latency-seconds 0".split()  # noqa: SIM905
@@ -92,6 +93,29 @@ def test_resume_before_the_cut_keeps_the_sparse_training(whole):
     assert (copy / "sparse" / "weights" / "last.pt").stat().st_mtime_ns == before
     assert same_weights(copy / "weights" / "pruned.pt", whole / "runs/prune/exp/weights/pruned.pt")
     assert same_weights(copy / "weights" / "best.pt", whole / "runs/prune/exp/weights/best.pt")
+
+
+@pytest.mark.parametrize(
+    ("gone", "phase"),
+    [
+        (("prune_report.json", "sparse"), "Sparse training with slim"),
+        (("prune_report.json",), "Pruning with slim"),
+        ((), "Finetuning for 2 epochs"),
+    ],
+)
+def test_an_interrupt_in_any_stage_ends_with_how_to_go_on(whole, gone, phase):
+    copy = interrupt(whole, f"stopped-{len(gone)}")
+    for name in gone:
+        shutil.rmtree(copy / name) if name == "sparse" else (copy / name).unlink()
+    running = start("--resume", copy, folder=whole, script="prune.py")
+    assert running.stdout
+    for line in running.stdout:
+        if line.startswith(phase):
+            running.send_signal(signal.SIGINT)
+            break
+    rest = running.stdout.read()
+    assert running.wait(60) == 130
+    assert rest.splitlines()[-1] == f"SIGINT: go on with: python prune.py --resume {copy}"
 
 
 def test_sparse_training_leaves_gammas_smaller_than_they_were(whole):
