@@ -2,7 +2,8 @@
 
 A channel whose batch norm scale is near 0 is not silent, it says act(beta) everywhere (Ye et al., Rethinking the
 Smaller-Norm-Less-Informative Assumption, ICLR 2018, arXiv 1802.00124, section 4). Cutting it takes that constant away from every
-reader. Where the scale is not near 0 the constant is a first guess of what is lost, and still better than nothing.
+reader. With a larger scale act(beta) is not even the mean of what is lost - SiLU is curved, beta often negative - and folding it
+made dense models worse: such channels are left alone.
 
 At zero-padded borders the fold is inexact: there a reader sees fewer than all of its taps, the folded constant counts them all.
 """
@@ -21,12 +22,13 @@ from prune_methods.graph import ChannelGroup, raw_outputs
 from prune_methods.wiring import Masks, Wiring
 
 PROBE_SIZE = 256  # pixels: maps of the coarsest level are large enough to have an inside
+SILENT = 0.1  # |gamma| below it: the mean of SiLU(beta + gamma z) is within .25 gamma^2 of SiLU(beta)
 SAME = 1e-4  # relative difference of two probes below which a channel counts as constant
 
 
 @dataclass(frozen=True)
 class Folded:
-    """How many reads of removed channels were made up for, and how many could not be (their value is not constant)."""
+    """How many reads of removed channels were made up for, and how many were not: the channel is not constant."""
 
     folded: int
     left: int
@@ -39,9 +41,10 @@ def fold_constants(model: nn.Module, groups: Sequence[ChannelGroup], masks: Mask
     """
     wiring = Wiring(model, groups)
     keep = wiring.flatten(masks)
-    readers = {name: gone for name, ins in wiring.ins.items() if len(gone := np.flatnonzero(~keep[ins]))}
+    silent = _silent(model, wiring)
+    readers = {name: gone for name, ins in wiring.ins.items() if len(gone := np.flatnonzero(~keep[ins] & silent[ins]))}
     said, norms = _constants(model, wiring, keep, readers)
-    folded = left = 0
+    folded, left = 0, sum(int((~keep[ins] & ~silent[ins]).sum()) for ins in wiring.ins.values())
     with torch.no_grad():
         for name, gone in readers.items():
             outs = torch.from_numpy(np.flatnonzero(keep[wiring.outs[name]]))
@@ -67,6 +70,15 @@ def _target(smaller: nn.Module, reader: str, norm: str | None) -> tuple[Tensor, 
         return (mean, -1) if isinstance(mean, Tensor) else None
     bias = smaller.get_submodule(reader).bias
     return (bias, 1) if isinstance(bias, Tensor) else None
+
+
+def _silent(model: nn.Module, wiring: Wiring) -> np.ndarray:
+    """Of the flat channels those whose every batch norm has a scale near 0; the last entry is False."""
+    silent = np.append(np.ones(wiring.total, dtype=bool), False)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and isinstance(module.weight, Tensor):
+            silent[wiring.outs[name][(module.weight.detach().abs() >= SILENT).cpu().numpy()]] = False
+    return silent
 
 
 def _constants(

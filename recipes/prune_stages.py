@@ -66,7 +66,8 @@ class Stages:
         if self.opt.fold_constants:
             result = fold_constants(model, groups, masks, smaller)
             LOGGER.info(f"{result.folded} reads of removed channels folded as constants, {result.left} are not constant")
-            yield "after folding constants"
+            if result.folded:
+                yield "after folding constants"
         if recalibrate_bn(smaller, self.plain_loader, self.opt.recalibrate_batches):
             yield "after BN recalibration"
 

@@ -82,6 +82,19 @@ def test_by_hand():
     assert smaller.after.running_mean.item() == pytest.approx(-weights[1] * said, abs=1e-6)
 
 
+@pytest.mark.parametrize(("gamma", "folded"), [(0.09, True), (-0.09, True), (0.11, False)])
+def test_only_channels_near_silence_are_folded(gamma, folded):
+    """Of a larger scale the mean is not act(beta)."""
+    model = toy(Chain)
+    found = groups(model)
+    masks = {g.name: np.ones(g.size, bool) for g in found}
+    masks["stem.0"][2] = False
+    with torch.no_grad():
+        model.stem[1].weight[2] = gamma
+    result = fold_constants(model, found, masks, apply(model, found, masks))
+    assert (result.folded, result.left) == ((1, 0) if folded else (0, 1))
+
+
 def test_what_is_not_constant_is_left_and_counted():
     """A removed channel without a batch norm says something else at every pixel."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1))
