@@ -328,6 +328,6 @@ def test_wrong_options(given, word):
 def test_options_in_effect():
     assert METHODS == ["slim", "group_slim", "group_sl", "group_reg"]
     plain = SparseOptions(cfg="yolov5n", data="demo")
-    assert (plain.strength, plain.decay, plain.end_factor) == (5e-4, "linear", 0.01)
+    assert (plain.strength, plain.decay, plain.end_factor, plain.patience) == (5e-4, "linear", 0.01, 0)
     assert SparseOptions(method="group_reg").decay == "constant" and SparseOptions(reg="auto").strength is None
     assert SparseOptions.from_dict({"imgsz": 64, "val_imgsz": 64, "method": "slim", "ignore": ["3"]}).ignore == ("3",)  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ class SparseOptions(TaughtOptions):
     delta_every: int = option(10, "group_reg: optimizer steps between two growths")
     ignore: tuple[str, ...] = option((), "layers that are left alone: row numbers, names, globs ('model.*.cv3')", multi=True)
     hist_every: int = option(0, "epochs between two histogram pictures; 0 = about ten in a run")
+    patience: int = option(0, "epochs without a better fitness before it stops; 0 = never: fitness falls before channels do")
     project: str = option("runs/sparse", "folder of the runs")
 
     def check(self) -> None:
