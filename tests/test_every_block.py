@@ -1,0 +1,176 @@
+"""What is promised of every block that a YAML can name; its row is in tests/every_block.py."""
+
+import importlib
+import importlib.util
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import Model, build_model, load_model, save_model
+from models.registry import BLOCKS
+from prune_methods import apply, preflight, zeroed
+from prune_methods.cost import Cost, deployed_macs
+from prune_methods.cut import largest_difference
+from prune_methods.graph import MAKERS
+from prune_methods.inexact import inexact_blocks
+from prune_methods.wiring import Wiring
+from tests.every_block import CASES, FIRST, blocks_to_test, model_of, must_have_a_row
+from tests.prune_toys import randomised
+
+NAMES = [name for name in blocks_to_test() if name in CASES]
+MEASURED = ("a cut copy", "its channels cannot be followed", "cannot be traced", "not followed")
+"""How reasons begin that no block and no user has asked for."""
+
+
+def inside(name: str, case_row: str) -> bool:
+    return name == case_row or name.startswith(f"{case_row}.")
+
+
+class Prepared:
+    """A block's model with statistics as after training, what preflight says, and a cut by half."""
+
+    def __init__(self, name: str):
+        self.case = CASES[name]
+        torch.manual_seed(0)
+        self.model = randomised(build_model(model_of(self.case)))
+        self.row = f"model.{len(self.case.rows) - 1 + (0 if self.case.backbone else FIRST)}"
+        self.found, self.skipped = preflight(self.model)
+        rng = np.random.default_rng(0)
+        self.masks = {g.name: rng.random(g.size) < 0.6 for g in self.found}
+        for mask in self.masks.values():
+            mask[0] = True
+        self.smaller = apply(self.model, self.found, self.masks)
+
+
+@cache
+def prepared(name: str) -> Prepared:
+    if CASES[name].needs and importlib.util.find_spec(CASES[name].needs) is None:
+        pytest.skip(f"{CASES[name].needs} is not installed")
+    return Prepared(name)
+
+
+def image(seed: int = 0, n: int = 1) -> torch.Tensor:
+    return torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_trains(model: Model, row: str) -> None:
+    """Finite maps, and a finite gradient at every parameter of the block."""
+    model.train().requires_grad_(True).zero_grad()
+    maps = model(image(n=2))
+    assert all(y.isfinite().all() for y in maps)
+    sum(y.square().mean() for y in maps).backward()
+    own = {n: p for n, p in model.named_parameters() if inside(n, row)}
+    missing = [n for n, p in own.items() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing, f"no finite gradient: {missing}"
+
+
+def assert_fuses(model: Model) -> None:
+    """The deployed form gives the same boxes."""
+    model = model.eval()
+    with torch.no_grad():
+        ours, theirs = model(image())[1], model.fuse()(image())[1]
+    scale = max(float(y.abs().max()) for y in ours)
+    assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) <= 1e-4 * scale
+
+
+def test_every_block_has_a_row():
+    missing = [name for name in blocks_to_test() if name not in CASES and must_have_a_row(name)]
+    assert not missing, f"{missing}: add a row for each to CASES in tests/every_block.py (docs/custom_block.md says how)"
+
+
+@pytest.mark.slow  # all of them together
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_and_deploys(name: str):
+    block = prepared(name)
+    model, statistics = block.model, {k: v.clone() for k, v in block.model.state_dict().items()}
+    assert_trains(model, block.row)
+    model.load_state_dict(statistics)
+    assert_fuses(model)
+
+
+@pytest.mark.slow  # all of them together
+@pytest.mark.parametrize("name", NAMES)
+def test_prunes_or_says_why_not(name: str):
+    block = prepared(name)
+    cut = {m.name for g in block.found for m in g.members if m.kind in MAKERS}
+    own = [n for n, m in block.model.named_modules() if inside(n, block.row) and isinstance(m, nn.Conv2d | nn.Linear)]
+    own_cut = [n for n in own if n in cut]
+    reasons = {s.layer: s.reason for s in block.skipped}
+    if block.case.whole:
+        assert not own_cut, f"declared whole ({block.case.whole}), but {own_cut} can be cut"
+        return
+    assert own_cut or not own or getattr(BLOCKS[block.case.rows[-1][2]], "is_head", False), reasons
+    if not block.case.unprovable:
+        bad = {n: r for n, r in reasons.items() if r.startswith(MEASURED) or "cannot be cut" in r}
+        assert not bad, "a rule of the block should say what stays whole"
+    assert "model.0.conv" in cut or block.case.backbone
+
+
+@pytest.mark.slow  # all of them together
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_equals_zeroed_channels_and_costs_what_was_predicted(name: str):
+    block = prepared(name)
+    assert largest_difference(block.smaller, zeroed(block.model, block.found, block.masks)) < 1e-4
+    wiring = Wiring(block.model, block.found)
+    predicted = Cost(block.model, wiring, 64).macs(wiring.flatten(block.masks))
+    assert predicted == deployed_macs(block.smaller, 64) < deployed_macs(block.model, 64)
+
+
+@pytest.mark.slow  # all of them together
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_left_trains_deploys_and_is_loaded_again(name: str, tmp_path: Path):
+    block = prepared(name)
+    save_model(block.smaller, tmp_path / "small.pt")
+    loaded = load_model(tmp_path / "small.pt")
+    with torch.no_grad():
+        pairs = zip(loaded.eval()(image())[1], block.smaller.eval()(image())[1], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert_fuses(loaded)
+    assert_trains(loaded, block.row)
+
+
+@pytest.mark.slow  # all of them together
+@pytest.mark.parametrize("name", NAMES)
+def test_exports_to_onnx_or_says_why_not(name: str, tmp_path: Path):
+    """With the packages onnx and onnxruntime: the same maps. Without them: the exporter knows every operator."""
+    block = prepared(name)
+    deployed = block.smaller.eval().fuse()
+    if block.case.export:
+        with pytest.raises((RuntimeError, torch.onnx.errors.OnnxExporterError)):
+            to_onnx(deployed, tmp_path / "x.onnx")
+        return
+    if not to_onnx(deployed, tmp_path / "x.onnx") or importlib.util.find_spec("onnxruntime") is None:
+        return
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {session.get_inputs()[0].name: image(1).numpy()})
+    with torch.no_grad():
+        boxes, maps = deployed(image(1))
+    for ours, found in zip([boxes, *maps], theirs, strict=True):
+        assert np.abs(ours.numpy() - found).max() <= 1e-4 * max(1.0, float(ours.abs().max()))
+
+
+def to_onnx(model: nn.Module, path: Path) -> bool:
+    """Whether a file was written: the older exporter converts the whole graph before it misses the package onnx."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(model, (image(),), str(path), dynamo=False, opset_version=17)
+    except torch.onnx.errors.OnnxExporterError as error:
+        if "onnx is not installed" not in str(error):
+            raise
+        return False
+    return True
+
+
+def test_inexact_blocks_are_known():
+    """A block that is not proved in full is an exception with a reason."""
+    named = {name: BLOCKS[name].inexact for name in blocks_to_test() if getattr(BLOCKS[name], "inexact", "")}
+    assert all(isinstance(reason, str) and len(reason) > 20 for reason in named.values())
+    assert {name for name in NAMES if name in ("ECA", "CBAM")} <= set(named)
+    assert not inexact_blocks(build_model(model_of(CASES["C3"])))
