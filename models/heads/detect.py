@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,8 +24,18 @@ class Detect(nn.Module):
     anchors: Tensor
     stride: Tensor
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[float, ...], nc: int, anchors: Any):
-        """`anchors`: a list a level of w, h, w, h ... in pixels, or their number a level (autoanchor then finds better ones)."""
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[float, ...],
+        nc: int,
+        anchors: Any,
+        predictor: Callable[[int, int], nn.Module] | None = None,
+    ):
+        """`anchors`: a list a level of w, h, w, h ... in pixels, or their number a level (autoanchor then finds better ones).
+
+        `predictor`: (channels of a level, na) -> what makes its raw map; a 1x1 convolution where none is given.
+        """
         super().__init__()
         if isinstance(anchors, int):
             anchors = [_generic_anchors(stride, anchors) for stride in strides]
@@ -36,7 +47,8 @@ class Detect(nn.Module):
         self.na = len(anchors[0]) // 2
         self.register_buffer("stride", torch.tensor(strides), persistent=False)
         self.register_buffer("anchors", torch.zeros(self.nl, self.na, 2))
-        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in channels)
+        make = predictor or (lambda c, na: nn.Conv2d(c, self.no * na, 1))
+        self.m = nn.ModuleList(make(c, self.na) for c in channels)
         self.set_anchors(_ordered(torch.tensor(anchors, dtype=torch.float32).view(self.nl, self.na, 2), self.stride))
         self.initialise_bias()
 
@@ -59,11 +71,8 @@ class Detect(nn.Module):
         """Start from expected frequencies: 8 objects in a 640 px image, classes as counted or all alike (RetinaNet, 3.3)."""
         for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
             bias = cast(Tensor, cast(nn.Conv2d, conv).bias).detach().view(self.na, self.no)
-            bias[:, 4] += math.log(8 / (640 / stride) ** 2)
-            if class_counts is None:
-                bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
-            else:
-                bias[:, 5:] += torch.log(class_counts / class_counts.sum())
+            bias[:, 4] += objectness_logit(stride)
+            bias[:, 5:] += class_logits(self.nc, class_counts)
 
     def raw(self, x: Tensor, level: int) -> Tensor:
         """The level's prediction before reshaping: (N, C, H, W) -> (N, na x no, H, W)."""
@@ -93,6 +102,16 @@ class Detect(nn.Module):
         xy = (xy * 2 - 0.5 + cell) * self.stride[level]
         wh = (wh * 2) ** 2 * self.anchors_px[level].view(1, na, 1, 1, 2)
         return torch.cat((xy, wh, scores), -1).view(n, -1, no)
+
+
+def objectness_logit(stride: float) -> float:
+    """What makes 8 of all cells of a 640 px image objects."""
+    return math.log(8 / (640 / stride) ** 2)
+
+
+def class_logits(nc: int, class_counts: Tensor | None) -> Tensor | float:
+    """(nc,) as counted, or one for all alike."""
+    return math.log(0.6 / (nc - 0.99999)) if class_counts is None else torch.log(class_counts / class_counts.sum())
 
 
 class ImplicitA(nn.Module):
@@ -150,13 +169,14 @@ class IDetect(Detect):
         plain.register_buffer("stride", self.stride, persistent=False)
         plain.register_buffer("anchors", self.anchors)
         plain.m = nn.ModuleList(
-            _fold_implicit(cast(nn.Conv2d, conv), cast(ImplicitA, a), cast(ImplicitM, m))
+            fold_implicit(cast(nn.Conv2d, conv), cast(ImplicitA, a), cast(ImplicitM, m))
             for conv, a, m in zip(self.m, self.ia, self.im, strict=True)
         )
         return plain.train(self.training)
 
 
-def _fold_implicit(conv: nn.Conv2d, add: ImplicitA, multiply: ImplicitM) -> nn.Conv2d:
+def fold_implicit(conv: nn.Conv2d, add: ImplicitA, multiply: ImplicitM) -> nn.Conv2d:
+    """A new convolution that equals `multiply(conv(add(x)))`."""
     weight, bias = conv.weight.detach(), cast(Tensor, conv.bias).detach()
     a, m = add.implicit.detach().flatten(), multiply.implicit.detach().flatten()
     folded = copy.deepcopy(conv)
