@@ -142,7 +142,8 @@ def one_line(error: BaseException) -> str:
 def _bare_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters that a module of our own holds by itself, as YOLOv7's ImplicitA."""
     for module in model.modules():
-        if not type(module).__module__.startswith("torch.nn"):
+        layer = isinstance(module, nn.Linear | _ConvNd | _BatchNorm | nn.GroupNorm)  # those of timm are classes of its own
+        if not layer and not type(module).__module__.startswith("torch.nn"):
             yield from module.parameters(recurse=False)
 
 

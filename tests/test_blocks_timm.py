@@ -8,6 +8,9 @@ import torch
 from models import build_model, load_model, save_model
 from models.blocks.timm_backbone import Timm
 from models.registry import Site
+from prune_methods import apply, groups
+from prune_methods.cost import Cost, deployed_macs
+from prune_methods.wiring import Wiring
 from tests.block_checks import assert_prunes, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.errors import UserError
@@ -82,3 +85,16 @@ def test_it_trains_folds_and_prunes_under_its_own_name(tmp_path) -> None:
     smaller, whole = assert_prunes(model, tmp_path)
     assert set(whole) == {"model.8.m.0", "model.8.m.1"}
     assert count_parameters(smaller) < 0.4 * count_parameters(model)
+
+
+def test_what_a_cut_leaves_is_known_before_it() -> None:
+    pytest.importorskip("timm")
+    model = build_model(with_backbone("mobilenetv3_small_050", [False]))
+    found = groups(model)
+    wiring = Wiring(model, found)
+    half = wiring.all_kept()
+    for start, size in zip(wiring.starts, wiring.sizes, strict=True):
+        half[start + 1 : start + size : 2] = False
+    smaller, cost = apply(model, found, wiring.by_group(half)), Cost(model, wiring, 64)
+    assert cost.parameters(half) == count_parameters(smaller)  # its norms with an activation inside count once
+    assert cost.macs(half) == deployed_macs(smaller, 64)
