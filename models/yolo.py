@@ -56,6 +56,9 @@ class Model(nn.Module):
         self.deployed = False
         self.built_widths = widths_of(self)  # what the checkpoint compares a pruned model with
         self._last_use = {i: spec.index for spec in self.specs for i in spec.source}
+        given = {i for i, output in enumerate(plan.outputs) if output is not None}
+        self._unread = given - self._last_use.keys() - {self.specs[-1].index}
+        self.has_idle_layers = bool(self._unread)
 
     @property
     def head(self) -> Detect:
@@ -84,17 +87,12 @@ class Model(nn.Module):
             else:
                 rest = range(spec.index + 1, spec.index + spec.outputs)
                 outputs |= {spec.index: result[0]} | {i: self.model[i](result[i - spec.index]) for i in rest}
-                self._show_unread(spec, outputs)
+            for i in self._unread.intersection(range(spec.index, spec.index + spec.outputs)):
+                cut(outputs.pop(i))  # pruning must know of it: the layers that make it run all the same
             for i in spec.source:  # free what nobody reads any more
                 if self._last_use[i] == spec.index:
                     outputs.pop(i, None)
         return result
-
-    def _show_unread(self, spec: RowSpec, outputs: dict[int, Any]) -> None:
-        """Pruning must know of a map that no row reads: the layers that make it run all the same."""
-        for i in range(spec.index, spec.index + spec.outputs):
-            if i not in self._last_use and isinstance(outputs[i], Tensor):
-                cut(outputs[i])
 
     def fuse(self) -> "Model":
         """A new deployed model in eval mode: batch norms, branches and implicits folded. This one stays as it is.

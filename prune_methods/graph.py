@@ -233,9 +233,9 @@ def _obstacle(graph: Graph, items: Any, members: list[Member], whole: Whole) -> 
 def _is_output(graph: Graph, dependency: Any) -> bool:
     """The model's output, or the outputs of a layer that nothing follows."""
     node = dependency.target
-    if node.type == OPTYPE.OUTPUT:
-        return node.grad_fn not in graph.severed
-    return not node.outputs and graph.library.is_out_channel_pruning_fn(dependency.handler)
+    if node.grad_fn in graph.severed:
+        return False
+    return node.type == OPTYPE.OUTPUT or (not node.outputs and graph.library.is_out_channel_pruning_fn(dependency.handler))
 
 
 def _width(thing: Any) -> tuple[int, int]:

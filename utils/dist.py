@@ -50,10 +50,15 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
 
 
 def data_parallel(task: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """The task wrapped so that backward averages its gradients over the ranks; itself where there is one process."""
+    """The task wrapped so that backward averages its gradients over the ranks; itself where there is one process.
+
+    A module with `has_idle_layers` set says that some of its parameters may get no gradient, which has to be looked for.
+    """
     if world.size == 1:
         return task
-    return DistributedDataParallel(task, device_ids=None if device.type == "cpu" else [device.index])
+    idle = any(getattr(module, "has_idle_layers", False) for module in task.modules())
+    devices = None if device.type == "cpu" else [device.index]
+    return DistributedDataParallel(task, device_ids=devices, find_unused_parameters=idle)
 
 
 def without_sync(net: nn.Module, wanted: bool) -> AbstractContextManager[None]:
