@@ -101,6 +101,7 @@ CASES: dict[str, Case] = {
     "VoVGSCSP": one("VoVGSCSP", 32),
     "SE": one("SE", 4),
     "ECA": one("ECA"),
+    "LSKBlock": one("LSKBlock"),
     "CBAM": one("CBAM", 4),
     "CARAFE": one("CARAFE", 2, 3, 16),
     "DySample": one("DySample", 2),
@@ -119,6 +120,7 @@ CASES: dict[str, Case] = {
     "DyHead": Case(([2, 1, "Conv", [32, 1]], [[5, 3], 1, "DyHead", []]), outputs=(0, 1)),
     # backbones
     "FasterNet": backbone("FasterNet", "t0"),
+    "MobileNetV3": backbone("MobileNetV3", first=0),
     "ReXNet": backbone("ReXNet", 1.0, first=0),
     "RepViT": backbone("RepViT", "m1"),
     "Timm": backbone("Timm", "mobilenetv3_small_050", first=0, needs="timm"),
@@ -126,6 +128,7 @@ CASES: dict[str, Case] = {
     "Detect": one("Detect", "nc", "anchors", source=[2, 4]),
     "IDetect": one("IDetect", "nc", "anchors", source=[2, 4]),
     "DecoupledHead": one("DecoupledHead", "nc", "anchors", source=[2, 4]),
+    "TSCODE": Case(([4, 1, "Conv", [32, 3, 2]], [[2, 4, 5], 1, "TSCODE", ["nc", "anchors"]])),
 }
 """Every registered block. A new one belongs in here: see docs/custom_block.md."""
 
