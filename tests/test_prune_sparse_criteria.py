@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from prune_methods import PRUNERS, Limits, countable, groups, keep_masks, scores
+from prune_methods import PRUNERS, Limits, countable, groups, keep_masks, preflight, scores
 from tests.prune_toys import Chain, Csp, toy
 from utils.errors import UserError
 
@@ -119,7 +119,10 @@ def test_a_group_without_a_norm_is_skipped_by_name():
     assert keep_masks(model, left, PRUNERS["slim"](), 1.2, imgsz=32).met
 
 
-def test_a_norm_without_gamma_does_not_count():
+def test_a_layer_with_a_norm_without_gamma_stays_whole():
+    """The graph does not know such a norm as a layer; the probe finds that its statistics were not cut."""
     model = toy(Chain)
     model.mid[1] = nn.BatchNorm2d(6, affine=False)
-    assert [s.layer for s in countable(groups(model), PRUNERS["slim"]())[1]] == ["mid.0"]
+    found, skipped = preflight(model)
+    assert [g.name for g in found] == ["stem.0"]
+    assert "running_mean" in {s.layer: s.reason for s in skipped}["mid.0"]
