@@ -48,7 +48,7 @@ def test_run_folder_is_complete(pruned):
     assert float(rows[-1]["speed_up"]) >= 2.0 > float(rows[-2]["speed_up"])
     assert [row["step"] for row in rows if row["mAP_0.5"]] == ["60"]
     stages = [line.split("|")[1].strip() for line in (folder / "prune_report.md").read_text().splitlines() if line.count("|") > 5]
-    assert stages[2:] == ["base", "after the cut", "after folding constants", "after BN recalibration", "after finetune"]
+    assert stages[2:] == ["base", "after the cut", "after BN recalibration", "after finetune"]
     assert "x fewer MACs, measured time " in (folder / "prune_report.md").read_text()
     text = (pruned / "stdout.txt").read_text()
     assert "After the cut" in text and "Results saved to runs/prune/exp" in text
