@@ -16,6 +16,7 @@ pytestmark = pytest.mark.flow
 TINY = {
     "train.py": ["--epochs", "1"],
     "train_sparse.py": ["--epochs", "1"],
+    "distill.py": ["--epochs", "1"],
     "prune.py": ["--finetune-epochs", "1"],
     "report.py": ["--seconds", "1"],
 }
@@ -53,8 +54,14 @@ def test_readme_commands_run_in_their_order(copy: Path):
     for _, script, *options in scripts:
         if "--resume" in options:
             continue  # a finished run has nothing to resume: tests/flow/test_resume.py interrupts one first
-        run([sys.executable, script, *options, *TINY.get(script, [])], copy)
+        short = ["--sparse-epochs", "1"] if "--sparse-epochs" in options else []
+        run([sys.executable, script, *options, *TINY.get(script, []), *short, *quick_search(options)], copy)
     assert (copy / "runs/report/exp/report.md").read_text().count("\n| ") >= 4
+
+
+def quick_search(options: list[str]) -> list[str]:
+    """The search over all layers on few images; the limits of one-epoch weights are loose."""
+    return ["--calib-batches", "1", "--initial-rate", ".2", "--initial-thres", "20"] if "pagcp" in options else []
 
 
 def test_make_demo_quick_runs_twice_over_the_same_folder(copy: Path):
