@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_runs import Recipe  # noqa: E402
+from benchmarks.results_runs import Recipe, demo_recipe  # noqa: E402
 from benchmarks.results_tables import table  # noqa: E402
 from benchmarks.runner import Run, budget, chosen, done, execute  # noqa: E402
 from utils.cli import run_script  # noqa: E402
@@ -27,7 +27,7 @@ from utils.files import write_atomic  # noqa: E402
 from utils.options import option  # noqa: E402
 
 SEEDS = (1, 2, 3)
-TEACHER_EPOCHS, STUDENT_EPOCHS, FINETUNE_EPOCHS = 80, 40, 20
+TEACHER_EPOCHS = 80
 TEACHER_LOAD, TAUGHT_LOAD = 3.0, 1.8  # seconds of an epoch, in epochs of YOLOv5n alone
 MARGIN = 0.05  # mAP50-95 by which the teacher must be better
 WEIGHTS: dict[str, float | None] = dict.fromkeys(("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd"))
@@ -54,7 +54,7 @@ class DistillationOptions:
 
 def main(opt: DistillationOptions) -> None:
     """Run what is missing; print the table."""
-    recipe = demo(Path(opt.project).resolve())
+    recipe = demo_recipe(Path(opt.project).resolve(), seeds=SEEDS)
     basis = [teacher_run(recipe), *(alone_run(recipe, seed) for seed in (0, *SEEDS))]
     runs = [*basis, *(tuning_runs(recipe) if opt.tune else [*student_runs(recipe), *pruned_runs(recipe)])]
     todo = chosen(runs, opt.only)
@@ -78,26 +78,6 @@ def finish(recipe: Recipe, runs: Sequence[Run], jobs: int) -> None:
         raise UserError(f"these runs failed, see their log.txt in {recipe.project}: {', '.join(failed)}")
 
 
-def demo(project: Path) -> Recipe:
-    """The embedded set, as `make demo` trains on it."""
-    return Recipe(
-        name="demo",
-        data="demo",
-        start=("--cfg", "yolov5n"),
-        hyp="demo",
-        finetune_hyp="demo-finetune",
-        imgsz=128,
-        images=400,
-        base_epochs=STUDENT_EPOCHS,
-        finetune_epochs=FINETUNE_EPOCHS,
-        methods=(),
-        curve=(),
-        longer=(),
-        seeds=SEEDS,
-        project=project,
-    )
-
-
 def teacher_run(recipe: Recipe) -> Run:
     """YOLOv5s with the OTA loss, twice as long as the student."""
     words = recipe.train("teacher", "--cfg", "yolov5s", "--loss", "ota", "--hyp", recipe.hyp, epochs=TEACHER_EPOCHS)
@@ -107,15 +87,15 @@ def teacher_run(recipe: Recipe) -> Run:
 def alone_run(recipe: Recipe, seed: int) -> Run:
     """The student without a teacher."""
     name = f"alone-{seed}"
-    words = recipe.train(name, *recipe.start, "--hyp", recipe.hyp, epochs=STUDENT_EPOCHS, seed=seed)
-    return Run(name, words, STUDENT_EPOCHS, STUDENT_EPOCHS)
+    words = recipe.train(name, *recipe.start, "--hyp", recipe.hyp, epochs=recipe.base_epochs, seed=seed)
+    return Run(name, words, recipe.base_epochs, recipe.base_epochs)
 
 
 def taught_run(recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None) -> Run:
     """The student with a teacher; `losses` as `cwd+ast`."""
     words = (*recipe.start, "--hyp", recipe.hyp, "--teacher", str(recipe.best("teacher")), *loss_words(losses, weight))
-    command = recipe.train(name, *words, epochs=STUDENT_EPOCHS, seed=seed, script="distill.py")
-    return Run(name, command, STUDENT_EPOCHS, STUDENT_EPOCHS, ("teacher",), load=TAUGHT_LOAD)
+    command = recipe.train(name, *words, epochs=recipe.base_epochs, seed=seed, script="distill.py")
+    return Run(name, command, recipe.base_epochs, recipe.base_epochs, ("teacher",), load=TAUGHT_LOAD)
 
 
 def loss_words(losses: str, weight: float | None = None) -> tuple[str, ...]:
@@ -145,7 +125,7 @@ def pruned_runs(recipe: Recipe) -> list[Run]:
             name = f"pruned-{row}-{seed}"
             words = recipe.prune(name, source, "lamp", 2.0, seed)
             words += () if row == "alone" else ("--teacher", str(source), *loss_words(row))
-            runs.append(Run(name, words, FINETUNE_EPOCHS, STUDENT_EPOCHS + FINETUNE_EPOCHS, (f"alone-{seed}",)))
+            runs.append(Run(name, words, recipe.finetune_epochs, recipe.base_epochs + recipe.finetune_epochs, (f"alone-{seed}",)))
     return runs
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_runs import METHODS, SPARSE_METHODS, Recipe, runs_of  # noqa: E402
+from benchmarks.results_runs import METHODS, SPARSE_METHODS, Recipe, demo_recipe, runs_of  # noqa: E402
 from benchmarks.results_tables import write_tables  # noqa: E402
 from benchmarks.runner import budget, chosen, done, execute  # noqa: E402
 from utils.cli import run_script  # noqa: E402
@@ -86,22 +86,7 @@ def bccd(opt: ResultsOptions) -> Recipe:
 
 def demo(opt: ResultsOptions) -> Recipe:
     """The embedded set, from nothing."""
-    return Recipe(
-        name="demo",
-        data="demo",
-        start=("--cfg", "yolov5n"),
-        hyp="demo",
-        finetune_hyp="demo-finetune",
-        imgsz=128,
-        images=400,
-        base_epochs=40,
-        finetune_epochs=20,
-        methods=("l1", "lamp", "slim", "group_sl"),
-        curve=(),
-        longer=(),
-        seeds=(0,),
-        project=Path(opt.project).resolve() / "demo",
-    )
+    return demo_recipe(Path(opt.project).resolve() / "demo", methods=("l1", "lamp", "slim", "group_sl"))
 
 
 RECIPES = {"bccd": bccd, "demo": demo}

@@ -50,6 +50,26 @@ class Recipe:
         return ("--data", self.data, "--imgsz", str(self.imgsz), "--cache", "--workers", "0", "--seed", str(seed), *where)
 
 
+def demo_recipe(project: Path, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)) -> Recipe:
+    """The embedded set, as `make demo` trains on it."""
+    return Recipe(
+        name="demo",
+        data="demo",
+        start=("--cfg", "yolov5n"),
+        hyp="demo",
+        finetune_hyp="demo-finetune",
+        imgsz=128,
+        images=400,
+        base_epochs=40,
+        finetune_epochs=20,
+        methods=methods,
+        curve=(),
+        longer=(),
+        seeds=seeds,
+        project=project,
+    )
+
+
 def runs_of(recipe: Recipe) -> list[Run]:
     """All runs of a data set, in an order in which each comes after those it needs."""
     return [*base_runs(recipe), *pruning_runs(recipe), scratch_run(recipe)]

@@ -1,11 +1,12 @@
 """The long benchmarks: what is run, in which order, once; and tables that say what was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.results_runs import METHODS, SPARSE_METHODS, Recipe, runs_of
+from benchmarks.results_runs import METHODS, SPARSE_METHODS, Recipe, demo_recipe, runs_of
 from benchmarks.results_tables import curve_table, methods_table, noise
 from benchmarks.runner import Run, chosen, done, execute
 from utils.comparison import Row
@@ -13,23 +14,8 @@ from utils.errors import UserError
 from utils.prune_options import METHODS as PRUNING_METHODS
 
 
-def recipe(project: Path, curve=(1.5, 2.0)) -> Recipe:
-    return Recipe(
-        name="toy",
-        data="demo",
-        start=("--cfg", "yolov5n"),
-        hyp="demo",
-        finetune_hyp="demo-finetune",
-        imgsz=64,
-        images=10,
-        base_epochs=40,
-        finetune_epochs=20,
-        methods=("lamp", "slim"),
-        curve=curve,
-        longer=("slim",),
-        seeds=(0, 1),
-        project=project,
-    )
+def recipe(project: Path) -> Recipe:
+    return replace(demo_recipe(project, ("lamp", "slim"), seeds=(0, 1)), curve=(1.5, 2.0), longer=("slim",))
 
 
 def test_every_method_of_the_registry_is_compared():
@@ -115,7 +101,7 @@ def test_tables_by_hand(tmp_path):
 def test_distillation_is_compared_by_seed(tmp_path, monkeypatch):
     from benchmarks import distillation
 
-    made = distillation.demo(tmp_path)
+    made = demo_recipe(tmp_path)
     runs = {run.name: run for run in [*distillation.student_runs(made), *distillation.pruned_runs(made)]}
     assert len(runs) == 10 * 3 + 5 * 3
     words = runs["cwd+ast-2"].words

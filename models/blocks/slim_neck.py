@@ -19,28 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
+from models.blocks.ghost import GhostConv
 from models.registry import BLOCKS, Act, Site
 
 
 @BLOCKS.register()
-class GSConv(nn.Module):
-    """Convolution, and a depthwise one of its result."""
-
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act = "SiLU"):
-        super().__init__()
-        hidden = c2 // 2
-        self.cv1 = Conv(c1, hidden, k, s, g=g, act=act)
-        self.cv2 = Conv(hidden, hidden, 5, g=hidden, act=act)
-
-    @classmethod
-    def from_yaml(cls, site: Site, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act | None = None) -> "GSConv":
-        """`[c2, k, s, g, act]`."""
-        return cls(site.c1, site.scale(c2), k, s, g, site.pick_act(act))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
-        x = self.cv1(x)
-        return torch.cat((x, self.cv2(x)), 1)
+class GSConv(GhostConv):
+    """Convolution, and a depthwise one of its result: without the shuffle the same as a ghost convolution."""
 
 
 class GSBottleneck(nn.Module):

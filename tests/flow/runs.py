@@ -29,10 +29,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(*words: str | Path, folder: Path, **more) -> subprocess.CompletedProcess[str]:
-    """train.py in `folder`, to its end."""
+def run(*words: str | Path, folder: Path, script: str = "train.py", **more) -> subprocess.CompletedProcess[str]:
+    """A script in `folder`, to its end."""
     return subprocess.run(
-        command(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False, **more
+        command(*words, script=script),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **more,
     )
 
 

@@ -2,14 +2,13 @@
 
 import csv
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from models import build_model, load_model, save_model
-from tests.flow.runs import command, environment, same_weights, tiny_set
+from tests.flow.runs import run, same_weights, tiny_set
 from tests.prune_toys import TINY_REP, randomised
 
 pytestmark = pytest.mark.flow
@@ -19,15 +18,7 @@ CUT = "runs/prune/exp/weights/pruned.pt"
 
 
 def prune(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        command("--weights", "base.pt", *COMMON, *SEARCH, *words, script="prune.py"),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run("--weights", "base.pt", *COMMON, *SEARCH, *words, folder=folder, script="prune.py")
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -37,18 +28,18 @@ def test_search_cut_finetune_and_the_state_of_the_search(tmp_path):
     torch.manual_seed(0)
     save_model(randomised(build_model(TINY_REP | {"nc": 3})), tmp_path / "base.pt")
     text = prune(tmp_path, "--local")
-    run = tmp_path / "runs/prune/exp"
+    folder = tmp_path / "runs/prune/exp"
     assert "tried on 4 training images" in text and "--local: has no effect with --method pagcp" in text
     assert "begins anew" not in text and "tried before" not in text
-    with (run / "prune.csv").open() as file:
+    with (folder / "prune.csv").open() as file:
         rows = list(csv.DictReader(file))
     base, cut = load_model(tmp_path / "base.pt"), load_model(tmp_path / CUT)
     speed_up = base.info()["macs"] / cut.info()["macs"]
     assert speed_up >= 1.5 and float(rows[-1]["speed_up"]) == pytest.approx(speed_up, abs=1e-4)
-    assert load_model(run / "weights/best.pt").info()["macs"] == cut.info()["macs"]
+    assert load_model(folder / "weights/best.pt").info()["macs"] == cut.info()["macs"]
 
-    known = len(json.loads((run / "pagcp_state.json").read_text())["losses"])
+    known = len(json.loads((folder / "pagcp_state.json").read_text())["losses"])
     (tmp_path / CUT).rename(tmp_path / "first.pt")
     text = prune(tmp_path, "--no-finetune")
     assert f"goes on, {known} cuts were tried before" in text and same_weights(tmp_path / CUT, tmp_path / "first.pt")
-    assert len(json.loads((run / "pagcp_state.json").read_text())["losses"]) == known
+    assert len(json.loads((folder / "pagcp_state.json").read_text())["losses"]) == known

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import load_model
-from tests.flow.runs import TINY, command, environment, run, tiny_set
+from tests.flow.runs import TINY, run, tiny_set
 
 pytestmark = pytest.mark.flow
 FILES = """
@@ -21,9 +21,7 @@ BASE = "runs/train/exp/weights/best.pt"
 
 
 def script(name: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words, script=name), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
+    return run(*words, folder=folder, script=name)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import build_model, load_model, save_model
-from tests.flow.runs import command, environment, tiny_set
+from tests.flow.runs import run, tiny_set
 from tests.prune_toys import randomised
 
 pytestmark = pytest.mark.flow
@@ -20,15 +20,7 @@ def prune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     tiny_set(folder)
     torch.manual_seed(0)
     save_model(randomised(build_model("yolov5n", nc=3)), folder / "base.pt")
-    return subprocess.run(
-        command("--weights", "base.pt", *COMMON, *words, script="prune.py"),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run("--weights", "base.pt", *COMMON, *words, folder=folder, script="prune.py")
 
 
 def steps_and_speed_up(folder: Path) -> tuple[int, float]:

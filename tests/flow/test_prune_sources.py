@@ -1,6 +1,5 @@
 """prune.py takes what users have: an official checkpoint, a YOLOv7, a model of their own."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import yaml
 
 from models import build_model, load_model, save_model
 from tests.data_sets import write_set
-from tests.flow.runs import command, environment
+from tests.flow.runs import run
 from tests.prune_toys import TINY_REP, randomised
 
 pytestmark = pytest.mark.flow
@@ -21,15 +20,7 @@ def cut_to_half(folder: Path, weights: Path | str, classes: int) -> None:
     content["names"] = [f"class{i}" for i in range(classes)]
     (folder / "own.yaml").write_text(yaml.safe_dump(content))
     words = ("--weights", weights, "--data", "own.yaml", "--no-finetune", *QUICK)
-    done = subprocess.run(
-        command(*words, script="prune.py"),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run(*words, folder=folder, script="prune.py")
     assert done.returncode == 0, done.stderr[-2000:]
     base, cut = load_model(weights), load_model(folder / "runs/prune/exp/weights/pruned.pt")
     assert cut.nc == classes and 2.0 <= base.info()["macs"] / cut.info()["macs"] < 2.1  # tiny layers step coarsely

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.flow.runs import TINY, command, environment, run, same_weights, start, tiny_set
+from tests.flow.runs import TINY, run, same_weights, start, tiny_set
 
 pytestmark = pytest.mark.flow
 COMMON = "--data tiny.yaml --imgsz 64 --batch-size 4 --workers 0 --device cpu --noplots --latency-seconds 0".split()  # noqa: SIM905
@@ -19,15 +19,7 @@ SPARSE = ("--weights", BASE, "--method", "slim", "--speed-up", "1.5", "--sparse-
 
 
 def prune(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words, script="prune.py"),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run(*words, folder=folder, script="prune.py")
 
 
 @pytest.fixture(scope="module")
