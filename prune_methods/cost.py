@@ -7,6 +7,8 @@ from prune_methods.cut import apply
 from prune_methods.wiring import Wiring
 from utils.profiling import count_macs, macs_by_module
 
+COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
+
 
 class Cost:
     """MACs of the deployed model as a function of the flat mask.

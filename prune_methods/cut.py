@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from prune_methods.graph import TRACE_SIZE, ChannelGroup, raw_outputs
+from prune_methods.graph import TRACE_SIZE, ChannelGroup, channel_dim, raw_outputs
 from prune_methods.inexact import gates_fixed, inexact_blocks
 from prune_methods.wiring import Masks, Wiring
+
+TOLERANCE = 1e-4  # `largest_difference` of a cut that is right
 
 
 def apply(model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> nn.Module:
@@ -52,7 +54,7 @@ def zeroed(model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> nn
         for name, outs in wiring.outs.items():
             gone = torch.from_numpy(np.flatnonzero(~keep[outs]))
             if name in parameters:
-                parameters[name].index_fill_(_channel_dim(parameters[name]), gone.to(parameters[name].device), 0)
+                parameters[name].index_fill_(channel_dim(parameters[name]), gone.to(parameters[name].device), 0)
             else:
                 for tensor in copied.get_submodule(name).parameters(recurse=False):
                     tensor.index_fill_(0, gone.to(tensor.device), 0)
@@ -112,11 +114,7 @@ def _cut_parameter(model: nn.Module, name: str, left: np.ndarray) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     old = getattr(module, attribute)
-    _replace(module, attribute, old, _take(old, _channel_dim(old), torch.from_numpy(left)))
-
-
-def _channel_dim(parameter: Tensor) -> int:
-    return 1 if parameter.dim() > 1 else 0
+    _replace(module, attribute, old, _take(old, channel_dim(old), torch.from_numpy(left)))
 
 
 def _take(tensor: Tensor, dim: int, index: Tensor) -> Tensor:

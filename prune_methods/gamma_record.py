@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prune_methods.cost import Cost
+from prune_methods.cost import COST_SIZE, Cost
 from prune_methods.penalties import GroupReg, Penalty
 from prune_methods.reach import SMALL, Outcome
 from prune_methods.sparsity import Sparsity
@@ -24,7 +24,6 @@ from utils.trainer import Trainer
 PERCENTILES = (5, 25, 50, 75, 95)
 GAMMA_COLUMNS = ("mean_abs", *(f"p{p:02}" for p in PERCENTILES), "lt_0.01")
 NORM_COLUMNS = ("norm_mean", *(f"norm_p{p:02}" for p in PERCENTILES))
-COST_SIZE = 640  # pixels at which MACs are counted
 
 
 class GammaRecord(Hook):

@@ -116,7 +116,7 @@ def build_graph(model: nn.Module, opaque: Collection[str] = ()) -> Graph:
         severed.update(t.grad_fn for t in before_cuts)
         return [outputs, *before_cuts]
 
-    bare: Any = [(p, _channel_dim(p)) for p in _bare_parameters(copied)]  # documented as a dict, but a dict fails
+    bare: Any = [(p, channel_dim(p)) for p in _bare_parameters(copied)]  # documented as a dict, but a dict fails
     graph = tp.DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # about unknown operations: `_obstacle` decides on them
@@ -147,7 +147,8 @@ def _bare_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def _channel_dim(parameter: Tensor) -> int:
+def channel_dim(parameter: Tensor) -> int:
+    """Of a bare parameter: 1 of (1, C, 1, 1), 0 of (C,)."""
     return 1 if parameter.dim() > 1 else 0
 
 
@@ -241,7 +242,7 @@ def _is_output(graph: Graph, dependency: Any) -> bool:
 def _width(thing: Any) -> tuple[int, int]:
     """(outputs, inputs) of a layer; a bare parameter has its channel dimension."""
     if isinstance(thing, nn.Parameter):
-        width = thing.shape[_channel_dim(thing)]
+        width = thing.shape[channel_dim(thing)]
         return width, width
     if isinstance(thing, nn.Linear | _ConvNd):
         return int(thing.weight.shape[0]), int(thing.weight.shape[1]) * getattr(thing, "groups", 1)

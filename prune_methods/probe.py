@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune_methods.cut import apply, largest_difference, zeroed
+from prune_methods.cut import TOLERANCE, apply, largest_difference, zeroed
 from prune_methods.graph import LIBRARY_ERRORS, TRACE_SIZE, ChannelGroup, one_line
 from prune_methods.wiring import Masks
 
-TOLERANCE = 1e-4  # of the largest output
 SHARE = 0.25
 Item = TypeVar("Item")
 

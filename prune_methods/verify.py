@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from prune_methods.cost import deployed_macs
-from prune_methods.cut import largest_difference, zeroed
+from prune_methods.cut import TOLERANCE, largest_difference, zeroed
 from prune_methods.graph import ChannelGroup
 from prune_methods.loop import Plan
 from utils.errors import UserError
-
-TOLERANCE = 1e-4
 
 
 def verify(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, smaller: nn.Module, imgsz: int = 640) -> None:

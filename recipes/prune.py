@@ -7,13 +7,14 @@ from pathlib import Path
 from data.config import DataConfig, load_data
 from models import Model, load_model
 from prune_methods import PRUNERS, ChannelGroup, Criterion, Skipped, countable, preflight, reachable_speed_up
+from prune_methods.cost import COST_SIZE
 from prune_methods.latency import TimeModel
 from recipes.distill import check_teacher
 from recipes.preflight_report import entries, short_form, table, totals, write_preflight
 from recipes.prepare import class_names
 from recipes.prune_evidence import warn_if_dense
 from recipes.prune_latency import both_ratios, price_of
-from recipes.prune_plan import COST_SIZE, find_plan, limits
+from recipes.prune_plan import find_plan, limits
 from recipes.prune_report import REPORT_JSON, Report
 from recipes.prune_stages import Stages
 from recipes.prune_training import finetune, forget_earlier, interrupted_run, sparse_train

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.loader import DetectionLoader
 from models import Model
 from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, keep_masks
+from prune_methods.cost import COST_SIZE
 from prune_methods.latency import TimeModel
 from recipes.pagcp_search import pagcp_plan
 from recipes.prune_evidence import measured
@@ -17,7 +18,6 @@ from utils.evaluator import EvalResult
 from utils.log import LOGGER
 from utils.prune_options import PruneOptions, idle_options
 
-COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
 Look = Callable[[Masks, str], EvalResult]
 """(masks, title) -> mAP of the model cut by them and compensated."""
 

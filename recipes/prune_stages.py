@@ -8,10 +8,10 @@ from data.config import DataConfig
 from data.loader import build_loader
 from models import Model, save_model
 from prune_methods import ChannelGroup, Masks, Plan, apply
+from prune_methods.cost import COST_SIZE
 from prune_methods.fold import fold_constants
 from prune_methods.recalibrate import recalibrate_bn
 from prune_methods.verify import verify
-from recipes.prune_plan import COST_SIZE
 from recipes.prune_report import Report, write_channels
 from utils.config import load_hyp
 from utils.evaluator import EvalResult, evaluate, log_table
