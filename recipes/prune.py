@@ -28,6 +28,7 @@ from utils.rundir import environment, make_run_dir, save_options
 from utils.seed import seed_everything
 
 FINETUNED = "after finetune"
+DRY_RUN = "dry-run"  # the folder of its files
 
 
 def prune(opt: PruneOptions) -> Path | None:
@@ -52,6 +53,9 @@ def prune(opt: PruneOptions) -> Path | None:
     if opt.dry_run:
         LOGGER.info(f"{table(entries(model, groups, skipped))}\n{totals(groups, skipped)}")
         LOGGER.info(f"Reachable speed-up within the limits: {reach(model, groups, opt):.2f}x")
+        folder = make_run_dir(opt.project, DRY_RUN, exist_ok=True)  # takes no run's number
+        write_preflight(entries(model, groups, skipped), skipped, folder)
+        LOGGER.info(f"preflight.csv and skipped.csv are in {folder}")
         return None
     check_reach(model, groups, opt)
     if criterion.sparse and not opt.sparse_epochs:

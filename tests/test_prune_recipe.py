@@ -177,10 +177,13 @@ def test_other_classes_are_refused(tmp_path):
 
 def test_dry_run_lists_everything_and_needs_no_data(tmp_path, capsys):
     save_model(build_model("yolov5n", nc=2), tmp_path / "x.pt")
-    assert prune(options("--weights", str(tmp_path / "x.pt"), "--dry-run", "--project", str(tmp_path / "runs"))) is None
+    for _ in range(2):  # the second writes over the first
+        assert prune(options("--weights", str(tmp_path / "x.pt"), "--dry-run", "--project", str(tmp_path / "runs"))) is None
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dry-run"]
+    with (tmp_path / "runs" / "dry-run" / "skipped.csv").open() as file:
+        assert [row["layer"] for row in csv.DictReader(file)] == [f"model.24.m.{i}" for i in range(3)]
     out = capsys.readouterr().out
     assert "model.24.m.0" in out and "makes the output of the model" in out and "Reachable speed-up" in out
-    assert not (tmp_path / "runs").exists()
 
 
 def read(path):

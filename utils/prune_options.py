@@ -45,7 +45,10 @@ class PruneOptions(TeacherOptions, RunOptions):
     resume: str = option(
         "", "go on with an interrupted run: its folder (runs/prune/exp), whose options count; --device may be another"
     )
-    dry_run: bool = option(False, "list every layer, what it is tied to or why it stays whole, and the reachable speed-up; stop")
+    dry_run: bool = option(
+        False,
+        "list every layer, what it is tied to or why it stays whole, and the reachable speed-up, also as files; stop",
+    )
     graph_time_limit: float = option(
         120.0, "seconds for finding out which channels are coupled; layers not done by then stay whole", least=1
     )
