@@ -97,3 +97,18 @@ def test_evolution_shows_percentiles_share_and_norms(drawn, tmp_path):
     assert {axis.get_ylabel() for axis in both.axes} == {"|gamma|", "% of channels below 0.01", "norm of coupled slices"}
     lines = {line.get_label(): line.get_ydata().tolist() for axis in alone.axes for line in axis.lines}
     assert lines == {"median": [0.9, 0.4], "mean": [0.9, 0.4], "% below 0.01": [0.0, 25.0]}
+
+
+def test_the_verdict_compares_the_last_map_with_the_best(tmp_path):
+    trainer, hook = sparse_trainer("slim", 0.05, epochs=1)
+    record = GammaRecord(hook, tmp_path, pictures=False)
+    trainer.hooks = [hook, record]
+    trainer.__post_init__()
+    trainer.fit()
+    with torch.no_grad():
+        for gamma in hook.gammas.values():
+            gamma[: len(gamma) - 4] = 0.0  # something that can be cut for nothing
+    trainer.history = [{"metrics/mAP_0.5:0.95": value} for value in (0.5, 0.548, 0.283)]
+    assert "took mAP50-95 from 0.548 to 0.283" in record.verdict(trainer)
+    trainer.history[-1]["metrics/mAP_0.5:0.95"] = 0.53
+    assert record.verdict(trainer).endswith("pruning up to that will cost little")
