@@ -26,6 +26,7 @@ from utils.timing import alternate, median_ms
 COPIES = 12  # narrowed models that the time model is fitted to: three for each of its four terms
 LEAST_ROUNDS = 5
 CUTS = 5  # measured ones at most; each costs --latency-seconds
+NOISY = 0.15  # a ratio less certain than this share of it says little
 OVERSHOOT = 0.02  # a cut this much quicker than asked for needs no correction
 LARGEST_BATCH = 32
 CPU_MACS = 16e9  # of one forward pass that a CPU is given at most: about a second on one core
@@ -58,7 +59,8 @@ class Timing:
 
     def __str__(self) -> str:
         """One line without the setting."""
-        return f"{self.base_ms:.1f} -> {self.pruned_ms:.1f} ms, {self.ratio:.2f}x ± {self.error:.2f} (median of {self.rounds})"
+        text = f"{self.base_ms:.1f} -> {self.pruned_ms:.1f} ms, {self.ratio:.2f}x ± {self.error:.2f} (median of {self.rounds})"
+        return text + (", on a machine too busy to tell" if self.error > NOISY * self.ratio else "")
 
 
 def setting_of(model: Model, opt: PruneOptions) -> Setting:
