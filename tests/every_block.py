@@ -86,7 +86,9 @@ CASES: dict[str, Case] = {
     # blocks
     "Bottleneck": one("Bottleneck", 32),
     "C3": one("C3", 32),
-    "C3Ghost": one("C3Ghost", 32),
+    "C3Ghost": one(
+        "C3Ghost", 32, unprovable="its residual stream needs one layer to hold each channel twice, which the graph cannot say"
+    ),
     "BottleneckCSP": one("BottleneckCSP", 32),
     "C2f": one("C2f", 32, True),
     "C3_Faster": one("C3_Faster", 64),
@@ -104,7 +106,9 @@ CASES: dict[str, Case] = {
     "LSKBlock": one("LSKBlock"),
     "CBAM": one("CBAM", 4),
     "CARAFE": one("CARAFE", 2, 3, 16),
-    "DySample": one("DySample", 2),
+    "DySample": one(
+        "DySample", 2, whole="its only layer says where to sample; the channels pass through and follow their makers"
+    ),
     # necks
     "ScalSeq": one("ScalSeq", 24, source=[1, 2, 3]),
     "attention_model": one("attention_model", source=[3, 4]),

@@ -79,7 +79,8 @@ def test_whole_models_reach_the_target(cfg, method, loader):
     found, criterion = groups(model), PRUNERS[method]()
     measure = measured(model, found, criterion, loader, options("--method", method, "--calib-batches", "1"))
     plan = keep_masks(model, found, criterion, 2.0, imgsz=64, measure=measure)
-    assert 2.0 <= plan.speed_up < 2.01 and min(int(m.sum()) for m in plan.masks.values()) >= 4
+    # the last channel to go may be one of the stem: 1.8 % of what is left of a YOLOv5n
+    assert 2.0 <= plan.speed_up < 2.04 and min(int(m.sum()) for m in plan.masks.values()) >= 4
     verify(model, found, plan, apply(model, found, plan.masks), 64)
 
 
