@@ -5,9 +5,9 @@
 
 On the larger demo set at 128 px, eight epochs (600 steps) for the student. The teacher is a YOLOv5s with the OTA loss, trained
 three times as long. It must be better than the student by .05 mAP50-95 at least, or the benchmark says so and stops: such a
-teacher shows nothing. Weights are chosen on seed 0 (`--tune`) and written below; the tables are of seeds 1 to 3, as differences
-from training alone with the same seed. Every figure is of the last epoch, so that none was chosen on the images it is told of.
-Prints its time budget first; runs that are complete are not run again.
+teacher shows nothing. Default weights were chosen on seed 0 (`--tune`); the tables are of seeds 1 to 3 with the defaults, as
+differences from training alone with the same seed. Every figure is of the last epoch, so that none was chosen on the images it
+is told of. Prints its time budget first; runs that are complete are not run again.
 """
 
 import statistics
@@ -32,8 +32,6 @@ EPOCHS = 8
 TEACHER_EPOCHS = 24
 TEACHER_LOAD, TAUGHT_LOAD = 3.0, 1.8  # seconds of an epoch, in epochs of YOLOv5n alone
 MARGIN = 0.05  # mAP50-95 by which the teacher must be better
-WEIGHTS: dict[str, float | None] = dict.fromkeys(("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd"))
-"""By loss, as chosen with --tune; None: the loss's own default."""
 LOGIT = ("l1", "l2", "ast")
 STUDENT_ROWS = ("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd", "cwd+ast", "mgd+ast", "cwd+mgd")
 PRUNED_ROWS = ("ast", "mgd", "cwd", "cwd+ast")
@@ -122,15 +120,14 @@ def taught_run(recipe: Recipe, name: str, losses: str, seed: int, weight: float 
 
 
 def loss_words(losses: str, weight: float | None = None) -> tuple[str, ...]:
-    """Options for the losses of a row, with the given weight or the chosen ones."""
+    """Options for the losses of a row, with the given weight or their defaults."""
     words: list[str] = []
     for kind, names in (("logit", [n for n in losses.split("+") if n in LOGIT]), ("feature", _features(losses))):
         if not names:
             continue
         words += [f"--{kind}-loss", *names]
-        weights = [WEIGHTS[name] if weight is None else weight for name in names]
-        if all(value is not None for value in weights):
-            words += [f"--{kind}-weight", *(f"{value:g}" for value in weights)]
+        if weight is not None:
+            words += [f"--{kind}-weight", *(f"{weight:g}" for _ in names)]
     return tuple(words)
 
 

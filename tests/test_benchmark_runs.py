@@ -101,7 +101,7 @@ def test_tables_by_hand(tmp_path):
 def test_distillation_is_compared_by_seed(tmp_path, monkeypatch):
     from benchmarks import distillation
 
-    made = demo_recipe(tmp_path)
+    made = distillation.large_recipe(tmp_path)
     runs = {run.name: run for run in [*distillation.student_runs(made), *distillation.pruned_runs(made)]}
     assert len(runs) == 10 * 3 + 5 * 3
     words = runs["cwd+ast-2"].words
@@ -111,6 +111,15 @@ def test_distillation_is_compared_by_seed(tmp_path, monkeypatch):
     pruned = runs["pruned-cwd-3"].words
     assert pruned[0] == "prune.py" and pruned[pruned.index("--teacher") + 1] == str(made.best("alone-3"))
     values = {"alone-1": 0.30, "alone-2": 0.32, "alone-3": 0.34, "cwd-1": 0.31, "cwd-2": 0.34, "cwd-3": 0.37}
-    monkeypatch.setattr(distillation, "best_map", lambda recipe, run: values[run])
+    monkeypatch.setattr(distillation, "last_map", lambda recipe, run: values[run])
     rows = distillation.comparison(made, "alone-{seed}", {"cwd": "cwd-{seed}"}).splitlines()
     assert rows[2:] == ["| alone | 0.320 ± 0.020 |  |", "| cwd | 0.340 ± 0.030 | +0.020 ± 0.010 |"]
+
+
+def test_distillation_is_judged_by_the_last_epoch(tmp_path, monkeypatch):
+    from benchmarks import distillation
+
+    history = {"history": [{"metrics/mAP_0.5:0.95": value} for value in (0.4, 0.3)]}
+    found = {tmp_path / "alone-1" / "weights" / "last.pt": history}
+    monkeypatch.setattr("models.checkpoint.load_checkpoint", found.__getitem__)
+    assert distillation.last_map(distillation.large_recipe(tmp_path), "alone-1") == 0.3
