@@ -106,7 +106,8 @@ def test_distillation_is_compared_by_seed(tmp_path, monkeypatch):
     assert len(runs) == 10 * 3 + 5 * 3
     words = runs["cwd+ast-2"].words
     assert words[0] == "distill.py" and words[words.index("--feature-loss") + 1] == "cwd"
-    assert words[words.index("--logit-loss") + 1] == "ast" and "--feature-weight" not in words
+    assert words[words.index("--logit-loss") + 1] == "ast"
+    assert float(words[words.index("--feature-weight") + 1]) == distillation.WEIGHTS["cwd"]
     assert distillation.loss_words("cwd+mgd", 0.5) == ("--feature-loss", "cwd", "mgd", "--feature-weight", "0.5", "0.5")
     pruned = runs["pruned-cwd-3"].words
     assert pruned[0] == "prune.py" and pruned[pruned.index("--teacher") + 1] == str(made.best("alone-3"))
@@ -116,10 +117,10 @@ def test_distillation_is_compared_by_seed(tmp_path, monkeypatch):
     assert rows[2:] == ["| alone | 0.320 ± 0.020 |  |", "| cwd | 0.340 ± 0.030 | +0.020 ± 0.010 |"]
 
 
-def test_distillation_is_judged_by_the_last_epoch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["cwd-1", "pruned-cwd-1/finetune"])
+def test_distillation_is_judged_by_the_last_epoch(tmp_path, folder):
     from benchmarks import distillation
 
-    history = {"history": [{"metrics/mAP_0.5:0.95": value} for value in (0.4, 0.3)]}
-    found = {tmp_path / "alone-1" / "weights" / "last.pt": history}
-    monkeypatch.setattr("models.checkpoint.load_checkpoint", found.__getitem__)
-    assert distillation.last_map(distillation.large_recipe(tmp_path), "alone-1") == 0.3
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "results.csv").write_text("epoch,metrics/mAP_0.5:0.95\n0,0.4\n1,0.3\n")
+    assert distillation.last_map(distillation.large_recipe(tmp_path), folder.split("/")[0]) == 0.3
