@@ -18,6 +18,9 @@ DEPLOYED: dict[str, tuple[int, float]] = {
     "yolov5n-fasternet-goldyolo-asf": (6_408_866, 10.25),
     "yolov7-tiny-dcn-afpn": (4_563_170, 12.65),
     "yolov7-tiny-fasternet-dbb": (4_086_907, 8.36),
+    "yolov7-tiny-mobilenetv3-lsk-tscode-repconv": (24_137_039, 32.78),
+    "yolov7-tiny-rexnet-vovgscsp-decoupled": (6_291_168, 11.28),
+    "yolov7-tiny-rexnet-vovgscsp-dyhead-decoupled": (6_637_784, 22.08),
 }
 
 
