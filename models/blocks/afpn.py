@@ -10,6 +10,7 @@ Shapes: [(N, Ci, H/2^i, W/2^i), ...] -> as many (N, C2, H/2^i, W/2^i): a row wit
 What differs: nothing known.
 
     - [[14, 21, 37], 1, AFPN, [128, 4, 4]]   # c2, factor, n; takes as many indices as it has inputs
+    - [[14, 20], 1, ASFF, []]                # maps of one shape, one comes out
 
 Pruning: the weights of a cell tie no channels; the convolution that gives the logits stays whole; sums tie what makes a level.
 """

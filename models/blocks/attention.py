@@ -4,6 +4,10 @@
     - [-1, 1, ECA, []]      efficient channel attention (Wang, CVPR 2020): the gate of a channel from its neighbours' means
     - [-1, 1, CBAM, [16]]   Woo, ECCV 2018: SE over mean and maximum, then a 7x7 gate over the places
 
+Shapes: (N, C, H, W) -> the same.
+
+What differs: SE and CBAM keep at least 4 hidden channels; ECA's 1-D convolution is written as a sum of shifted copies.
+
 Pruning: SE exactly, its last convolution goes with the channels it gates. ECA mixes a channel with its neighbours, CBAM takes
 mean and maximum over all channels: once some are cut the others are gated differently, which `inexact` declares.
 """

@@ -1,4 +1,20 @@
-"""Convolution + batch norm + activation, the brick everything is built of, and its relatives."""
+"""Convolution + batch norm + activation, the brick everything is built of, and its relatives.
+
+    Conv     convolution without bias, batch norm (Ioffe 2015), activation: (N, C1, H, W) -> (N, C2, H/s, W/s)
+    DWConv   Conv with as many groups as divide both widths (MobileNet, Howard 2017): the same shapes
+    Focus    2x2 cells to channels, then Conv (YOLOv5 before v6): (N, C1, H, W) -> (N, C2, H/2, W/2) where s is 1
+    ReOrg    2x2 cells to channels (YOLOv7, Wang 2022): (N, C, H, W) -> (N, 4C, H/2, W/2)
+
+    - [-1, 1, Conv, [64, 3, 2]]   # c2, k, s, p, g, d, act
+    - [-1, 1, DWConv, [64, 3]]    # c2, k, s, d, act
+    - [-1, 1, Focus, [64, 3]]     # c2, k, s, p, g, act
+    - [-1, 1, ReOrg, []]
+
+What differs: nothing known; names and order of the weights are those of official files.
+
+Pruning: outputs go with their batch norm. A depthwise convolution follows its input; one with fewer groups (g > 1, or a DWConv
+between two widths) stays whole on both sides. An input channel of Focus and ReOrg goes with the four that it becomes.
+"""
 
 import copy
 import math

@@ -1,4 +1,19 @@
-"""Cross-stage-partial blocks: one path through bottlenecks, one around them."""
+"""Cross-stage-partial blocks: one path through bottlenecks, one around them.
+
+Papers: He et al., "Deep Residual Learning for Image Recognition", 2015 (bottleneck); Wang et al., "CSPNet", 2020.
+
+Structure: Bottleneck is a 1x1 to e c2 and a 3x3 to c2, with a residual where asked for and the widths agree. C3: two 1x1 to e c2;
+one path goes on through n bottlenecks (e = 1); joined, 1x1. BottleneckCSP: each path ends with a 1x1 that has no batch norm of
+its own, batch norm and activation come after both are joined; then 1x1.
+Shapes: (N, C1, H, W) -> (N, C2, H, W).
+What differs: CSPNet divides the channels between the paths; here, as in YOLOv5, a 1x1 of all of them begins each.
+
+    - [-1, 1, Bottleneck, [128]]     # c2, shortcut, g, e
+    - [-1, 3, C3, [128, False]]      # the same; the repeats are n
+    - [-1, 3, BottleneckCSP, [128]]  # the same
+
+Pruning: everything. A residual ties what it adds: with `shortcut` the first 1x1 and the ends of all steps are one group.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -7,7 +7,7 @@
   `width_multiple`.
 - `C3_Faster`: C3 whose inner path has these blocks.
 
-Not from the paper: there is no drop path (its T0 has none; the larger ones train with up to 0.3) and no classifier.
+What differs: there is no drop path (its T0 has none; the larger ones train with up to 0.3) and no classifier.
 
     - [-1, 1, FasterNet, [t0]]  # outputs 0 (None), 1, 2, 3, 4
     - [-1, 1, fasternet_t0, [False]]  # the same

@@ -5,7 +5,9 @@
     - [[-1, 6], 1, BiFPN_Concat, [1]]      the maps side by side, each times its weight; any number of them
     - [[-1, 6, 14], 1, BiFPN_Add, []]      their weighted sum, for maps of one shape
 
-The paper adds; the concatenation is what YOLO necks make of it.
+Shapes: (N, sum of Ci, H, W), and that of the maps, (N, C, H, W).
+
+What differs: the paper adds; the concatenation is what YOLO necks make of it.
 
 Pruning: exactly; a weight belongs to a map and not to a channel.
 """

@@ -6,7 +6,7 @@
     - [-1, 1, GhostConv, [128, 3, 2]]
     - [-1, 3, C3Ghost, [128]]
 
-Other than the paper: the cheap operation is 5x5 and the bottleneck has stride 1 only, as YOLOv5 uses them.
+What differs: the cheap operation is 5x5 and the bottleneck has stride 1 only, as YOLOv5 uses them.
 
 Pruning: a channel goes with its copy. The stream through C3Ghost's residuals stays whole: what is added to it ties every channel
 to the one half a width away, which are the same channel of the convolution that computes both. All else in C3Ghost is cut.

@@ -1,4 +1,16 @@
-"""Blocks that train with several branches and deploy as one convolution."""
+"""RepConv: three branches that train side by side and deploy as one convolution.
+
+Paper: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021; the name is YOLOv7's (Wang 2022).
+
+Structure: 3x3 + 1x1 + (where widths agree and the stride is 1) identity, each with its batch norm; activation after the sum.
+Shapes: (N, C1, H, W) -> (N, C2, H/s, W/s).
+What differs: nothing known.
+
+    - [-1, 1, RepConv, [256, 3, 1]]  # c2, k, s, p, g, act as Conv; k is 3
+
+Pruning: the branches share their outputs and are cut together; the identity ties outputs to inputs. The 1x1 vanishes by `fuse()`
+and counts for no MACs.
+"""
 
 from typing import cast
 

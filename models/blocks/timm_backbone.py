@@ -6,9 +6,10 @@
 Image (N, 3, H, W) -> [(N, C1, H/2, W/2) ... (N, C5, H/32, W/32)]; a level that the model does not give (stride 2 of RepViT and
 most others) is None, so that 0 to 4 always are the strides 2 to 32.
 
-Weights start at random; with `pretrained` True they are downloaded once, when the model is built from its YAML, and never when a
-checkpoint is loaded. Batch norms get the model's eps and momentum like all others. In the deployed model every batch norm that
-follows a convolution is folded, timm's own re-parameterisable blocks too; published tables count such a backbone unfolded.
+What differs: no classifier. Weights start at random; with `pretrained` True they are downloaded once, when the model is built
+from its YAML, and never when a checkpoint is loaded. Batch norms get the model's eps and momentum like all others. In the
+deployed model every batch norm that follows a convolution is folded, timm's own re-parameterisable blocks too; published tables
+count such a backbone unfolded.
 
 Pruning: through the graph, as everything; MobileNetV3 and RepViT prune well. ReXNet and FasterNet do not (residuals and
 convolutions over a part of the channels): ours do.

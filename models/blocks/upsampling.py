@@ -5,7 +5,7 @@
 
     x (N, C, H, W) -> (N, C, scale H, scale W)
 
-Other than the papers: DySample has one group of channels (theirs 4, with an offset each) and the static scope of 0.25 cells.
+What differs: DySample has one group of channels (theirs 4, with an offset each) and the static scope of 0.25 cells.
 
 Pruning: the channels pass through one by one and are cut with what is before and after; CARAFE's hidden width is a group of its
 own. The predicted kernels and offsets stay whole. Weighing and sampling are element-wise work, which MACs do not count.

@@ -1,4 +1,18 @@
-"""Blocks without parameters that join rows, and PyTorch's own layers under their `nn.` names."""
+"""Blocks without parameters that join rows, and PyTorch's own layers under their `nn.` names.
+
+    Concat     maps side by side: list of (N, Ci, H, W) -> (N, sum of Ci, H, W)
+    Shortcut   their sum: list of (N, C, H, W) -> (N, C, H, W)
+
+    - [[-1, 6], 1, Concat, [1]]  # dimension
+    - [[-1, -3], 1, Shortcut, []]
+    - [-1, 1, nn.Upsample, [None, 2, nearest]]
+    - [-1, 1, nn.Conv2d, [64, 3, 2, 1]]  # the input channels are put in front
+
+What differs: nothing; PyTorch's layers are PyTorch's. nn.Conv2d has a bias and neither batch norm nor activation.
+
+Pruning: a join keeps its inputs apart, a sum ties them. nn.Conv2d is cut, what has no parameters and nn.BatchNorm2d follow;
+nn.ConvTranspose2d stays whole, and so does whatever goes into nn.PixelShuffle.
+"""
 
 from typing import Any
 

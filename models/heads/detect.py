@@ -1,4 +1,18 @@
-"""Anchor-based detection heads of YOLOv5 (`Detect`) and YOLOv7 (`IDetect`)."""
+"""Anchor-based detection heads of YOLOv5 (`Detect`) and YOLOv7 (`IDetect`).
+
+Papers: Redmon, "YOLO9000", 2017 (anchors); Wang et al., "You Only Learn One Representation", 2021 (implicit vectors) and
+"YOLOv7", 2022.
+
+Structure: a 1x1 convolution a level. IDetect adds a learned vector before it and multiplies by one after it; deployed, it is a
+Detect.
+Shapes: [(N, Ci, Hi, Wi)] -> raw maps [(N, na, Hi, Wi, 5 + nc)]; in eval mode boxes (N, all cells and anchors, 5 + nc) too.
+What differs: boxes are decoded as in YOLOv5 (see `decode`), not as in YOLO9000.
+
+    - [[17, 20, 23], 1, Detect, [nc, anchors]]
+    - [[74, 75, 76], 1, IDetect, [nc, anchors]]
+
+Pruning: the predictions stay whole, their inputs are cut and the added vector with them.
+"""
 
 import copy
 import math

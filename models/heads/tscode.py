@@ -8,7 +8,8 @@ Structure, of three neighbouring inputs P(l-1), P(l), P(l+1), all widths that of
   two 3x3, then a 1x1 each.
 Each prediction has implicit vectors as in `DecoupledHead`. `dead_convs`: the 1x1 a level that the published head carries and
 never runs; for counting only, it is not trained.
-Shapes: n inputs of strides s, 2s, 4s ... give n - 2 levels, those between the first and the last; maps as Detect.
+Shapes: n inputs of strides s, 2s, 4s ... give n - 2 levels, those between the first and the last; maps
+(N, na, H, W, 5 + nc) as Detect.
 What differs: the paper has no anchors.
 
     - [[1, 74, 75, 76, 83], 1, TSCODE, [nc, anchors]]   # P2 to P6; anchors for P3 to P5; then dead_convs
