@@ -93,3 +93,8 @@ def test_pruning_takes_whole_norm_groups(tmp_path: Path) -> None:
 def test_levels_of_different_width_are_told() -> None:
     with pytest.raises(UserError, match="1x1 Conv"):
         toy_model([*ROWS[:2], [[1, 2], 1, "DyHead", []]], [4, 5])
+
+
+def test_levels_in_the_wrong_order_are_told() -> None:
+    with pytest.raises(UserError, match="from fine to coarse"):
+        toy_model([*ROWS[:3], [[3, 4], 1, "DyHead", []]], [5, 6])

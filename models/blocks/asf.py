@@ -8,8 +8,11 @@
     - [[2, 3, 4], 1, ScalSeq, [256]]
     - [[15, 24], 1, attention_model, []]
 
-Other than the published modules: the 3-D 1x1x1 convolution over the stacked scales is one 2-D convolution over the scales as a
-batch, with the same result and statistics.
+Shapes: Zoom_cat (N, sum of Ci, H, W), of the middle level; ScalSeq (N, C2, H, W), of the largest; attention_model (N, C, H, W) as
+its inputs.
+
+What differs: the 3-D 1x1x1 convolution over the stacked scales is one 2-D convolution over the scales as a batch, with the same
+result and statistics.
 
 Pruning: all of it. The channel gate is ECA's, whose neighbours change with a cut: see `ECA.inexact`.
 """
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 
 from models.blocks.attention import ECA
 from models.blocks.conv import Conv, fold_bn
+from models.blocks.pooling import averaged, strongest
 from models.registry import BLOCKS, Act, Site
 
 
@@ -40,7 +44,7 @@ class ZoomCat(nn.Module):
         """List of three (N, Ci, Hi, Wi) -> (N, sum of Ci, H, W) of the middle one."""
         large, middle, small = x
         size = (middle.shape[2], middle.shape[3])
-        pooled = F.adaptive_max_pool2d(large, size) + F.adaptive_avg_pool2d(large, size)
+        pooled = strongest(large, size) + averaged(large, size)
         return torch.cat((pooled, middle, F.interpolate(small, size=size, mode="nearest")), 1)
 
 

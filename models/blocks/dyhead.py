@@ -100,9 +100,7 @@ class DyBlock(nn.Module):
             if level > 0:
                 total, number = total + self.scale(self.finer(maps[level - 1], offset, mask)), number + 1
             if level < len(maps) - 1:
-                size = maps[level + 1].shape[2], maps[level + 1].shape[3]
-                shifts, weights = (F.adaptive_avg_pool2d(field, size) for field in (offset, mask))
-                coarser = self.coarser(maps[level + 1], shifts, weights)
+                coarser = self.coarser(maps[level + 1], F.avg_pool2d(offset, 2), F.avg_pool2d(mask, 2))
                 total, number = total + self.scale(F.interpolate(coarser, size=x.shape[2:], mode="bilinear")), number + 1
             results.append(self.act(total / number))
         return results
@@ -121,6 +119,8 @@ class DyHead(nn.Module):
     @classmethod
     def from_yaml(cls, site: Site) -> "DyHead":
         """`[]`; the repeats are the number of blocks."""
+        if any(fine * 2 != coarse for fine, coarse in zip(site.in_strides, site.in_strides[1:], strict=False)):
+            raise ValueError(f"DyHead takes levels from fine to coarse, each of half the size; strides {site.in_strides}")
         channels = set(site.in_channels)
         if len(channels) != 1 or site.in_channels[0] % NORM_GROUPS or len(site.in_channels) < 2:
             raise ValueError(

@@ -4,19 +4,24 @@ is injected into each of them.
     gather       SimFusion_4in -> IFM (low levels, convolutions), PyramidPoolAgg -> TopBasicLayer (high levels, attention)
     distribute   SimFusion_3in or AdvPoolFusion beside each level, then InjectionMultiSum_Auto_pool, then a C3
 
-Shapes: a gathering row gives one map whose channels are a part for each target, side by side, as [64, 32]; an injection reads
-its own part, pooled or enlarged to the size of its level.
+Shapes: a gathering row gives one map (N, sum of parts, H, W) whose channels are a part for each target, side by side, as
+[64, 32]; an injection reads its own part, pooled or enlarged to the size of its level, and gives (N, C2, H, W) of that.
 
-Other than the published modules: an injection is gated whether it pools or enlarges (there the gate of the pooling branch lost
-its hard sigmoid); the scores of the attention are divided by sqrt(key), as in Vaswani 2017; no drop path.
+What differs: an injection is gated whether it pools or enlarges (in the published modules the gate of the pooling branch lost its
+hard sigmoid); the scores of the attention are divided by sqrt(key), as in Vaswani 2017; no drop path.
 
     - [[2, 3, 4, 6], 1, SimFusion_4in, []]
-    - [-1, 1, IFM, [[64, 32]]]
+    - [-1, 1, IFM, [[64, 32]]]                                       # widths of the parts, hidden, n
     - [6, 1, Conv, [512, 1, 1]]
     - [[3, 4, -1], 1, SimFusion_3in, [512]]
-    - [[-1, 8], 1, InjectionMultiSum_Auto_pool, [512, [64, 32], 0]]
+    - [[-1, 8], 1, InjectionMultiSum_Auto_pool, [512, [64, 32], 0]]  # c2, widths of the parts, which part
+    - [[16, 12, 6], 1, PyramidPoolAgg, [352, 2]]                     # c2, stride
+    - [-1, 1, TopBasicLayer, [352, [64, 128]]]                       # its input's width, widths of the parts, n
+    - [[16, 13], 1, AdvPoolFusion, []]
 
 Widths of IFM, injections, PyramidPoolAgg and TopBasicLayer are as written: the width multiple does not scale them.
+
+Export: at image sizes that are multiples of 64 px; ONNX's older exporter refuses to halve an odd number of cells.
 
 Pruning: everything but the parts' widths (injections cut them out by position) and query, key and value (heads of fixed
 width). An injection's three convolutions are one group, the stream of the attention another.
@@ -29,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
+from models.blocks.pooling import averaged
 from models.blocks.repconv import RepConv
 from models.registry import BLOCKS, Act, Site
 from utils.tracing import cut
@@ -40,7 +46,7 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     if (height, width) == tuple(x.shape[2:]):
         return x
     if height <= x.shape[2]:
-        return F.adaptive_avg_pool2d(x, (height, width))
+        return averaged(x, size)
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
 
 

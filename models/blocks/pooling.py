@@ -1,12 +1,48 @@
-"""Pooling: plain, and the spatial pyramids that widen the field of view at the end of a backbone."""
+"""Pooling: plain, and the spatial pyramids that widen the field of view at the end of a backbone.
 
-from collections.abc import Sequence
+    MP        k x k maximum, stride k: (N, C, H, W) -> (N, C, H/k, W/k)
+    SP        k x k maximum, stride s, padded: (N, C, H, W) -> (N, C, H/s, W/s)
+    SPP       1x1 to half, maxima of several sizes beside it, 1x1 (He, ECCV 2014): (N, C1, H, W) -> (N, C2, H, W)
+    SPPF      the same by three small maxima one after another (YOLOv5): the same shapes
+    SPPCSPC   SPP in a CSP block, four convolutions on its path and one beside it (YOLOv7, Wang 2022): the same shapes
+
+    - [-1, 1, MP, []]             # k
+    - [-1, 1, SP, [5]]            # k, s
+    - [-1, 1, SPP, [512]]         # c2, [k, ...]
+    - [-1, 1, SPPF, [1024, 5]]    # c2, k
+    - [-1, 1, SPPCSPC, [512]]     # c2, n, shortcut, g, e, [k, ...]
+
+What differs: He's pyramid pools to maps of fixed size; these keep the size of the map, as YOLO uses them.
+
+Pruning: everything. A channel goes with its pooled copies: the convolution over the join loses all of them.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
 from models.registry import BLOCKS, Act, Site
+
+
+def averaged(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, C, H, W) -> (N, C, *size), not larger: means over cells that are as equal as they can be."""
+    return _to_size(x, size, F.avg_pool2d, F.adaptive_avg_pool2d)
+
+
+def strongest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The same with maxima."""
+    return _to_size(x, size, F.max_pool2d, F.adaptive_max_pool2d)
+
+
+def _to_size(x: Tensor, size: Sequence[int], plain: Callable[..., Tensor], adaptive: Callable[..., Tensor]) -> Tensor:
+    """Plain pooling where all cells are equal: ONNX's older exporter refuses the adaptive one behind a map that was resized."""
+    (rows, columns), (height, width) = x.shape[2:], size
+    if rows % height == 0 and columns % width == 0:
+        return plain(x, (int(rows // height), int(columns // width)))
+    return adaptive(x, (height, width))
 
 
 def same_pool(k: int) -> nn.MaxPool2d:
