@@ -7,7 +7,7 @@ from torch import nn
 
 from models.blocks.conv import Conv, DWConv, space_to_depth
 from models.blocks.csp import C3, Bottleneck
-from models.blocks.pooling import SPP, SPPCSPC, SPPF
+from models.blocks.pooling import SPP, SPPCSPC, SPPF, averaged, strongest
 from models.registry import BLOCKS, Site, activation
 from utils.errors import UserError
 
@@ -105,3 +105,11 @@ def test_blocks_give_finite_maps_and_gradients(name: str) -> None:
     assert torch.isfinite(y).all()
     assert x.grad.abs().sum() > 0
     assert all(p.grad is not None for p in block.parameters())
+
+
+@pytest.mark.parametrize("size", [(3, 2), (4, 3), (5, 6)])
+def test_pooling_to_a_size_is_pytorchs_adaptive_one(size: tuple[int, int]) -> None:
+    """(6, 6) to cells that are equal, and to cells that are not."""
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(averaged(x, size), F.adaptive_avg_pool2d(x, size))
+    assert torch.equal(strongest(x, size), F.adaptive_max_pool2d(x, size))
