@@ -5,7 +5,8 @@ from torch import nn
 
 from prune_methods.cut import apply
 from prune_methods.wiring import Wiring
-from utils.profiling import count_macs, macs_by_module
+from utils.profiling import count_macs, macs_by_module, macs_by_part
+from utils.tracing import Inner
 
 COST_SIZE = 640  # pixels at which GFLOPs are stated; the speed-up of a convolutional net is the same at any size
 
@@ -14,9 +15,9 @@ class Cost:
     """MACs of the deployed model as a function of the flat mask.
 
     A layer's MACs are proportional to its outputs x its inputs (a depthwise layer's: to its outputs). Layers that vanish in
-    deployment - a block names them in `deploy_free` - do not count. MACs that no layer owns (`other`: products between
-    activations, as in attention) shrink by no such rule. Where a cut changes them, each new mask is cut in a copy and measured:
-    exact too, but tenths of a second instead of microseconds.
+    deployment - a block names them in `deploy_free` - do not count. Products between activations, as in attention, are
+    proportional to the units of a block with a `unit_rule`. Elsewhere (`other`) they shrink by no such rule: where a cut changes
+    them, each new mask is cut in a copy and measured: exact too, but tenths of a second instead of microseconds.
     """
 
     def __init__(self, model: nn.Module, wiring: Wiring, imgsz: int = 640):
@@ -28,6 +29,7 @@ class Cost:
         one = np.array([wiring.total])  # the entry that is always True: a depthwise layer's factor 1
         self.outs = _Segments([wiring.outs[n] for n in layers])
         self.ins = _Segments([wiring.ins.get(n, one) for n in layers])
+        self._units, self._per_unit = _unit_products(model, wiring, imgsz)
         self.base = deployed_macs(model, imgsz)
         self.other = self.base - self._of_layers(wiring.all_kept())
         self._model, self._wiring, self._imgsz = model, wiring, imgsz
@@ -47,7 +49,8 @@ class Cost:
         return self._measured[key]
 
     def _of_layers(self, keep: np.ndarray) -> int:
-        return round(float(self.unit @ (self.outs(keep) * self.ins(keep))))
+        products = float(self._per_unit @ self._units(keep)) if len(self._per_unit) else 0.0
+        return round(float(self.unit @ (self.outs(keep) * self.ins(keep))) + products)
 
     def _measure(self, keep: np.ndarray) -> int:
         smaller = apply(self._model, self._wiring.groups, self._wiring.by_group(keep))
@@ -79,6 +82,17 @@ class _Segments:
 
     def __call__(self, keep: np.ndarray) -> np.ndarray:
         return np.add.reduceat(keep[self.index].astype(np.int64), self.starts)
+
+
+def _unit_products(model: nn.Module, wiring: Wiring, imgsz: int) -> tuple[_Segments, np.ndarray]:
+    """Of each block with a `unit_rule`: its units, by the channels of the layer that makes them, and MACs of its own for each."""
+    blocks: dict[str, Inner] = {n: rule()[0] for n, block in model.named_modules() if (rule := getattr(block, "unit_rule", None))}
+    first = [wiring.outs[f"{name}.{inner.layer}"] for name, inner in blocks.items()]
+    if not blocks:
+        return _Segments([np.array([wiring.total])]), np.zeros(0)
+    whole, layers = macs_by_part(model, list(blocks), imgsz), macs_by_module(model, imgsz)
+    own = [whole[b].macs - sum(v[0] for n, v in layers.items() if n.startswith(f"{b}.")) for b in blocks]
+    return _Segments(first), np.array([macs / len(outs) for macs, outs in zip(own, first, strict=True)])
 
 
 def _parameters_per_channel(model: nn.Module, wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:

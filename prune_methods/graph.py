@@ -44,11 +44,19 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Coupled channels: removing channel c removes what every member has at c. `name` is the first layer that makes them."""
+    """Coupled channels: removing channel c removes what every member has at c. `name` is the first layer that makes them.
+
+    A channel of the group may stand for several of each layer: those that one group norm takes a mean over, or a head.
+    """
 
     name: str
     size: int
     members: tuple[Member, ...]
+
+    @property
+    def per_channel(self) -> int:
+        """Channels of its narrowest layer that one channel of the group stands for."""
+        return max(min((len(m.layer_channels) for m in self.members if m.kind in MAKERS), default=0) // self.size, 1)
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,11 @@ def _inside(block: str, inner: Inner, numbers: np.ndarray, in_group: np.ndarray)
     pairs = [(layer_channel[n], g) for n, g in zip(numbers.tolist(), in_group.tolist(), strict=True) if n in layer_channel]
     both = np.array(pairs, dtype=int).reshape(-1, 2)
     return Member(f"{block}.{inner.layer}", inner.kind, both[:, 0], both[:, 1])
+
+
+def unit_member(block: str, inner: Inner) -> Member:
+    """A layer inside a block by its `unit_rule`."""
+    return Member(f"{block}.{inner.layer}", inner.kind, np.array(inner.channels), np.array(inner.block_channels))
 
 
 def _kind(library: tp.DependencyGraph, module: Any, handler: Any) -> str:

@@ -74,10 +74,10 @@ class Plan:
         return self.base_macs >= self.target * self.macs
 
 
-def floors(sizes: np.ndarray, limits: Limits) -> np.ndarray:
-    """Channels that must stay in each group of the given sizes."""
+def floors(sizes: np.ndarray, limits: Limits, per_channel: np.ndarray | int = 1) -> np.ndarray:
+    """Channels that must stay in each group of the given sizes; each stands for `per_channel` of its narrowest layer."""
     by_ratio = np.ceil(sizes * (1 - limits.max_ratio) - 1e-9).astype(int)
-    lowest = np.maximum(np.maximum(by_ratio, limits.min_channels), 1)
+    lowest = np.maximum(np.maximum(by_ratio, -(-limits.min_channels // per_channel)), 1)
     rounded = -(-lowest // limits.round_to) * limits.round_to
     return np.minimum(rounded, sizes)
 
@@ -89,7 +89,7 @@ def reachable_speed_up(
     wiring = Wiring(model, groups)
     amount: Price = price or Cost(model, wiring, imgsz).macs
     within = np.arange(wiring.total) - wiring.starts[wiring.group_of]
-    keep = np.append(within < floors(wiring.sizes, limits)[wiring.group_of], True)
+    keep = np.append(within < floors(wiring.sizes, limits, wiring.per_channel)[wiring.group_of], True)
     return amount(wiring.all_kept()) / amount(keep)
 
 
@@ -159,7 +159,7 @@ class _Shrinking:
         self.cost = Cost(model, self.wiring, imgsz)
         self.amount: Price = price or self.cost.macs
         self.round_to, self.per_layer = limits.round_to, per_layer
-        self.floors = floors(self.wiring.sizes, limits)
+        self.floors = floors(self.wiring.sizes, limits, self.wiring.per_channel)
         self.removed_at = np.full(self.wiring.total, self.STAYS)
         self.measure(measure)
 

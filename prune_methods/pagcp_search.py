@@ -87,7 +87,7 @@ class _Search:
         self.wiring = Wiring(model, groups)
         self.cost = Cost(model, self.wiring, imgsz)
         self.sums = SliceSums(model, self.wiring, criterion)
-        self.floors = floors(self.wiring.sizes, limits)
+        self.floors = floors(self.wiring.sizes, limits, self.wiring.per_channel)
         self.goal = self.cost.base / target
         self.decay = decay(settings.initial_rate, settings.initial_thres, len(groups)) if settings.schedule else 1.0
         self.keep = self.wiring.all_kept()

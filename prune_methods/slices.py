@@ -64,10 +64,11 @@ class SliceSums:
         """Float64 per flat channel (without the last entry), +inf where it is gone already."""
         sums = self._sums(keep)
         scores = np.full(self.wiring.total, np.inf)
-        for group, start, members in zip(self.wiring.groups, self.wiring.starts, self._members, strict=True):
+        wiring = self.wiring
+        for group, start, each, members in zip(wiring.groups, wiring.starts, wiring.per_channel, self._members, strict=True):
             left = np.flatnonzero(keep[start : start + group.size])
             slices = [np.bincount(m.group_channels, sums[m.name, m.kind][m.layer_channels], group.size)[left] for m in members]
-            found = self.criterion.score(np.array(slices).reshape(len(members), len(left)))
+            found = self.criterion.score(np.array(slices).reshape(len(members), len(left)) / each)
             assert found.shape == left.shape and np.isfinite(found).all(), f"{type(self.criterion).__name__}: bad scores"
             scores[start + left] = found
         return scores

@@ -22,6 +22,7 @@ from prune_methods.graph import (
     one_line,
     output_width,
     trace,
+    unit_member,
 )
 from prune_methods.probe import largest_passing, probe
 from utils.deadline import Deadline, OutOfTime
@@ -99,21 +100,37 @@ def _follow_layers(graph: Graph, whole: Whole, deadline: Deadline, progress: boo
     found: list[ChannelGroup] = []
     skipped: list[Skipped] = []
     grouped: dict[str, set[int]] = {}  # output channels that already are in a group
+    units = _unit_groups(graph)
     bar = tqdm(list(_makers(graph)), desc="Preflight", leave=False, dynamic_ncols=True, disable=None if progress else True)
     for name in bar:
         channels = [c for c in range(output_width(graph, name)) if c not in grouped.get(name, ())]
         if not channels:
             continue
-        members, reason = _trace_in_time(graph, name, channels, whole, deadline)
-        for member in members:
+        if name in units:
+            group, reason = units[name], next((whole[m.name] for m in units[name].members if m.name in whole), None)
+        else:
+            members, reason = _trace_in_time(graph, name, channels, whole, deadline)
+            group = ChannelGroup(name, len(channels), tuple(members))
+        for member in group.members:
             if member.kind in MAKERS:
                 grouped.setdefault(member.name, set()).update(member.layer_channels.tolist())
-        group = reason or bundled(ChannelGroup(name, len(channels), tuple(members)), graph.modules)
-        if isinstance(group, str):
-            skipped += _stay_whole(name, members, group)
+        result = reason or bundled(group, graph.modules)
+        if isinstance(result, str):
+            skipped += _stay_whole(name, group.members, result)
         else:
-            found += _divided(group)
+            found += _divided(result)
     return found, skipped
+
+
+def _unit_groups(graph: Graph) -> dict[str, ChannelGroup]:
+    """The groups of the blocks with a `unit_rule`, by the first layer that makes them."""
+    found: dict[str, ChannelGroup] = {}
+    for block, module in graph.modules.items():
+        if rule := getattr(module, "unit_rule", None):
+            members = tuple(unit_member(block, inner) for inner in rule())
+            first = next(m.name for m in members if m.kind in MAKERS)
+            found[first] = ChannelGroup(first, 1 + max(int(m.group_channels.max()) for m in members), members)
+    return found
 
 
 def _makers(graph: Graph) -> Iterator[str]:

@@ -31,6 +31,7 @@ class Wiring:
         self.groups = tuple(groups)
         self.sizes = np.array([g.size for g in groups], dtype=int)
         self.starts = np.concatenate(([0], np.cumsum(self.sizes)))[:-1].astype(int)
+        self.per_channel = np.array([g.per_channel for g in groups], dtype=int)
         self.total = int(self.sizes.sum())
         self.group_of = np.repeat(np.arange(len(groups)), self.sizes)
         self.outs: dict[str, np.ndarray] = {}

@@ -115,7 +115,7 @@ def time_model(
     """Measure the layers of the model and of randomly narrowed copies in turn, and fit the times of all widths to them."""
     wiring = Wiring(model, groups)
     cost, everything = Cost(model, wiring), wiring.all_kept()
-    lowest, generator = floors(wiring.sizes, limits), np.random.default_rng(0)
+    lowest, generator = floors(wiring.sizes, limits, wiring.per_channel), np.random.default_rng(0)
     keeps = [everything, *(narrowed(wiring, lowest, limits.round_to, generator) for _ in range(COPIES))]
     samples: dict[str, list[np.ndarray]] = {str(n): [] for n in range(len(keeps))}
     images = torch.rand(setting.batch, 3, setting.imgsz, setting.imgsz, device=setting.device)

@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """New models have the same weights whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data and weights beside the project; tests that need it are skipped where it is missing."""

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,15 @@ from models.blocks.goldyolo import (
     resized,
 )
 from models.registry import Site
-from prune_methods import PRUNERS, apply, keep_masks, preflight
+from prune_methods import PRUNERS, apply, keep_masks, preflight, zeroed
+from prune_methods.cost import Cost
+from prune_methods.cut import largest_difference
 from prune_methods.verify import verify
+from prune_methods.wiring import Wiring
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.errors import UserError
-from utils.profiling import count_parameters
+from utils.profiling import count_macs, count_parameters, macs_by_module
 
 INJECT = "InjectionMultiSum_Auto_pool"
 ROWS = [
@@ -129,10 +133,44 @@ def test_a_small_neck_trains_folds_and_prunes(tmp_path) -> None:
     assert fused_difference(model, 128) < 1e-4
     assert isinstance(model.model[5], IFM)
     smaller, whole = assert_prunes(model, tmp_path, 128)
-    attention = [f"model.9.m.0.attention.{part}.conv" for part in ("query", "key", "value")]
-    assert {"model.5.split.conv", "model.9.split", *attention, "model.13.m.0"} == set(whole)
+    assert {"model.5.split.conv", "model.9.split", "model.13.m.0"} == set(whole)
     assert smaller.model[7].local.conv.out_channels == smaller.model[7].gate.conv.out_channels == 20
     assert smaller.model[9].m[0].wise.groups == 96 and smaller.model[8].conv.conv.out_channels == 24
+
+
+def test_an_attention_loses_whole_heads() -> None:
+    """Three heads with keys of 4 channels and values of 8; the middle one goes."""
+    torch.manual_seed(0)
+    model = built([2, 1, "Conv", [16]], [-1, 1, "TopBasicLayer", [16, [8, 8], 1, 3, 4]])
+    found, _ = preflight(model)
+    masks = {g.name: np.ones(g.size, dtype=bool) for g in found}
+    heads = next(g for g in found if g.name == "model.4.m.0.attention.query.conv")
+    assert (heads.size, heads.per_channel) == (3, 4)
+    masks[heads.name][1] = False
+    smaller = apply(model, found, masks)
+    ours, theirs = smaller.model[4].m[0].attention, model.model[4].m[0].attention
+    keys, values = [*range(4), *range(8, 12)], [*range(8), *range(16, 24)]
+    assert torch.equal(ours.query.conv.weight, theirs.query.conv.weight[keys])
+    assert torch.equal(ours.key.bn.weight, theirs.key.bn.weight[keys])
+    assert torch.equal(ours.value.conv.weight, theirs.value.conv.weight[values])
+    assert torch.equal(ours.project.conv.weight, theirs.project.conv.weight[:, values])
+    assert largest_difference(smaller, zeroed(model, found, masks), 128) < 1e-5
+
+    cost, wiring = Cost(model, Wiring(model, found), 128), Wiring(model, found)
+    cells = (128 // 16) ** 2
+    layers = sum(macs for macs, _, _ in macs_by_module(model, 128).values())
+    assert cost.other == 0 and cost.base == layers + 3 * cells * cells * (4 + 8)
+    assert cost.macs(wiring.flatten(masks)) == count_macs(smaller.fuse(), 128)
+    plan = keep_masks(model, [heads], PRUNERS["lamp"](), 1e9, imgsz=128)
+    assert plan.masks[heads.name].sum() == 1  # --min-channels counts channels: a head has four
+
+
+def test_ignored_heads_stay() -> None:
+    model = built([2, 1, "Conv", [16]], [-1, 1, "TopBasicLayer", [16, [8, 8], 1, 3, 4]])
+    found, skipped = preflight(model, ["model.4.m.0.attention.key"])
+    parts = {f"model.4.m.0.attention.{part}.conv" for part in ("query", "key", "value")}
+    assert not parts & {m.name for g in found for m in g.members if m.kind == "out"}
+    assert {s.layer for s in skipped if s.reason == "ignored by the user"} == parts
 
 
 def test_an_error_names_the_row() -> None:
@@ -145,7 +183,7 @@ def test_the_model_of_the_tables_prunes_to_half_its_cost() -> None:
     model = build_model("models/configs/custom/yolov5n-fasternet-goldyolo-asf.yaml", nc=2)
     assert (count_parameters(model), count_parameters(model.fuse())) == (6_455_662, 6_408_866)
     found, skipped = preflight(model)
-    assert len(skipped) == 11  # both splits, 2 x query, key and value, the head's three
+    assert len(skipped) == 5  # both splits, the head's three
     plan = keep_masks(model, found, PRUNERS["lamp"](), target=2.0)
     smaller = apply(model, found, plan.masks)
     verify(model, found, plan, smaller)

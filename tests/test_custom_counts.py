@@ -1,6 +1,7 @@
 """The published figures of the custom structures, each by the tables' own way of counting, and what we deploy beside it."""
 
 import pytest
+import torch
 
 from benchmarks.published import NC, PUBLISHED, cfg_as_published, count_as_published, fused_as_published
 from models import build_model
@@ -35,6 +36,15 @@ def test_as_published(name: str):
 def test_as_deployed(name: str):
     info = build_model(name, nc=NC).info()
     assert (info["deployed_parameters"], round(info["gflops_fused"], 2)) == DEPLOYED[name]
+
+
+@pytest.mark.parametrize("name", [n for n in DEPLOYED if n in PRESENT])
+def test_images_need_only_be_multiples_of_32_px(name: str):
+    """As rectangular batches are: maps of 5 cells are halved to 3, and what is doubled again must meet 5."""
+    model = build_model(name, nc=NC).train()
+    with torch.no_grad():
+        maps = model(torch.rand(2, 3, 96, 160))  # two, for batch norms over single cells
+    assert [(*y.shape[2:4],) for y in maps] == [(12, 20), (6, 10), (3, 5)]
 
 
 def test_only_the_named_blocks_fold():

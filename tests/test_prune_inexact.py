@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import build_model, load_model, save_model
 from models.registry import BLOCKS
-from prune_methods import ChannelGroup, Member, apply, groups, preflight, zeroed
+from prune_methods import PRUNERS, ChannelGroup, Member, apply, groups, preflight, scores, zeroed
 from prune_methods.bundles import bundled
 from prune_methods.cut import largest_difference
 from prune_methods.inexact import gates_fixed, inexact_blocks
@@ -175,6 +175,18 @@ def test_a_group_norm_loses_whole_groups_exactly(block, bundles, tmp_path):
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path / "x.pt").eval()(x)[0], smaller.eval()(x)[0])
+
+
+def test_a_bundle_is_worth_the_mean_of_its_channels():
+    """Else bundles of 4 would outlive single channels wherever methods rank raw magnitudes."""
+    model = detector("Normed")
+    found = groups(model)
+    bundle = next(g for g in found if g.name == "model.2.conv")
+    assert (bundle.size, bundle.per_channel) == (4, 4)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.5)
+    worth = scores(model, found, PRUNERS["slim"]())
+    assert worth["model.2.conv"].tolist() == [0.5] * 4 and worth["model.1.conv"].tolist() == [0.5] * 16
 
 
 def test_a_group_norm_over_several_layers_channels_stays():

@@ -107,6 +107,11 @@ def test_floors():
     assert floors(sizes, Limits(1, max_ratio=0.5)).tolist() == [2, 8, 50]
     assert floors(sizes, Limits(1, max_ratio=0.9)).tolist() == [1, 2, 10]  # 0.1 x 100 is a hair above 10 in floats
     assert floors(sizes, Limits(4, round_to=8)).tolist() == [3, 8, 8]
+    assert floors(sizes, Limits(4), np.array([1, 2, 8])).tolist() == [
+        3,
+        2,
+        1,
+    ]  # several channels each
 
 
 @pytest.mark.parametrize("limits", [Limits(5), Limits(1, 0.5), Limits(2, 0.75, 4)])

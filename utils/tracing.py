@@ -1,8 +1,9 @@
 """What a block can say about its channels where the trace of its `forward` would say it wrongly or not at all.
 
-Three ways, from the smallest: `cut(tensor)` inside `forward`; a class attribute `keep_whole = ("offset",)`, children whose
-outputs are never cut; a method `channel_rule()` that replaces the trace of the block. A class attribute `inexact = "why"` says
-that removing channels changes more than these channels; the proof of a cut then leaves that part out.
+Four ways, from the smallest: `cut(tensor)` inside `forward`; a class attribute `keep_whole = ("offset",)`, children whose
+outputs are never cut; a method `unit_rule()` for parts that exist inside the block only and go as a whole, as the heads of an
+attention; a method `channel_rule()` that replaces the trace of the block. A class attribute `inexact = "why"` says that removing
+channels changes more than these channels; the proof of a cut then leaves that part out.
 See docs/pruning.md, "Blocks with rules of their own".
 """
 
@@ -22,6 +23,8 @@ _inexact: ContextVar[list[bool] | None] = ContextVar("inexact", default=None)
 @dataclass(frozen=True)
 class Inner:
     """Channels of a layer inside a block that go with channels of the block: `channels[i]` of the layer with `block_channels[i]`.
+
+    In a `unit_rule` the second are no channels but the units 0, 1, ... that the first belong to, and there is no `of`.
 
     - `layer`: name inside the block (`conv`, `branches.0.bn`).
     - `kind`: `out` or `in` side of a convolution or linear layer, `depthwise`, or `norm`.

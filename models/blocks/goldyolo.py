@@ -23,11 +23,12 @@ Widths of IFM, injections, PyramidPoolAgg and TopBasicLayer are as written: the 
 
 Export: at image sizes that are multiples of 64 px; ONNX's older exporter refuses to halve an odd number of cells.
 
-Pruning: everything but the parts' widths (injections cut them out by position) and query, key and value (heads of fixed
-width). An injection's three convolutions are one group, the stream of the attention another.
+Pruning: everything but the parts' widths (injections cut them out by position). An attention loses whole heads, query, key,
+value and what the projection reads of them. An injection's three convolutions are one group, the stream of the attention another.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ from models.blocks.conv import Conv
 from models.blocks.pooling import averaged
 from models.blocks.repconv import RepConv
 from models.registry import BLOCKS, Act, Site
-from utils.tracing import cut
+from utils.tracing import Inner, cut
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -170,11 +171,9 @@ class PyramidPoolAgg(nn.Module):
 class GlobalAttention(nn.Module):
     """Every cell looks at every other (TopFormer, Zhang 2022): projections are `Conv`s, values `ratio` x as wide as keys."""
 
-    keep_whole = ("query", "key", "value")
-
     def __init__(self, c: int, heads: int = 4, key: int = 8, ratio: int = 2):
         super().__init__()
-        self.heads = heads
+        self.widths = key, key, key * ratio  # of a head's query, key and value; how many heads there are follows from the layers
         self.query = Conv(c, heads * key, act=False)
         self.key = Conv(c, heads * key, act=False)
         self.value = Conv(c, heads * key * ratio, act=False)
@@ -183,12 +182,27 @@ class GlobalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same. Equation: project(relu(value x softmax(query x key / sqrt(width of a key))))."""
+        layers = self.query, self.key, self.value
         query, key, value = (
-            cut(layer(x)).flatten(2).unflatten(1, (self.heads, -1)) for layer in (self.query, self.key, self.value)
+            cut(layer(x)).flatten(2).unflatten(1, (-1, width)) for layer, width in zip(layers, self.widths, strict=True)
         )
         looks = (query.transpose(2, 3) @ key * query.shape[2] ** -0.5).softmax(3)  # (N, heads, cells, cells)
         seen = value @ looks.transpose(2, 3)
         return self.project(self.act(seen.flatten(1, 2).unflatten(2, x.shape[2:])))
+
+    def unit_rule(self) -> list[Inner]:
+        """A head goes with its query, key and value, and with what is read of it."""
+
+        def heads(layer: str, kind: str, width: int) -> Inner:
+            conv: Any = self.get_submodule(layer.split(".")[0]).conv
+            channels = range(conv.in_channels if kind == "in" else conv.out_channels)
+            return Inner(layer, kind, channels, [channel // width for channel in channels])
+
+        parts = zip(("query", "key", "value"), self.widths, strict=True)
+        made = [
+            heads(f"{part}.{layer}", kind, width) for part, width in parts for layer, kind in (("conv", "out"), ("bn", "norm"))
+        ]
+        return [*made, heads("project.conv", "in", self.widths[2])]
 
 
 class AttentionBlock(nn.Module):

@@ -49,9 +49,14 @@ class FinePrediction(Prediction):
         return nn.Sequential(fold_implicit(self.conv, cast(ImplicitA, self.add), each), nn.PixelShuffle(2))
 
 
-def doubled(x: Tensor) -> Tensor:
-    """Nearest up-sampling by 2."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+def doubled(x: Tensor, like: Tensor) -> Tensor:
+    """Nearest up-sampling by 2, to the size of `like`: a map of 5 cells halves to 3."""
+    return trimmed(F.interpolate(x, scale_factor=2.0, mode="nearest"), like)
+
+
+def trimmed(x: Tensor, like: Tensor) -> Tensor:
+    """Without the last row or column that `like` does not have."""
+    return x[..., : like.shape[2], : like.shape[3]]
 
 
 class Decoupled(nn.Module):
@@ -75,10 +80,10 @@ class Decoupled(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Finer, own, coarser map -> (N, na x (5 + nc), H, W) of the own size."""
         finer, own, coarser = maps
-        classes = self.cls(self.semantic(torch.cat((self.down(own), coarser), 1)))
+        classes = trimmed(self.cls(self.semantic(torch.cat((self.down(own), coarser), 1))), own)
         middle = self.own(own)
-        detail = self.detail(self.from_finer(finer) + self.own_up(doubled(middle)))
-        boxes = self.places(detail + middle + self.from_coarser(doubled(coarser)))
+        detail = self.detail(self.from_finer(finer) + self.own_up(doubled(middle, finer)))
+        boxes = self.places(detail + middle + self.from_coarser(doubled(coarser, own)))
         return by_anchor(self.na, [self.box(boxes), self.obj(boxes), classes])
 
 
