@@ -39,6 +39,8 @@ LOGIT = ("l1", "l2", "ast")
 STUDENT_ROWS = ("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd", "cwd+ast", "mgd+ast", "cwd+mgd")
 PRUNED_ROWS = ("ast", "mgd", "cwd", "cwd+ast")
 TRIED = {"l1": (1,), "l2": (1,), "ast": (1, 3), "mimic": (0.01, 0.1), "mgd": (0.01, 0.1), "cwd": (0.03, 0.3), "pkd": (0.03, 0.3)}
+TRIED_ARGS = {"cwd": ("cwd.norm=True", "cwd.temperature=4"), "mgd": ("mgd.norm=True",)}
+"""Tried with the first weight of each."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,10 @@ def alone_run(recipe: Recipe, seed: int) -> Run:
     return Run(name, words, recipe.base_epochs, recipe.base_epochs)
 
 
-def taught_run(recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None) -> Run:
+def taught_run(recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None, *more: str) -> Run:
     """The student with a teacher; `losses` as `cwd+ast`."""
     words = (*recipe.start, "--hyp", recipe.hyp, "--noval", "--teacher", str(recipe.best("teacher")), *loss_words(losses, weight))
-    command = recipe.train(name, *words, epochs=recipe.base_epochs, seed=seed, script="distill.py")
+    command = recipe.train(name, *words, *more, epochs=recipe.base_epochs, seed=seed, script="distill.py")
     return Run(name, command, recipe.base_epochs, recipe.base_epochs, ("teacher",), load=TAUGHT_LOAD)
 
 
@@ -148,9 +150,12 @@ def pruned_runs(recipe: Recipe) -> list[Run]:
 
 
 def tuning_runs(recipe: Recipe) -> list[Run]:
-    """The weights tried, on seed 0."""
-    return [
-        taught_run(recipe, f"tune-{loss}-{weight:g}", loss, 0, weight) for loss, weights in TRIED.items() for weight in weights
+    """The weights and options tried, on seed 0."""
+    plain = [taught_run(recipe, f"tune-{loss}-{weight:g}", loss, 0, weight) for loss, weights in TRIED.items() for weight in weights]
+    return plain + [
+        taught_run(recipe, f"tune-{word}", loss, 0, TRIED[loss][0], "--feature-args", word)
+        for loss, words in TRIED_ARGS.items()
+        for word in words
     ]
 
 

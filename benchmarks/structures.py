@@ -194,7 +194,8 @@ def table(rows: Sequence[Measured]) -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for row in rows:
         line = PUBLISHED[row.name]
-        timed = (f"{row.before_ms:.0f}", f"{row.after_ms:.0f}") if row.before_ms else ("-", "-")
+        ratio = row.before_ms / row.after_ms if row.after_ms else 0.0
+        timed = (f"{row.before_ms:.0f}", f"{row.after_ms:.0f} ({ratio:.2f}x)") if ratio else ("-", "-")
         cells = (
             row.name,
             f"{line.parameters:,} / {line.gflops:g}",
@@ -210,10 +211,14 @@ def table(rows: Sequence[Measured]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Measured at {'; '.join(sorted({row.conditions for row in rows}))}.", "", "What stays whole, and why:", ""]
     for row in rows:
-        parts = [f"{reason} ({len(layers)} layers, as {layers[0]})" for reason, layers in row.skipped.items()]
+        parts = [f"{reason} ({_layers(layers)})" for reason, layers in row.skipped.items()]
         exceptions = f" Cut without full proof: {'; '.join(row.inexact)}." if row.inexact else ""
         lines.append(f"- **{row.name}**: {'; '.join(parts) or 'nothing'}.{exceptions}")
     return "\n".join(lines)
+
+
+def _layers(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers, as {names[0]}"
 
 
 def write_table(project: Path, page: Path) -> None:

@@ -86,10 +86,10 @@ def layers_to_keep(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
     """Layers whose outputs stay whole, and why: those that the user ignores, and those that blocks name in `keep_whole`."""
     whole: dict[str, str] = {}
     for name, block in model.named_modules():
-        for child in getattr(block, "keep_whole", ()):
+        for child, why in getattr(block, "keep_whole", {}).items():
             first = f"{name}.{child}".lstrip(".")
             inside = [f"{first}.{inner}" for inner, _ in block.get_submodule(child).named_modules() if inner]
-            whole |= dict.fromkeys([first, *inside], f"its block ({type(block).__name__}) keeps it whole")
+            whole |= dict.fromkeys([first, *inside], f"its block ({type(block).__name__}) keeps it whole: {why}")
     return whole | dict.fromkeys(ignored_layers(model, patterns), IGNORED)
 
 

@@ -120,7 +120,7 @@ class Hidden(nn.Module):
 class Spatial(Square):
     """LSK's way: two pictures from all channels, two gates from these, which stay two."""
 
-    keep_whole = ("squeeze",)
+    keep_whole = {"squeeze": "two gates"}
 
     def __init__(self, channels: int):
         super().__init__(channels)

@@ -71,7 +71,8 @@ def test_trains_folds_and_prunes(tmp_path):
     assert without_gradient(model) == []
     assert fused_difference(model) < 1e-4
     smaller, kept = assert_prunes(model, tmp_path)
-    assert kept["model.3.inner.point.0"] == "its block (DiverseBranchBlock) keeps it whole"
+    why = "its width folds away, so that cutting it saves nothing"
+    assert kept["model.3.inner.point.0"] == f"its block (DiverseBranchBlock) keeps it whole: {why}"
     assert set(kept) == {"model.3.inner.point.0", "model.5.m.0"}
     block = smaller.model[3]
     assert block.dense[0].weight.shape == (12, 16, 3, 3) and block.inner.point[0].weight.shape == (32, 16, 1, 1)

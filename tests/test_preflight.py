@@ -231,7 +231,7 @@ def test_rule_of_a_block_with_inputs_and_outputs_apart(tmp_path):
 def test_keep_whole_and_cut(tmp_path, monkeypatch):
     model = detector("Spatial")
     found, reasons = names_and_reasons(model)
-    assert "model.2.conv.conv" in found and reasons["model.2.squeeze"] == "its block (Spatial) keeps it whole"
+    assert "model.2.conv.conv" in found and reasons["model.2.squeeze"] == "its block (Spatial) keeps it whole: two gates"
     smaller = assert_cut_is_right(model, tmp_path)
     assert smaller.model[2].squeeze.weight.shape == model.model[2].squeeze.weight.shape
     monkeypatch.setattr("tests.preflight_toys.cut", lambda x: x)  # without it the gates tie what they multiply

@@ -35,8 +35,8 @@ ROW = Measured(
 def test_a_row_of_the_table():
     lines = table([ROW]).splitlines()
     assert lines[2] == (
-        "| yolov5n-c3faster-repconv | 1,614,495 / 3.7 | 1,614,495 / 3.66 | 1,593,439 / 3.60 | ok | 2.000x | 43 % | 12 | 100 | 61 "
-        "| 1.2e-06 |"
+        "| yolov5n-c3faster-repconv | 1,614,495 / 3.7 | 1,614,495 / 3.66 | 1,593,439 / 3.60 | ok | 2.000x | 43 % | 12 | 100 "
+        "| 61 (1.66x) | 1.2e-06 |"
     )
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
     assert lines[-1] == (

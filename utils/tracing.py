@@ -1,6 +1,6 @@
 """What a block can say about its channels where the trace of its `forward` would say it wrongly or not at all.
 
-Four ways, from the smallest: `cut(tensor)` inside `forward`; a class attribute `keep_whole = ("offset",)`, children whose
+Four ways, from the smallest: `cut(tensor)` inside `forward`; a class attribute `keep_whole = {"offset": "why"}`, children whose
 outputs are never cut; a method `unit_rule()` for parts that exist inside the block only and go as a whole, as the heads of an
 attention; a method `channel_rule()` that replaces the trace of the block. A class attribute `inexact = "why"` says that removing
 channels changes more than these channels; the proof of a cut then leaves that part out.

@@ -29,7 +29,7 @@ from utils.tracing import cut
 class ASFF(nn.Module):
     """Sum of maps of one shape, each cell with weights of its own that add up to 1 (Liu 2019, equations 1 and 2)."""
 
-    keep_whole = ("weigh",)
+    keep_whole = {"weigh": "one weight for each level"}
 
     def __init__(self, channels: int, n: int, hidden: int = 8, act: Act = "SiLU"):
         super().__init__()

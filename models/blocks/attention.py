@@ -79,7 +79,7 @@ class ECA(nn.Module):
 class CBAM(nn.Module):
     """A gate for each channel, then one for each place."""
 
-    keep_whole = ("place",)
+    keep_whole = {"place": "one gate for all channels"}
     inexact = "the gate of a place comes from the mean and the maximum over all channels"
 
     def __init__(self, c: int, reduction: int = 16, k: int = 7):

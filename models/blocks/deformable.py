@@ -58,7 +58,7 @@ def deform_by_sampling(conv: nn.Conv2d, x: Tensor, offset: Tensor, mask: Tensor)
 class Offsets(nn.Module):
     """Where the taps of a deformable convolution are, and what each weighs: a plain convolution, zero at first (DCNv2, 3.1)."""
 
-    keep_whole = ("conv",)
+    keep_whole = {"conv": "positions and weights of the taps, as many as the kernel has"}
 
     def __init__(self, c1: int, k: int = 3, s: int = 1):
         super().__init__()

@@ -59,7 +59,7 @@ class DiverseBranchBlock(nn.Module):
     """See the file."""
 
     deploy_free = ("point", "inner", "outer", "mixed")
-    keep_whole = ("inner",)
+    keep_whole = {"inner": "its width folds away, so that cutting it saves nothing"}
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, act: Act = "SiLU"):
         super().__init__()

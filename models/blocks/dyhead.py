@@ -47,7 +47,7 @@ class MovingNorm(nn.Module):
 class ScaleGate(nn.Module):
     """One number an image, 0.5 to 1: how much a whole map counts (equation 3)."""
 
-    keep_whole = ("conv",)
+    keep_whole = {"conv": "one number weighs all channels"}
 
     def __init__(self, channels: int):
         super().__init__()

@@ -89,7 +89,7 @@ class SimFusion3(nn.Module):
 class IFM(nn.Module):
     """Information fusion of the low levels: 1x1 to `hidden`, `n` RepVGG blocks, 1x1 to all parts."""
 
-    keep_whole = ("split",)
+    keep_whole = {"split": "injections cut their parts out by position"}
 
     def __init__(self, c1: int, parts: Sequence[int], hidden: int = 96, n: int = 3, act: Act = "SiLU"):
         super().__init__()
@@ -226,7 +226,7 @@ class AttentionBlock(nn.Module):
 class TopBasicLayer(nn.Module):
     """Information fusion of the high levels: `n` transformer blocks, then 1x1 to all parts."""
 
-    keep_whole = ("split",)
+    keep_whole = {"split": "injections cut their parts out by position"}
 
     def __init__(self, c: int, parts: Sequence[int], n: int = 2, heads: int = 4, key: int = 8, ratio: int = 4):
         super().__init__()

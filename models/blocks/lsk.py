@@ -25,7 +25,7 @@ from utils.tracing import cut
 class LSKBlock(nn.Module):
     """Large selective kernel attention."""
 
-    keep_whole = ("select",)
+    keep_whole = {"select": "two gates, one for each kernel"}
     inexact = "it weighs its halves by their mean and maximum over all channels"
 
     def __init__(self, channels: int):

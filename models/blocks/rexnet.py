@@ -49,7 +49,7 @@ class SqueezeExcite(nn.Module):
 class ReXBlock(nn.Module):
     """Inverted residual with linear bottleneck; the residual covers the first c1 channels."""
 
-    keep_whole = ("project",)
+    keep_whole = {"project": "a residual ties only a part of its channels, another one in each block"}
 
     def __init__(self, c1: int, c2: int, s: int, expansion: int, squeeze: bool):
         super().__init__()

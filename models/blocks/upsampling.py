@@ -24,7 +24,7 @@ from utils.tracing import cut
 class CARAFE(nn.Module):
     """Content-aware reassembly of features."""
 
-    keep_whole = ("encode",)
+    keep_whole = {"encode": "the weights of a kernel"}
 
     def __init__(self, c: int, scale: int = 2, k: int = 5, hidden: int = 64, act: Act = "SiLU"):
         super().__init__()
@@ -56,7 +56,7 @@ class CARAFE(nn.Module):
 class DySample(nn.Module):
     """Upsampling by point sampling. With offsets of zero, where training starts nearly, it is the bilinear one."""
 
-    keep_whole = ("offset",)
+    keep_whole = {"offset": "where to sample"}
 
     def __init__(self, c: int, scale: int = 2):
         super().__init__()

@@ -27,7 +27,7 @@ from utils.tracing import cut
 class Prediction(nn.Module):
     """A 1x1 convolution between two implicit vectors (or none)."""
 
-    keep_whole = ("conv",)
+    keep_whole = {"conv": "it makes the head's predictions"}
 
     def __init__(self, c1: int, c2: int, implicit: bool = True):
         super().__init__()

@@ -21,7 +21,11 @@ CUSTOM: dict[str, tuple[set[str], dict[str, int]]] = {
     "yolov5n-c3faster-repconv": ({"C3_Faster", "RepConv"}, HEAD),
     "yolov7-tiny-dcn-afpn": (
         {"DCNv2", "AFPN"},
-        HEAD | {"its block (Offsets) keeps it whole": 2, "its block (ASFF) keeps it whole": 5},
+        HEAD
+        | {
+            "its block (Offsets) keeps it whole: positions and weights of the taps, as many as the kernel has": 2,
+            "its block (ASFF) keeps it whole: one weight for each level": 5,
+        },
     ),
 }
 """A v5-based and a v7-based YAML: its own blocks, and how many layers stay whole for which reason."""
