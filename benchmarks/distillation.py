@@ -151,11 +151,11 @@ def pruned_runs(recipe: Recipe) -> list[Run]:
 
 def tuning_runs(recipe: Recipe) -> list[Run]:
     """The weights and options tried, on seed 0."""
-    plain = [taught_run(recipe, f"tune-{loss}-{weight:g}", loss, 0, weight) for loss, weights in TRIED.items() for weight in weights]
-    return plain + [
-        taught_run(recipe, f"tune-{word}", loss, 0, TRIED[loss][0], "--feature-args", word)
-        for loss, words in TRIED_ARGS.items()
-        for word in words
+    pairs = [(loss, weight) for loss, weights in TRIED.items() for weight in weights]
+    options = [(loss, word) for loss, words in TRIED_ARGS.items() for word in words]
+    return [
+        *(taught_run(recipe, f"tune-{loss}-{weight:g}", loss, 0, weight) for loss, weight in pairs),
+        *(taught_run(recipe, f"tune-{word}", loss, 0, TRIED[loss][0], "--feature-args", word) for loss, word in options),
     ]
 
 
