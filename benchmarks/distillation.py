@@ -67,10 +67,9 @@ def main(opt: DistillationOptions) -> None:
     if gap < MARGIN:
         raise UserError(f"the teacher is better by {gap:.3f} only, not by {MARGIN:g}: it cannot show what distillation does")
     finish(recipe, todo, opt.jobs)
-    if not opt.only:
-        text = tuning_table(recipe, runs) if opt.tune else tables(recipe)
-        write_atomic(recipe.project / ("tuning.md" if opt.tune else "results.md"), text + "\n")
-        print(text)
+    text = tuning_table(recipe, runs) if opt.tune else tables(recipe)
+    write_atomic(recipe.project / ("tuning.md" if opt.tune else "results.md"), text + "\n")
+    print(text)
 
 
 def large_recipe(project: Path) -> Recipe:
@@ -168,7 +167,7 @@ def last_map(recipe: Recipe, run: str) -> float:
 
 
 def tables(recipe: Recipe) -> str:
-    """Both tables: mean and spread over the seeds, and the difference from training alone."""
+    """Both tables, of the runs that are complete: each seed's difference from training alone, mean and spread."""
     student = comparison(recipe, "alone-{seed}", {row: f"{row}-{{seed}}" for row in STUDENT_ROWS})
     pruned = comparison(recipe, "pruned-alone-{seed}", {row: f"pruned-{row}-{{seed}}" for row in PRUNED_ROWS})
     teacher = f"Teacher: {last_map(recipe, 'teacher'):.3f} mAP50-95."
@@ -176,24 +175,34 @@ def tables(recipe: Recipe) -> str:
 
 
 def comparison(recipe: Recipe, alone: str, rows: dict[str, str]) -> str:
-    """A row each: mAP50-95, mean and standard deviation over the seeds, and of the paired differences."""
-    base = [last_map(recipe, alone.format(seed=seed)) for seed in SEEDS]
-    lines = [["alone", spread(base), ""]]
+    """A row each: mAP50-95 as mean and standard deviation over the seeds, and its difference from `alone` with the same seed."""
+    base = of_seeds(recipe, alone)
+    lines = [["alone", spread(list(base.values())), "", ""]]
     for title, name in rows.items():
-        values = [last_map(recipe, name.format(seed=seed)) for seed in SEEDS]
-        lines.append([title, spread(values), spread([v - b for v, b in zip(values, base, strict=True)], signed=True)])
-    return table(("Loss", "mAP50-95", "against alone"), lines)
+        if values := {seed: value for seed, value in of_seeds(recipe, name).items() if seed in base}:
+            gains = [value - base[seed] for seed, value in values.items()]
+            listed = " ".join(f"{gain:+.3f}" for gain in gains)
+            lines.append([title, spread(list(values.values())), listed, spread(gains, signed=True)])
+    return table(("Loss", "mAP50-95", "against alone, seed by seed", "mean"), lines)
+
+
+def of_seeds(recipe: Recipe, name: str) -> dict[int, float]:
+    """mAP50-95 by seed, of the runs that are complete."""
+    runs = {seed: name.format(seed=seed) for seed in SEEDS}
+    return {seed: last_map(recipe, run) for seed, run in runs.items() if (recipe.project / run / "done.json").is_file()}
 
 
 def spread(values: Sequence[float], signed: bool = False) -> str:
-    """`0.352 ± 0.006`, or `+0.010 ± 0.006`."""
-    return f"{statistics.mean(values):{'+' if signed else ''}.3f} ± {statistics.stdev(values):.3f}"
+    """`0.352 ± 0.006`, or `+0.010 ± 0.006`; of a single value no spread."""
+    text = f"{statistics.mean(values):{'+' if signed else ''}.3f}" if values else "-"
+    return f"{text} ± {statistics.stdev(values):.3f}" if len(values) > 1 else text
 
 
 def tuning_table(recipe: Recipe, runs: Sequence[Run]) -> str:
     """A row each weight."""
     base = last_map(recipe, "alone-0")
-    found = [(run.name, last_map(recipe, run.name)) for run in runs if run.name.startswith("tune-")]
+    complete = [run.name for run in runs if run.name.startswith("tune-") and done(recipe.project, run)]
+    found = [(name, last_map(recipe, name)) for name in complete]
     return table(("Run", "mAP50-95", "against alone"), [[name, f"{value:.3f}", f"{value - base:+.3f}"] for name, value in found])
 
 
