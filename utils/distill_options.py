@@ -22,7 +22,12 @@ class TeacherOptions:
 
     teacher: str = option("", "trained checkpoint to learn from: ours, pruned ones too, or an official YOLOv5 / YOLOv7 .pt")
     teacher_cfg: str = option("", "accepted for old commands; a checkpoint brings its own structure")
-    feature_loss: tuple[str, ...] = option((), "feature losses, one or several", multi=True, choices=FEATURE_NAMES)
+    feature_loss: tuple[str, ...] = option(
+        (),
+        "feature losses, one or several; in short runs they may cost mAP (docs/results.md)",
+        multi=True,
+        choices=FEATURE_NAMES,
+    )
     feature_weight: tuple[float, ...] = option(
         (), "one weight, or one for each feature loss; each its own if not given", multi=True
     )
@@ -33,7 +38,9 @@ class TeacherOptions:
         (), "layers to compare: row numbers, tags, module paths (17,20,23); the head's inputs if not given", multi=True
     )
     teacher_layers: tuple[str, ...] = option((), "the teacher's layers, in the same order", multi=True)
-    logit_loss: str | None = option(None, "loss between the raw outputs; needs equal anchors and classes", choices=LOGIT_NAMES)
+    logit_loss: str | None = option(
+        None, "loss between the raw outputs, ast to begin with; needs equal anchors and classes", choices=LOGIT_NAMES
+    )
     logit_weight: float = option(1.0, "its weight")
     kd_schedule: str = option("cosine", "fall of the distillation weight over the run, from 1 to --kd-floor", choices=SCHEDULES)
     kd_floor: float = option(0.01, "where linear and cosine end")
@@ -46,7 +53,7 @@ class TeacherOptions:
             self._check_without()
             return
         if not (self.feature_loss or self.logit_loss):
-            raise UserError("--teacher: nothing says what to learn from it; e.g. --feature-loss cwd, or --logit-loss ast")
+            raise UserError("--teacher: nothing says what to learn from it; e.g. --logit-loss ast, or --feature-loss pkd")
         _check_distinct(self.feature_loss)
         self._check_numbers()
         self.loss_arguments()
@@ -146,7 +153,7 @@ class DistillOptions(TaughtOptions):
         """`UserError` for what is missing or out of range."""
         super().check()
         if not (self.teacher or self.resume):
-            raise UserError("missing: a teacher; for example: --teacher runs/train/exp/weights/best.pt --feature-loss cwd")
+            raise UserError("missing: a teacher; for example: --teacher runs/train/exp/weights/best.pt --logit-loss ast")
 
 
 def _check_distinct(names: tuple[str, ...]) -> None:
