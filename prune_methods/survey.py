@@ -107,7 +107,8 @@ def _follow_layers(graph: Graph, whole: Whole, deadline: Deadline, progress: boo
         if not channels:
             continue
         if name in units:
-            group, reason = units[name], next((whole[m.name] for m in units[name].members if m.name in whole), None)
+            group = units[name]
+            reason = next((whole[m.name] for m in group.members if m.kind in MAKERS and m.name in whole), None)
         else:
             members, reason = _trace_in_time(graph, name, channels, whole, deadline)
             group = ChannelGroup(name, len(channels), tuple(members))

@@ -171,6 +171,8 @@ def test_ignored_heads_stay() -> None:
     parts = {f"model.4.m.0.attention.{part}.conv" for part in ("query", "key", "value")}
     assert not parts & {m.name for g in found for m in g.members if m.kind == "out"}
     assert {s.layer for s in skipped if s.reason == "ignored by the user"} == parts
+    found, _ = preflight(model, ["model.4.m.0.attention.project"])  # whose outputs stay; what it reads may go
+    assert "model.4.m.0.attention.query.conv" in [g.name for g in found]
 
 
 def test_an_error_names_the_row() -> None:
