@@ -114,7 +114,7 @@ def test_check_shows_every_row(my_yaml: Path, monkeypatch: pytest.MonkeyPatch):
     ]  # 2 (48 x 48 x 9 + 96) + 3; the norms of 2 x 48 fold
     assert rows[7][2] == "Detect" and rows[7][7] == "no: makes the output of the model"
     assert "model.3 is cut, but not provably: the share of a place comes from means over all channels" in text
-    assert "its block (TwoViews) keeps it whole: two gates, one for each view: model.3.share, model.5.share" in text
+    assert "its block (TwoViews) keeps it whole: one gate for both views: model.3.share, model.5.share" in text
     short = printed(monkeypatch, cfg=(str(my_yaml),), imgsz=64, prune=False)
     assert "yes" not in short and "GFLOPs deployed" in short
 
