@@ -14,13 +14,13 @@ import csv
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_runs import Recipe  # noqa: E402
+from benchmarks.results_runs import Recipe, demo_recipe  # noqa: E402
 from benchmarks.results_tables import table  # noqa: E402
 from benchmarks.runner import Run, budget, chosen, done, execute  # noqa: E402
 from utils.cli import run_script  # noqa: E402
@@ -39,7 +39,7 @@ LOGIT = ("l1", "l2", "ast")
 STUDENT_ROWS = ("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd", "cwd+ast", "mgd+ast", "cwd+mgd")
 PRUNED_ROWS = ("ast", "mgd", "cwd", "cwd+ast")
 TRIED = {"l1": (1,), "l2": (1,), "ast": (1, 3), "mimic": (0.01, 0.1), "mgd": (0.01, 0.1), "cwd": (0.03, 0.3), "pkd": (0.03, 0.3)}
-TRIED_ARGS = {"cwd": ("cwd.norm=True", "cwd.temperature=4"), "mgd": ("mgd.norm=True",)}
+TRIED_ARGS = {"cwd": ("cwd.norm=True", "cwd.temperature=4")}
 """Tried with the first weight of each."""
 
 
@@ -73,23 +73,9 @@ def main(opt: DistillationOptions) -> None:
 
 
 def large_recipe(project: Path) -> Recipe:
-    """The larger demo set, at the size of `make demo`."""
-    return Recipe(
-        name="demo-large",
-        data="demo-large",
-        start=("--cfg", "yolov5n"),
-        hyp="demo",
-        finetune_hyp="demo-finetune",
-        imgsz=128,
-        images=1200,
-        base_epochs=EPOCHS,
-        finetune_epochs=EPOCHS // 2,
-        methods=(),
-        curve=(),
-        longer=(),
-        seeds=SEEDS,
-        project=project,
-    )
+    """The larger demo set, otherwise as `make demo`."""
+    small = demo_recipe(project, seeds=SEEDS)
+    return replace(small, name="demo-large", data="demo-large", images=1200, base_epochs=EPOCHS, finetune_epochs=EPOCHS // 2)
 
 
 def finish(recipe: Recipe, runs: Sequence[Run], jobs: int) -> None:

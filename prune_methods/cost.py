@@ -4,6 +4,7 @@ import numpy as np
 from torch import nn
 
 from prune_methods.cut import apply
+from prune_methods.graph import MAKERS
 from prune_methods.wiring import Wiring
 from utils.profiling import count_macs, macs_by_module, macs_by_part
 from utils.tracing import Inner
@@ -86,7 +87,10 @@ class _Segments:
 
 def _unit_products(model: nn.Module, wiring: Wiring, imgsz: int) -> tuple[_Segments, np.ndarray]:
     """Of each block with a `unit_rule`: its units, by the channels of the layer that makes them, and MACs of its own for each."""
-    blocks: dict[str, Inner] = {n: rule()[0] for n, block in model.named_modules() if (rule := getattr(block, "unit_rule", None))}
+    blocks: dict[str, Inner] = {}
+    for name, module in model.named_modules():
+        if rule := getattr(module, "unit_rule", None):
+            blocks[name] = next(inner for inner in rule() if inner.kind in MAKERS)
     first = [wiring.outs[f"{name}.{inner.layer}"] for name, inner in blocks.items()]
     if not blocks:
         return _Segments([np.array([wiring.total])]), np.zeros(0)

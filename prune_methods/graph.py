@@ -86,7 +86,10 @@ def layers_to_keep(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
     """Layers whose outputs stay whole, and why: those that the user ignores, and those that blocks name in `keep_whole`."""
     whole: dict[str, str] = {}
     for name, block in model.named_modules():
-        for child, why in getattr(block, "keep_whole", {}).items():
+        kept = getattr(block, "keep_whole", {})
+        if not isinstance(kept, Mapping):
+            raise UserError(f'{type(block).__name__}: keep_whole = {kept!r} does not say why; write {{"child": "reason"}}')
+        for child, why in kept.items():
             first = f"{name}.{child}".lstrip(".")
             inside = [f"{first}.{inner}" for inner, _ in block.get_submodule(child).named_modules() if inner]
             whole |= dict.fromkeys([first, *inside], f"its block ({type(block).__name__}) keeps it whole: {why}")

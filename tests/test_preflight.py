@@ -17,7 +17,7 @@ from prune_methods.probe import TOLERANCE, largest_passing, probe, stir
 from prune_methods.verify import verify
 from prune_methods.wiring import Wiring
 from recipes.preflight_report import Entry, entries, short_form, table, write_preflight
-from tests.preflight_toys import TOYS, with_row
+from tests.preflight_toys import TOYS, Spatial, with_row
 from tests.prune_toys import Chain, Csp, Rep, randomised, toy
 from utils.deadline import Deadline, OutOfTime
 from utils.errors import UserError
@@ -226,6 +226,12 @@ def test_rule_of_a_block_with_inputs_and_outputs_apart(tmp_path):
     smaller = assert_cut_is_right(model, tmp_path)
     outputs, inputs = smaller.model[2].weights.weight.shape[:2]
     assert inputs == smaller.model[1].conv.out_channels < 16 and outputs == smaller.model[3].conv.in_channels < 20
+
+
+def test_keep_whole_says_why(monkeypatch):
+    monkeypatch.setattr(Spatial, "keep_whole", ("squeeze",))
+    with pytest.raises(UserError, match=r"Spatial: keep_whole = \('squeeze',\) does not say why"):
+        preflight(detector("Spatial"))
 
 
 def test_keep_whole_and_cut(tmp_path, monkeypatch):
