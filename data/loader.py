@@ -1,6 +1,8 @@
 """Batches: which samples in which order, on which rank. Neither order nor content depends on the number of workers."""
 
+import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,7 @@ class DetectionLoader(DataLoader):
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=expect_hang_ups,
             **options,
         )
 
@@ -78,6 +81,20 @@ class DetectionLoader(DataLoader):
         """Call before iterating."""
         self.plan.epoch = epoch
         self.dataset.set_epoch(epoch)
+
+
+def expect_hang_ups(worker: int) -> None:
+    """In a data worker: say nothing where the main process ends while it is being handed a batch.
+
+    A thread of `multiprocessing` hands it over and prints a traceback then. The interrupted program has said all there is to
+    say; what fails in making a batch takes another way, with the batch. Other exceptions are printed as before.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def build_loader(

@@ -1,3 +1,7 @@
+import multiprocessing
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
+
 import cv2
 import numpy as np
 import pytest
@@ -218,3 +222,26 @@ def test_an_image_that_went_away_is_one_line_from_a_worker_too(data, workers):
     with pytest.raises(UserError) as error:
         list(loader)
     assert str(error.value) == f"{loader.dataset.files[5]}: cannot be read as an image"
+
+
+@pytest.mark.parametrize(("failure", "told"), [("hang up", False), ("nonsense", True)])
+def test_a_worker_says_nothing_of_a_main_process_that_hung_up(data, monkeypatch, capfd, failure, told):
+    """Interrupted while a batch is handed over. Whatever else goes wrong there is still printed."""
+
+    class Interrupted(Exception):
+        pass
+
+    def connect(ident):
+        with Client(ident[0], authkey=multiprocessing.current_process().authkey) as connection:
+            if failure == "nonsense":
+                connection.send("neither key nor process")
+                with pytest.raises((EOFError, ConnectionError)):
+                    connection.recv()
+        raise Interrupted
+
+    monkeypatch.setattr(resource_sharer._resource_sharer, "get_connection", connect)
+    loader = build_loader(data, "train", imgsz=64, batch_size=4, workers=1)
+    with pytest.raises(Interrupted):
+        next(iter(loader))
+    del loader  # ends the worker
+    assert ("Traceback" in capfd.readouterr().err) == told
