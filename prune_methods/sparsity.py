@@ -111,7 +111,7 @@ class Sparsity(Hook):
             self.reg = wanted
         delta = None
         if isinstance(self.penalty, GroupReg):
-            wanted = auto_delta(self.penalty, steps, self.reg, self.start)
+            wanted = auto_delta(self.penalty, steps, self.reg)
             if auto and wanted < float("inf"):
                 self.penalty.delta_reg = wanted
             delta = self.penalty.delta_reg

@@ -10,6 +10,7 @@ from prune_methods import groups
 from prune_methods.gamma_record import GammaRecord, SparsestCheckpoints
 from prune_methods.graph import ignored_layers
 from prune_methods.penalties import PENALTIES
+from prune_methods.recalibrate import FreshStatistics
 from prune_methods.sparsity import Sparsity
 from recipes.distill import doctor, task_for
 from recipes.train import FitResult, train
@@ -42,4 +43,4 @@ def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Se
     record = GammaRecord(sparsity, run_dir, hist_every=opt.hist_every, pictures=not opt.noplots)
     save = partial(save_checkpoint, hyp=hyp.to_dict(), args=to_dict(opt))
     sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run_dir / "weights", save)]
-    return [sparsity, record, *sparsest, *doctor(model, hyp, opt, run_dir)]
+    return [sparsity, FreshStatistics(), record, *sparsest, *doctor(model, hyp, opt, run_dir)]

@@ -113,6 +113,7 @@ def test_order_of_hooks_and_accumulation():
         "grads_ready",
         "step_end",
         "batch_end",
+        "train_epoch_end",
         "epoch_end",
         "fit_end",
     ]

@@ -26,6 +26,9 @@ class Hook:
     def on_step_end(self, trainer: "Trainer") -> None:
         """After optimizer step, zero_grad and EMA; `trainer.step` counts optimizer steps."""
 
+    def on_train_epoch_end(self, trainer: "Trainer") -> None:
+        """After the epoch's last step, before validation: what changes the averaged model changes what is validated and saved."""
+
     def on_epoch_end(self, trainer: "Trainer") -> None:
         """After validation, before the checkpoint; `trainer.row` is the epoch's line of results.csv."""
 

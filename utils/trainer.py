@@ -230,8 +230,8 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
-        sums = dist.sum_over_ranks(self._sums, self.world)
-        self._sums = sums
+        self._call("on_train_epoch_end")
+        self._sums = dist.sum_over_ranks(self._sums, self.world)
         if self.world.main:
             self._validate()
             lrs = {f"x/lr{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
