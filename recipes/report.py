@@ -114,7 +114,7 @@ def measure(candidates: list[Candidate], opt, device: torch.device, half: bool =
         facts.append((candidate, info, at_size, result))
         work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, half, device)
     LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")
-    times = alternate(work, seconds=opt.seconds, device=device)
+    times = alternate(work, seconds=opt.seconds, device=device, warm=True)
     rows = [
         Row(
             name=candidate.name,

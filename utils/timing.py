@@ -13,10 +13,13 @@ def alternate(
     min_rounds: int = 3,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
+    warm: bool = False,
 ) -> dict[str, list[float]]:
     """Run all of `work` in turn, round after round, until about `seconds` have passed.
 
-    One uncounted round first. Returns the seconds of every counted run by name, `min_rounds` of each at the least. On a GPU the
+    One uncounted round first. `warm`: before every counted run an uncounted one of the same, for many networks: on a CPU oneDNN
+    keeps 1024 kernels, so that the twentieth network makes the first lose its own, and a turn would pay for making them
+    again (31 models of 60 convolutions: up to 1.5 times the time). Returns the seconds of every counted run by name, `min_rounds` of each at the least. On a GPU the
     clock is read after the device has finished.
     """
     sync = _synchronizer(torch.device(device))
@@ -24,6 +27,8 @@ def alternate(
     end = 0.0
     for number in range(10_000):
         for name, run in work.items():
+            if warm:
+                run()
             sync()
             start = clock()
             run()
