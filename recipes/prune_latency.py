@@ -128,7 +128,7 @@ def time_model(
 
     LOGGER.info(f"Timing {len(cost.layers)} layers in {len(keeps)} models of different widths: {setting}")
     runs = {str(n): work(n, keep) for n, keep in enumerate(keeps)}
-    alternate(runs, setting.seconds, LEAST_ROUNDS, setting.device, clock)
+    alternate(runs, setting.seconds, LEAST_ROUNDS, setting.device, clock, warm=True)  # both runs leave a sample
     seconds = np.stack([np.min(samples[name][1:], axis=0) for name in runs])  # noise only adds; the first round warms up
     found = fit(cost, everything, keeps, seconds)
     errors = [abs(found(keep) / own.sum() - 1) for keep, own in zip(keeps, seconds, strict=True)]

@@ -19,8 +19,10 @@ def alternate(
 
     One uncounted round first. `warm`: before every counted run an uncounted one of the same, for many networks: on a CPU oneDNN
     keeps 1024 kernels, so that the twentieth network makes the first lose its own, and a turn would pay for making them
-    again (31 models of 60 convolutions: up to 1.5 times the time). Returns the seconds of every counted run by name, `min_rounds` of each at the least. On a GPU the
-    clock is read after the device has finished.
+    again (31 models of 60 convolutions: up to 1.5 times the time).
+
+    Returns the seconds of every counted run by name, `min_rounds` of each at the least. On a GPU the clock is read after the
+    device has finished.
     """
     sync = _synchronizer(torch.device(device))
     times: dict[str, list[float]] = {name: [] for name in work}
