@@ -17,7 +17,7 @@ from recipes.train import FitResult, train
 from utils.config import Hyp
 from utils.hooks import Hook
 from utils.log import LOGGER
-from utils.options import to_dict
+from utils.options import changed_options, to_dict
 from utils.sparse_options import SparseOptions
 from utils.train_options import TrainOptions
 
@@ -30,8 +30,7 @@ def train_sparse(opt: SparseOptions) -> FitResult:
 def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
     """The hooks of a sparse training for `recipes.train.fit`; `opt` are `SparseOptions`."""
     assert isinstance(opt, SparseOptions)
-    if opt.method == "group_reg" and (opt.reg_decay or opt.reg_end_factor is not None):
-        LOGGER.warning("--reg-decay and --reg-end-factor have no effect on group_reg: its penalty only grows, by --delta-reg")
+    warn_of_idle_options(opt)
     penalty = PENALTIES[opt.method](
         model,
         groups(model, opt.ignore),
@@ -44,3 +43,17 @@ def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Se
     save = partial(save_checkpoint, hyp=hyp.to_dict(), args=to_dict(opt))
     sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run_dir / "weights", save)]
     return [sparsity, FreshStatistics(), record, *sparsest, *doctor(model, hyp, opt, run_dir)]
+
+
+def warn_of_idle_options(opt: SparseOptions) -> None:
+    """Options that were given and that the method, or `--reg auto`, does not read."""
+    given = changed_options(opt)
+    growth = [name for name in given if name in ("--delta-reg", "--delta-every")]
+    if opt.method != "group_reg":
+        if growth:
+            LOGGER.warning(f"{', '.join(growth)}: no effect on {opt.method}, only group_reg's penalty grows")
+        return
+    if opt.reg_decay or opt.reg_end_factor is not None:
+        LOGGER.warning("--reg-decay and --reg-end-factor have no effect on group_reg: its penalty only grows, by --delta-reg")
+    if opt.strength is None and "--delta-reg" in growth:
+        LOGGER.warning("--delta-reg: no effect with --reg auto, which finds it; with a number for --reg it is used")

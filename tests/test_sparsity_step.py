@@ -122,6 +122,14 @@ def test_a_decay_given_to_group_reg_is_a_warning(options, caplog, tmp_path):
     assert "no effect on group_reg" in hooks_of(caplog, tmp_path, method="group_reg", **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"method": "slim", "delta_reg": 1e-3}, {"method": "group_reg", "reg": "auto", "delta_reg": 1e-3}]
+)
+def test_a_growth_that_is_not_used_is_a_warning(options, caplog, tmp_path):
+    assert "--delta-reg: no effect" in hooks_of(caplog, tmp_path, **options)
+
+
 def test_no_warning_where_a_decay_has_an_effect(caplog, tmp_path):
     assert not hooks_of(caplog, tmp_path, method="group_sl", reg_decay="cosine")
     assert not hooks_of(caplog, tmp_path, method="group_reg")
+    assert not hooks_of(caplog, tmp_path, method="group_reg", delta_reg=1e-3, delta_every=5)
