@@ -208,11 +208,13 @@ class GracefulStop(Hook):
     def __enter__(self) -> "GracefulStop":
         self._pid = os.getpid()
         self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._swallowed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._unraisable
         if self._signal is not None and kind is not None:
             LOGGER.info(f"\n{signal.Signals(self._signal).name}: {self.advice()}")
             raise SystemExit(128 + self._signal) from None  # whatever else failed on the way out
@@ -221,6 +223,11 @@ class GracefulStop(Hook):
         """Raise again what was swallowed."""
         if self._signal is not None:
             self._stop(self._signal, None)
+
+    def _swallowed(self, found: "sys.UnraisableHookArgs") -> None:
+        """A signal that arrives in a finalizer cannot end the program there; Python would print a traceback of it."""
+        if not (self._signal is not None and found.exc_type is SystemExit):
+            self._unraisable(found)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
