@@ -100,7 +100,7 @@ def layers_to_keep(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
 class Graph:
     """The library's graph of a copy of the model, with the names of what is in it."""
 
-    library: tp.DependencyGraph
+    dependencies: tp.DependencyGraph
     names: Names
     modules: Mapping[str, nn.Module]
     """Of the copy by name, those behind stand-ins too."""
@@ -172,13 +172,13 @@ def output_width(graph: Graph, name: str) -> int:
 
 def trace(graph: Graph, name: str, channels: list[int], whole: Whole) -> tuple[list[Member], str | None]:
     """Everything that these output channels of a layer are coupled to, and why it must stay whole, if it must."""
-    library = graph.library
+    dependencies = graph.dependencies
     layer: Any = graph.stand_ins[name].exits[0] if name in graph.stand_ins else graph.modules[name]
-    if layer not in library.module2node:
+    if layer not in dependencies.module2node:
         return [], "does not reach the output of the model"
     try:
-        pruner: Any = library.get_pruner_of_module(layer)
-        items = library.get_pruning_group(layer, pruner.prune_out_channels, channels)
+        pruner: Any = dependencies.get_pruner_of_module(layer)
+        items = dependencies.get_pruning_group(layer, pruner.prune_out_channels, channels)
     except LIBRARY_ERRORS as error:
         return [], f"cannot be traced ({one_line(error)})"
     members = _members(graph, items, channels)
@@ -197,10 +197,10 @@ def _members(graph: Graph, items: Any, channels: list[int]) -> list[Member]:
         name, numbers, in_group = graph.names[module], np.array(item.idxs), position[np.array(item.root_idxs)]
         rule = graph.stand_ins[name].rule if isinstance(module, Exit) else ()
         if rule:
-            side = "out" if graph.library.is_out_channel_pruning_fn(item.dep.handler) else "in"
+            side = "out" if graph.dependencies.is_out_channel_pruning_fn(item.dep.handler) else "in"
             members += [_inside(name, inner, numbers, in_group) for inner in rule if inner.of in ("both", side)]
         elif isinstance(module, nn.Parameter | Exit | nn.GroupNorm) or any(True for _ in module.parameters(recurse=False)):
-            members.append(Member(name, _kind(graph.library, module, item.dep.handler), numbers, in_group))
+            members.append(Member(name, _kind(graph.dependencies, module, item.dep.handler), numbers, in_group))
     return members
 
 
@@ -217,12 +217,12 @@ def unit_member(block: str, inner: Inner) -> Member:
     return Member(f"{block}.{inner.layer}", inner.kind, np.array(inner.channels), np.array(inner.block_channels))
 
 
-def _kind(library: tp.DependencyGraph, module: Any, handler: Any) -> str:
+def _kind(dependencies: tp.DependencyGraph, module: Any, handler: Any) -> str:
     """Member kind, or what a layer is that the cut does not know."""
     if isinstance(module, _ConvNd) and module.groups > 1:
         return "depthwise" if module.groups == module.in_channels == module.out_channels else "grouped convolution"
     if isinstance(module, nn.Conv2d | nn.Linear):
-        return "out" if library.is_out_channel_pruning_fn(handler) else "in"
+        return "out" if dependencies.is_out_channel_pruning_fn(handler) else "in"
     if isinstance(module, _BatchNorm | nn.GroupNorm):
         return "norm"
     if isinstance(module, Exit):
@@ -252,7 +252,7 @@ def _is_output(graph: Graph, dependency: Any) -> bool:
     node = dependency.target
     if node.grad_fn in graph.severed:
         return False
-    return node.type == OPTYPE.OUTPUT or (not node.outputs and graph.library.is_out_channel_pruning_fn(dependency.handler))
+    return node.type == OPTYPE.OUTPUT or (not node.outputs and graph.dependencies.is_out_channel_pruning_fn(dependency.handler))
 
 
 def _width(thing: Any) -> tuple[int, int]:

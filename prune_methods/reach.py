@@ -95,9 +95,9 @@ def auto_reg(penalty: Penalty, steps: Course, start: float) -> float:
 def auto_delta(penalty: GroupReg, steps: Course, reg: float) -> float:
     """The growth with which, from `reg`, gamma is at half after 70 % of the run for the weakest channel of a group.
 
-    Not near zero: it grows with (Imax - I) / (Imax - Imin), and one strong channel makes all others of its group weak. In a
-    trained YOLOv5n the median channel has .75 of the weakest one's growth, so that what empties the weakest takes the network
-    along (docs/results.md). 0 where reg does alone, infinite in a run too short to grow.
+    Not near zero: it grows with (Imax - I) / (Imax - Imin), and one strong channel makes all others of its group weak. In two
+    trained YOLOv5n the median channel had about .7 of the weakest one's growth, so that what empties the weakest takes the
+    network along. 0 where reg does alone, infinite in a run too short to grow.
     """
     early = steps.early()
     needed = -math.log(WEAK_LEFT) - early.pull(reg)

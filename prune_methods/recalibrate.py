@@ -59,6 +59,10 @@ class FreshStatistics(Hook):
         self._recent: deque[Any] = deque()
         self._images = 0
 
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """Nothing is kept of an epoch that began anew with a smaller batch."""
+        self._forget()
+
     def on_batch_end(self, trainer: Trainer) -> None:
         """Keep the last batches, as the loader gave them."""
         self._recent.append(trainer.data)
@@ -69,5 +73,8 @@ class FreshStatistics(Hook):
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Before validation and checkpoint."""
         recalibrate_bn(trainer.ema.model, self._recent, len(self._recent))
+        self._forget()
+
+    def _forget(self) -> None:
         self._recent.clear()
         self._images = 0

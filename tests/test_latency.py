@@ -135,6 +135,16 @@ def test_layers_are_found_again_in_the_deployed_model():
         deployed_layers(cost, deployed)
 
 
+def test_the_fastest_samples_of_the_time_model_are_warm(monkeypatch):
+    """Each of the thirteen models runs twice in a row: between two turns the others may have taken its kernels' place."""
+    model, order = build_model(TINY_REP), []
+    run = prune_latency._run
+    monkeypatch.setattr(prune_latency, "_run", lambda layers, images: order.append(id(layers)) or run(layers, images))
+    with time_is_macs() as clock:
+        time_model(model, groups(model), Limits(), Setting(CPU, 2, 64, 0.0), clock)
+    assert len(set(order)) == 13 and order[::2] == order[1::2]
+
+
 def test_where_time_is_macs_the_prediction_is_the_macs():
     model = build_model(TINY_REP)
     found = groups(model)

@@ -44,3 +44,12 @@ def test_half_on_the_cpu_is_said_to_be_float32(tmp_path):
     opt = ReportOptions(runs=(str(found.weights),), data=found.data, device="cpu", half=True, project=str(tmp_path), **sizes)
     folder = report.report(opt)
     assert json.loads((folder / "report.json").read_text())["conditions"]["precision"] == "fp32"
+
+
+def test_a_timed_pass_follows_one_of_the_same_model(tmp_path, monkeypatch):
+    """Else many models throw each other's kernels out of the cache, and the time is that of making them."""
+    passes = []
+    monkeypatch.setattr(report, "forward_of", lambda model, *_: lambda: passes.append(id(model)))
+    opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)
+    report.measure([candidate(tmp_path, 3)] * 2, opt, torch.device("cpu"))
+    assert len(set(passes)) == 2 and passes[::2] == passes[1::2]

@@ -8,6 +8,7 @@ import torch
 from models import build_model
 from prune_methods import groups
 from prune_methods.penalties import PENALTIES
+from prune_methods.recalibrate import FreshStatistics
 from recipes.train_sparse import sparse_hooks
 from tests.prune_toys import TINY_REP
 from tests.test_sparsity import residual
@@ -113,7 +114,8 @@ def test_group_reg_and_group_sl_part_in_time():
 def hooks_of(caplog, tmp_path, **options) -> str:
     opt = SparseOptions(cfg="x", data="demo", **options)
     with caplog.at_level("WARNING"):
-        sparse_hooks(build_model(TINY_REP), Hyp(), opt, tmp_path)
+        hooks = sparse_hooks(build_model(TINY_REP), Hyp(), opt, tmp_path)
+    assert any(isinstance(hook, FreshStatistics) for hook in hooks)
     return caplog.text
 
 

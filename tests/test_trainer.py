@@ -182,6 +182,15 @@ def test_hooks_that_do_nothing_change_nothing():
     assert same(weights(plain.task), weights(hooked.task)) and plain.history == hooked.history
 
 
+def test_a_state_with_other_hooks_is_one_line_and_changes_nothing():
+    state = make_trainer(epochs=4, hooks=[Hook()]).state_dict()
+    state["step"] = 7
+    other = make_trainer(epochs=4)
+    with pytest.raises(UserError, match="written with 1 hooks, this program has 0; .*start a new run from its weights"):
+        other.load_state_dict(state)
+    assert other.step == 0
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
 def test_resume_is_exact(optimizer, tmp_path):
     hyp = HYP.replace(warmup_epochs=1, nbs=6)  # 4 batches of 2 with 3 a step: the epoch ends with an odd one

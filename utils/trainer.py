@@ -125,7 +125,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the epoch at whose end `state_dict` was called, with the same hooks in the same order."""
+        """Go on after the epoch at whose end `state_dict` was called, with the same hooks in the same order.
+
+        `UserError`, before anything is changed, where there are more or fewer of them: another version wrote the state.
+        """
+        if len(state["hooks"]) != len(self.hooks):
+            raise UserError(
+                f"this run cannot be resumed: written with {len(state['hooks'])} hooks, this program has {len(self.hooks)}; "
+                "resume it with the version that started it, or start a new run from its weights: --weights"
+            )
         self.task.load_state_dict(state["task"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
