@@ -32,3 +32,20 @@ def test_a_signal_in_a_finalizer_is_no_traceback_and_stops_at_the_next_batch(mon
         assert printed == [ValueError]
         stop.on_batch_end(None)  # type: ignore[arg-type]
     assert ended.value.code == 130 and printed == [ValueError]
+
+
+def test_a_data_worker_that_ends_in_the_same_moment_is_no_traceback(monkeypatch):
+    """Both signals wait; SIGINT's handler runs first, and the one of SIGCHLD, as torch sets it, would report a dead worker."""
+    printed, both = [], {signal.SIGINT, signal.SIGCHLD}
+    monkeypatch.setattr("sys.unraisablehook", lambda found: printed.append(found.exc_value))
+    before = signal.signal(signal.SIGCHLD, lambda *_: fail())
+    try:
+        with pytest.raises(SystemExit) as ended, GracefulStop(lambda: "go on so"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, both)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGCHLD)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        signal.signal(signal.SIGCHLD, before)
+    assert ended.value.code == 130 and not printed

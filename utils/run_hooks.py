@@ -233,5 +233,7 @@ class GracefulStop(Hook):
         if os.getpid() != self._pid:
             os._exit(128 + number)  # a data worker, which inherited the handler: it goes without a word, the main process speaks
         self._signal = number
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a signal to the whole group ends the data workers too: no failure
+        # A signal to the whole group ends the data workers too, which is no failure. Not SIG_DFL: of a SIGCHLD that waits for
+        # its handler then, Python would print a traceback ("ignored due to race condition").
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         raise SystemExit(128 + number)
