@@ -145,6 +145,17 @@ def _load(file: Path, nc: int) -> dict[Path, Entry]:
         return {}
 
 
+def _is_ours(file: Path) -> bool:
+    """Whether a cache may be written to this path: nothing is there, or a cache of ours, of any version."""
+    if not file.exists():
+        return True
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return "version" in json.loads(bytes(stored["head"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return False
+
+
 def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
     """Write beside the labels, or into the user's cache folder, or not at all: a cache never stops anybody."""
     entries = {image: entry for image, entry in entries.items() if image.exists()}
@@ -163,7 +174,8 @@ def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
         "labels": np.concatenate([entry.labels for entry in entries.values()]),
         "counts": np.array([len(entry.labels) for entry in entries.values()]),
     }
-    for target in (cache_file, _private(cache_file)):
+    beside = [cache_file] if _is_ours(cache_file) else []  # else a file of the user's that happens to be called so
+    for target in (*beside, _private(cache_file)):
         try:
             if target != cache_file:
                 target.parent.mkdir(parents=True, exist_ok=True)

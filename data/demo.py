@@ -4,6 +4,9 @@ Clothes from Fashion-MNIST lie tinted, turned and scaled on photographs, among c
 Train and val share neither garments nor photographs. Boxes are tight around what is visible.
 """
 
+import hashlib
+import json
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,10 @@ from utils.log import LOGGER
 
 ASSETS = Path(__file__).resolve().parent / "demo"
 VERSION = 2  # raise it when a scene would look different: sets of another version are composed anew
+STAMP = "version.txt"  # says which recipe a set was composed by
+STAMP_PATTERN = re.compile(r"demo set version \d+: \d+ \+ \d+ images of \d+ px\n")
+MANIFEST = "manifest.json"  # SHA-256 of every file of a set
+CACHES = {Path("labels", f"{split}.cache.npz") for split in ("train", "val")}  # data/cache.py writes them
 SPRITE = 28  # px, side of a Fashion-MNIST picture
 CLASSES = ("top", "trouser", "dress", "shoe", "bag")
 SHEET_ROWS = ((0, 2, 4, 6), (1,), (3,), (5, 7, 9), (8,))  # rows of the sprite sheet that make up each class
@@ -96,33 +103,84 @@ class Scene:
 
 
 def compose(recipe: Recipe, folder: Path) -> None:
-    """Write the set to `folder` unless it is there already. Whole or not at all; processes that come at once do no harm."""
+    """Write the set to `folder` unless it is there already. Whole or not at all; processes that come at once do no harm.
+
+    A set that another version composed is replaced, as long as nothing in its folder was added or changed since.
+    `UserError` where the folder holds anything else: nothing in it is touched.
+    """
     if _is_there(recipe, folder):
         return
-    LOGGER.info(f"Composing the demo set ({recipe.train} + {recipe.val} images of {recipe.imgsz} px) in {folder}")
     try:
+        _refuse_what_is_not_ours(recipe, folder)
+        LOGGER.info(f"Composing the demo set ({recipe.train} + {recipe.val} images of {recipe.imgsz} px) in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as workshop:
             fresh = Path(workshop) / "fresh"
             for split in SHEETS:
                 _compose_split(recipe, split, fresh)
-            (fresh / "version.txt").write_text(recipe.stamp)
+            (fresh / MANIFEST).write_text(json.dumps(_digests(fresh), indent=0))
+            (fresh / STAMP).write_text(recipe.stamp)
             _publish(recipe, fresh, folder)
     except OSError as error:
         raise UserError(f"{folder}: the demo set cannot be written: {error.strerror or error}") from None
 
 
 def _is_there(recipe: Recipe, folder: Path) -> bool:
-    stamp = folder / "version.txt"
-    return stamp.is_file() and stamp.read_text() == recipe.stamp
+    return _read_stamp(folder) == recipe.stamp
+
+
+def _read_stamp(folder: Path) -> str:
+    """The text of the stamp, empty where there is none of ours."""
+    try:
+        text = (folder / STAMP).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if STAMP_PATTERN.fullmatch(text) else ""
+
+
+def _refuse_what_is_not_ours(recipe: Recipe, folder: Path) -> None:
+    """`UserError` unless the folder is missing, empty, or exactly what some version of this module composed."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not _read_stamp(folder):
+        raise UserError(
+            f"{folder}: holds files that are not of the demo set, which a 'generator' needs an empty folder for; "
+            "name another 'path', or leave 'generator' out to use these files"
+        )
+    if reason := _difference(folder):
+        raise UserError(
+            f"{folder}: holds a demo set of another version ({reason}); it is left as it is: move it elsewhere or delete it"
+        )
+
+
+def _difference(folder: Path) -> str:
+    """How a set differs from its manifest, empty where it is just what was composed (and our own label caches)."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"it has no {MANIFEST} that says what was composed"
+    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
+        return f"{links[0].relative_to(folder)} is a link"
+    caches = {str(path) for path in CACHES}
+    found = {name: digest for name, digest in _digests(folder).items() if name not in {STAMP, MANIFEST, *caches}}
+    if found == manifest:
+        return ""
+    names = sorted(name for name in {*found, *manifest} if found.get(name) != manifest.get(name))
+    return f"{names[0]} was added, changed or removed since"
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path from there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _publish(recipe: Recipe, fresh: Path, folder: Path) -> None:
     """Rename into place. A set of another version makes room first; if another process was quicker, its set stays."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "version.txt").is_file():
-        raise UserError(f"{folder}: is in the way of the demo set and was not composed by it; move it elsewhere")
+    if not _is_there(recipe, folder):
+        _refuse_what_is_not_ours(recipe, folder)
     try:
-        if folder.exists() and not _is_there(recipe, folder):
+        if folder.exists() and any(folder.iterdir()) and not _is_there(recipe, folder):
             folder.rename(fresh.with_name("outdated"))
         fresh.rename(folder)
     except OSError:

@@ -188,3 +188,22 @@ def test_label_path_of_report_names_the_text_file(tmp_path):
     (tmp_path / "labels/train/001.txt").write_text("0 .5 .5 0 0\n")
     images = list_images([tmp_path / "images"])
     assert [p.file for p in cache.scan(images, nc=3).report] == [label_path(images[1])]
+
+
+@pytest.mark.parametrize("content", [b"precious", None])
+def test_a_file_of_the_users_with_the_name_of_the_cache_is_left_alone(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    write_set(tmp_path, [(20, 10)] * 2)
+    file = tmp_path / "labels/train.cache.npz"
+    if content is None:
+        np.savez(file, mine=np.arange(3))
+    else:
+        file.write_bytes(content)
+    before = file.read_bytes()
+    images = list_images([tmp_path / "images"])
+    cache.scan(images, nc=3)
+    assert file.read_bytes() == before
+    assert len(list((tmp_path / "home").rglob("*.npz"))) == 1
+    seen = scanned_names(monkeypatch)
+    assert len(cache.scan(images, nc=3).labels) == 2
+    assert seen == [], "the private cache is read"

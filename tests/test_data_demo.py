@@ -34,12 +34,80 @@ def test_composes_once_deterministically_and_anew_for_another_version(tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"], "nothing is left behind"
 
 
-def test_a_folder_of_the_users_is_never_touched(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/photo.jpg").write_text("precious")
-    with pytest.raises(UserError, match="in the way"):
-        compose(SMALL, tmp_path / "mine")
-    assert (tmp_path / "mine/photo.jpg").read_text() == "precious"
+def users_photo(folder):
+    (folder / "images/train").mkdir(parents=True)
+    (folder / "images/train/photo.jpg").write_text("precious")
+    return folder
+
+
+def older_set(folder, monkeypatch):
+    """A set that an earlier version composed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "VERSION", demo.VERSION - 1)
+        compose(SMALL, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "stamp", [None, "v3", "demo set version 1: mine\n", b"\xff\xfe", "demo set version 1: 4 + 2 images of 96 px\n"]
+)
+def test_a_folder_of_the_users_is_never_touched(tmp_path, stamp):
+    mine = users_photo(tmp_path / "mine")
+    if stamp is not None:
+        (mine / "version.txt").write_bytes(stamp if isinstance(stamp, bytes) else stamp.encode())
+    before = digest(mine)
+    with pytest.raises(UserError, match="mine: holds"):
+        compose(SMALL, mine)
+    assert digest(mine) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_data_yaml_cannot_point_the_generator_at_the_users_files(tmp_path):
+    mine = users_photo(tmp_path / "mine")
+    (mine / "version.txt").write_text("v3")
+    (tmp_path / "my.yaml").write_text("path: mine\ngenerator: demo\ntrain: images/train\nval: images/val\nnames: [a]\n")
+    before = digest(mine)
+    with pytest.raises(UserError, match="not of the demo set.*leave 'generator' out"):
+        load_data(tmp_path / "my.yaml")
+    assert digest(mine) == before
+
+
+@pytest.mark.parametrize("change", ["added", "changed", "removed", "linked", "no manifest"])
+def test_an_older_set_in_which_the_user_worked_is_left_alone(tmp_path, monkeypatch, change):
+    older = older_set(tmp_path / "set", monkeypatch)
+    if change == "added":
+        (older / "images/train/photo.jpg").write_text("precious")
+    elif change == "changed":
+        (older / "labels/train/0000.txt").write_text("0 .5 .5 .1 .1\n")
+    elif change == "removed":
+        (older / "labels/train/0000.txt").unlink()
+    elif change == "linked":
+        (older / "images/more").symlink_to(users_photo(tmp_path / "mine"))
+    else:
+        (older / "manifest.json").unlink()
+    before = digest(older)
+    with pytest.raises(UserError, match="another version"):
+        compose(SMALL, older)
+    assert digest(older) == before
+
+
+def test_an_older_set_that_was_only_used_is_replaced(tmp_path, monkeypatch):
+    older = older_set(tmp_path / "set", monkeypatch)
+    scan(list_images([older / "images/train"]), nc=len(CLASSES))
+    assert (older / "labels/train.cache.npz").is_file()
+    compose(SMALL, older)
+    compose(SMALL, tmp_path / "other")
+    assert digest(older) == digest(tmp_path / "other")
+
+
+def test_an_empty_folder_is_filled_and_a_file_is_in_the_way(tmp_path):
+    (tmp_path / "empty").mkdir()
+    compose(SMALL, tmp_path / "empty")
+    assert len(list_images([tmp_path / "empty/images"])) == 16
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="file: holds"):
+        compose(SMALL, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_first_use_by_several_at_once(tmp_path):
