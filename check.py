@@ -1,10 +1,11 @@
-"""Check a model YAML row by row: shapes, parameters, GFLOPs, what pruning can cut, and where an error is.
+"""Check a model YAML row by row: shapes, parameters, GFLOPs, what pruning can cut, and where an
+error is.
 
 python -m models.check my.yaml
 """
 
-from utils.check_options import CheckOptions
 from utils.cli import run_script
+from utils.options.check import CheckOptions
 
 
 def main(opt: CheckOptions) -> None:

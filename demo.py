@@ -1,6 +1,8 @@
-"""The main job from nothing: train -> prune to 2x -> finetune -> validate -> report, on the embedded demo set.
+"""The main job from nothing: train -> prune to 2x -> finetune -> validate -> report, on the
+embedded demo set.
 
-Each stage is the command that a user would type; it is printed before it runs. `make demo` calls this file.
+Each stage is the command that a user would type; it is printed before it runs. `make demo` calls
+this file.
 """
 
 import subprocess
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import run_script
-from utils.options import option
+from utils.options.base import option
 
 ROOT = Path(__file__).resolve().parent
 
@@ -19,8 +21,12 @@ ROOT = Path(__file__).resolve().parent
 class DemoOptions:
     """Options of the demo."""
 
-    quick: bool = option(False, "a two-minute size that shows the steps, too short for good accuracy")
-    project: str = option("runs/demo", "folder of the demo's runs; runs of the same names in it are overwritten")
+    quick: bool = option(
+        False, "a two-minute size that shows the steps, too short for good accuracy"
+    )
+    project: str = option(
+        "runs/demo", "folder of the demo's runs; runs of the same names in it are overwritten"
+    )
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,34 @@ QUICK = Size(base_epochs=3, finetune_epochs=1, latency_seconds=3)
 
 def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
     """Title and command of every stage."""
-    common = ["--data", "demo", "--imgsz", "128", "--batch-size", "16", "--project", project, "--exist-ok"]
+    common = [
+        "--data",
+        "demo",
+        "--imgsz",
+        "128",
+        "--batch-size",
+        "16",
+        "--project",
+        project,
+        "--exist-ok",
+    ]
     base = f"{project}/base/weights/best.pt"
     finetune = ["--hyp", "demo-finetune", "--epochs", str(size.finetune_epochs)]
     return [
         (
             f"train the base model, {size.base_epochs} epochs",
-            ["train.py", "--cfg", "yolov5n", "--hyp", "demo", "--epochs", str(size.base_epochs), "--name", "base", *common],
+            [
+                "train.py",
+                "--cfg",
+                "yolov5n",
+                "--hyp",
+                "demo",
+                "--epochs",
+                str(size.base_epochs),
+                "--name",
+                "base",
+                *common,
+            ],
         ),
         (
             f"cut it to half its GFLOPs and finetune, {size.finetune_epochs} epochs",
@@ -68,8 +95,22 @@ def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
         (
             "compare them",
             ["report.py", f"{project}/base", f"{project}/base-finetuned", f"{project}/lamp-2x"]
-            + ["--labels", "base", "base + finetune, uncut", "lamp 2x, after the cut", "lamp 2x, finetuned"]
-            + ["--seconds", str(size.latency_seconds), "--project", project, "--name", "report", "--exist-ok"],
+            + [
+                "--labels",
+                "base",
+                "base + finetune, uncut",
+                "lamp 2x, after the cut",
+                "lamp 2x, finetuned",
+            ]
+            + [
+                "--seconds",
+                str(size.latency_seconds),
+                "--project",
+                project,
+                "--name",
+                "report",
+                "--exist-ok",
+            ],
         ),
     ]
 
@@ -79,11 +120,16 @@ def main(opt: DemoOptions) -> None:
     start = time.monotonic()
     todo = stages(QUICK if opt.quick else FULL, opt.project)
     for number, (title, command) in enumerate(todo, 1):
-        print(f"\n==> {number}/{len(todo)} {title}\n    python {' '.join(map(_quoted, command))}\n", flush=True)
+        print(
+            f"\n==> {number}/{len(todo)} {title}\n    python {' '.join(map(_quoted, command))}\n",
+            flush=True,
+        )
         code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
         if code:
             raise SystemExit(code if code > 0 else 128 - code)
-    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Pictures and tables to look at:")
+    print(
+        f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Pictures and tables to look at:"
+    )
     for path in (
         "report/report.md",
         "report/accuracy.png",

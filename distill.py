@@ -1,12 +1,13 @@
 """Train a detector that also learns from a larger one.
 
-python distill.py --cfg yolov5n --teacher runs/train/exp/weights/best.pt --data demo --hyp demo --feature-loss cwd
+python distill.py --cfg yolov5n --teacher runs/train/exp/weights/best.pt --data demo --hyp demo
+--feature-loss cwd
 
 See docs/distillation.md.
 """
 
 from utils.cli import run_script
-from utils.distill_options import DistillOptions
+from utils.options.distill import DistillOptions
 
 
 def main(opt: DistillOptions) -> None:

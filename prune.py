@@ -1,15 +1,16 @@
-"""Make a trained detector smaller: cut channels to a stated speed-up, recalibrate, validate, finetune.
+"""Make a trained detector smaller: cut channels to a stated speed-up, recalibrate, validate,
+finetune.
 
 python prune.py --weights runs/train/exp/weights/best.pt --data demo --method lamp --speed-up 2.0
 """
 
 from utils.cli import run_script
-from utils.prune_options import PruneOptions
+from utils.options.prune import PruneOptions
 
 
 def main(opt: PruneOptions) -> None:
     """Hand over to the recipe; torch is imported only now."""
-    from recipes.prune import prune
+    from recipes.prune.run import prune
 
     prune(opt)
 

@@ -1,7 +1,10 @@
-"""Train a detector: `python train.py --cfg yolov5n --data demo --hyp demo`. See docs/training.md."""
+"""Train a detector: `python train.py --cfg yolov5n --data demo --hyp demo`.
+
+See docs/training.md.
+"""
 
 from utils.cli import run_script
-from utils.train_options import TrainOptions
+from utils.options.train import TrainOptions
 
 
 def main(opt: TrainOptions) -> None:

@@ -1,10 +1,11 @@
-"""Train a detector so that pruning costs little: `python train_sparse.py --weights x.pt --data demo --method slim --reg auto`.
+"""Train a detector so that pruning costs little: `python train_sparse.py --weights x.pt --data demo
+--method slim --reg auto`.
 
 See docs/sparse_training.md.
 """
 
 from utils.cli import run_script
-from utils.sparse_options import SparseOptions
+from utils.options.sparse import SparseOptions
 
 
 def main(opt: SparseOptions) -> None:

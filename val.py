@@ -1,10 +1,11 @@
-"""Validate a detector: precision, recall, mAP as YOLOv5 reports them, COCO's metric, speed, pictures.
+"""Validate a detector: precision, recall, mAP as YOLOv5 reports them, COCO's metric, speed,
+pictures.
 
 python val.py --weights runs/train/exp/weights/best.pt --data demo
 """
 
 from utils.cli import run_script
-from utils.val_options import ValOptions
+from utils.options.val import ValOptions
 
 
 def main(opt: ValOptions) -> None:

@@ -1,13 +1,16 @@
-"""The distillation tables of docs/results.md: every loss against training alone, for a new student and for a pruned one.
+"""The distillation tables of docs/results.md: every loss against training alone, for a new student
+and for a pruned one.
 
     python benchmarks/distillation.py --jobs 2                      # hours
-    python benchmarks/distillation.py --tune                        # the weights to choose from, on seed 0 alone
+    python benchmarks/distillation.py --tune                        # the weights to choose from, on
+      seed 0 alone
 
-On the larger demo set at 128 px, eight epochs (600 steps) for the student. The teacher is a YOLOv5s with the OTA loss, trained
-three times as long. It must be better than the student by .05 mAP50-95 at least, or the benchmark says so and stops: such a
-teacher shows nothing. Weights are chosen on seed 0 (`--tune`) and written below; the tables are of seeds 1 to 3, as differences
-from training alone with the same seed. Every figure is of the last epoch, so that none was chosen on the images it
-is told of. Prints its time budget first; runs that are complete are not run again.
+On the larger demo set at 128 px, eight epochs (600 steps) for the student. The teacher is a YOLOv5s
+with the OTA loss, trained three times as long. It must be better than the student by .05 mAP50-95
+at least, or the benchmark says so and stops: such a teacher shows nothing. Weights are chosen on
+seed 0 (`--tune`) and written below; the tables are of seeds 1 to 3, as differences from training
+alone with the same seed. Every figure is of the last epoch, so that none was chosen on the images
+it is told of. Prints its time budget first; runs that are complete are not run again.
 """
 
 import csv
@@ -26,7 +29,7 @@ from benchmarks.runner import Run, budget, chosen, done, execute  # noqa: E402
 from utils.cli import run_script  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_atomic  # noqa: E402
-from utils.options import option  # noqa: E402
+from utils.options.base import option  # noqa: E402
 
 SEEDS = (1, 2, 3)
 EPOCHS = 8
@@ -34,11 +37,21 @@ TEACHER_EPOCHS = 24
 TEACHER_LOAD, TAUGHT_LOAD = 3.0, 1.8  # seconds of an epoch, in epochs of YOLOv5n alone
 MARGIN = 0.05  # mAP50-95 by which the teacher must be better
 WEIGHTS = {"l1": 1, "l2": 1, "ast": 1, "mimic": 0.01, "mgd": 0.01, "cwd": 0.03, "pkd": 0.3}
-"""The better of those tried on seed 0; in these gains a third of the loss is about ten times the default weights."""
+"""The better of those tried on seed 0; in these gains a third of the loss is about ten times the
+default weights.
+"""
 LOGIT = ("l1", "l2", "ast")
 STUDENT_ROWS = ("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd", "cwd+ast", "mgd+ast", "cwd+mgd")
 PRUNED_ROWS = ("ast", "mgd", "cwd", "cwd+ast")
-TRIED = {"l1": (1,), "l2": (1,), "ast": (1, 3), "mimic": (0.01, 0.1), "mgd": (0.01, 0.1), "cwd": (0.03, 0.3), "pkd": (0.03, 0.3)}
+TRIED = {
+    "l1": (1,),
+    "l2": (1,),
+    "ast": (1, 3),
+    "mimic": (0.01, 0.1),
+    "mgd": (0.01, 0.1),
+    "cwd": (0.03, 0.3),
+    "pkd": (0.03, 0.3),
+}
 TRIED_ARGS = {"cwd": ("cwd.norm=True", "cwd.temperature=4")}
 """Tried with the first weight of each."""
 
@@ -57,15 +70,27 @@ def main(opt: DistillationOptions) -> None:
     """Run what is missing; print the table."""
     recipe = large_recipe(Path(opt.project).resolve())
     basis = [teacher_run(recipe), *(alone_run(recipe, seed) for seed in (0, *SEEDS))]
-    runs = [*basis, *(tuning_runs(recipe) if opt.tune else [*student_runs(recipe), *pruned_runs(recipe)])]
+    runs = [
+        *basis,
+        *(tuning_runs(recipe) if opt.tune else [*student_runs(recipe), *pruned_runs(recipe)]),
+    ]
     todo = chosen(runs, opt.only)
     missing = [run for run in todo if not done(recipe.project, run)]
-    print(f"{len(todo)} runs, {len(missing)} to do; {budget(missing, recipe.images, recipe.imgsz, opt.jobs)}", flush=True)
+    print(
+        f"{len(todo)} runs, {len(missing)} to do;"
+        f" {budget(missing, recipe.images, recipe.imgsz, opt.jobs)}",
+        flush=True,
+    )
     finish(recipe, [run for run in todo if run in basis], opt.jobs)
-    gap = last_map(recipe, "teacher") - statistics.mean(last_map(recipe, f"alone-{seed}") for seed in SEEDS)
+    gap = last_map(recipe, "teacher") - statistics.mean(
+        last_map(recipe, f"alone-{seed}") for seed in SEEDS
+    )
     print(f"teacher - student: {gap:+.3f} mAP50-95", flush=True)
     if gap < MARGIN:
-        raise UserError(f"the teacher is better by {gap:.3f} only, not by {MARGIN:g}: it cannot show what distillation does")
+        raise UserError(
+            f"the teacher is better by {gap:.3f} only, not by {MARGIN:g}: it cannot show what"
+            " distillation does"
+        )
     finish(recipe, todo, opt.jobs)
     text = tuning_table(recipe, runs) if opt.tune else tables(recipe)
     write_atomic(recipe.project / ("tuning.md" if opt.tune else "results.md"), text + "\n")
@@ -75,13 +100,22 @@ def main(opt: DistillationOptions) -> None:
 def large_recipe(project: Path) -> Recipe:
     """The larger demo set, otherwise as `make demo`."""
     small = demo_recipe(project, seeds=SEEDS)
-    return replace(small, name="demo-large", data="demo-large", images=1200, base_epochs=EPOCHS, finetune_epochs=EPOCHS // 2)
+    return replace(
+        small,
+        name="demo-large",
+        data="demo-large",
+        images=1200,
+        base_epochs=EPOCHS,
+        finetune_epochs=EPOCHS // 2,
+    )
 
 
 def finish(recipe: Recipe, runs: Sequence[Run], jobs: int) -> None:
     """Run them; `UserError` where one failed."""
     if failed := execute(recipe.project, runs, jobs):
-        raise UserError(f"these runs failed, see their log.txt in {recipe.project}: {', '.join(failed)}")
+        raise UserError(
+            f"these runs failed, see their log.txt in {recipe.project}: {', '.join(failed)}"
+        )
 
 
 def teacher_run(recipe: Recipe) -> Run:
@@ -94,21 +128,40 @@ def teacher_run(recipe: Recipe) -> Run:
 def alone_run(recipe: Recipe, seed: int) -> Run:
     """The student without a teacher."""
     name = f"alone-{seed}"
-    words = recipe.train(name, *recipe.start, "--hyp", recipe.hyp, "--noval", epochs=recipe.base_epochs, seed=seed)
+    words = recipe.train(
+        name, *recipe.start, "--hyp", recipe.hyp, "--noval", epochs=recipe.base_epochs, seed=seed
+    )
     return Run(name, words, recipe.base_epochs, recipe.base_epochs)
 
 
-def taught_run(recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None, *more: str) -> Run:
+def taught_run(
+    recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None, *more: str
+) -> Run:
     """The student with a teacher; `losses` as `cwd+ast`."""
-    words = (*recipe.start, "--hyp", recipe.hyp, "--noval", "--teacher", str(recipe.best("teacher")), *loss_words(losses, weight))
-    command = recipe.train(name, *words, *more, epochs=recipe.base_epochs, seed=seed, script="distill.py")
-    return Run(name, command, recipe.base_epochs, recipe.base_epochs, ("teacher",), load=TAUGHT_LOAD)
+    words = (
+        *recipe.start,
+        "--hyp",
+        recipe.hyp,
+        "--noval",
+        "--teacher",
+        str(recipe.best("teacher")),
+        *loss_words(losses, weight),
+    )
+    command = recipe.train(
+        name, *words, *more, epochs=recipe.base_epochs, seed=seed, script="distill.py"
+    )
+    return Run(
+        name, command, recipe.base_epochs, recipe.base_epochs, ("teacher",), load=TAUGHT_LOAD
+    )
 
 
 def loss_words(losses: str, weight: float | None = None) -> tuple[str, ...]:
     """Options for the losses of a row, with the given weight or the chosen ones."""
     words: list[str] = []
-    for kind, names in (("logit", [n for n in losses.split("+") if n in LOGIT]), ("feature", _features(losses))):
+    for kind, names in (
+        ("logit", [n for n in losses.split("+") if n in LOGIT]),
+        ("feature", _features(losses)),
+    ):
         if not names:
             continue
         words += [f"--{kind}-loss", *names]
@@ -118,11 +171,15 @@ def loss_words(losses: str, weight: float | None = None) -> tuple[str, ...]:
 
 def student_runs(recipe: Recipe) -> list[Run]:
     """Every row at every seed."""
-    return [taught_run(recipe, f"{row}-{seed}", row, seed) for row in STUDENT_ROWS for seed in SEEDS]
+    return [
+        taught_run(recipe, f"{row}-{seed}", row, seed) for row in STUDENT_ROWS for seed in SEEDS
+    ]
 
 
 def pruned_runs(recipe: Recipe) -> list[Run]:
-    """LAMP 2x of the student trained alone, finetuned alone and under the same student before the cut."""
+    """LAMP 2x of the student trained alone, finetuned alone and under the same student before the
+    cut.
+    """
     runs = []
     for seed in SEEDS:
         source = recipe.best(f"alone-{seed}")
@@ -130,7 +187,15 @@ def pruned_runs(recipe: Recipe) -> list[Run]:
             name = f"pruned-{row}-{seed}"
             words = recipe.prune(name, source, "lamp", 2.0, seed)
             words += () if row == "alone" else ("--teacher", str(source), *loss_words(row))
-            runs.append(Run(name, words, recipe.finetune_epochs, recipe.base_epochs + recipe.finetune_epochs, (f"alone-{seed}",)))
+            runs.append(
+                Run(
+                    name,
+                    words,
+                    recipe.finetune_epochs,
+                    recipe.base_epochs + recipe.finetune_epochs,
+                    (f"alone-{seed}",),
+                )
+            )
     return runs
 
 
@@ -140,32 +205,47 @@ def tuning_runs(recipe: Recipe) -> list[Run]:
     options = [(loss, word) for loss, words in TRIED_ARGS.items() for word in words]
     return [
         *(taught_run(recipe, f"tune-{loss}-{weight:g}", loss, 0, weight) for loss, weight in pairs),
-        *(taught_run(recipe, f"tune-{word}", loss, 0, TRIED[loss][0], "--feature-args", word) for loss, word in options),
+        *(
+            taught_run(recipe, f"tune-{word}", loss, 0, TRIED[loss][0], "--feature-args", word)
+            for loss, word in options
+        ),
     ]
 
 
 def last_map(recipe: Recipe, run: str) -> float:
     """mAP50-95 of a run's last epoch on the validation images."""
     folder = recipe.project / run
-    results = [path for path in (folder / "finetune" / "results.csv", folder / "results.csv") if path.is_file()]
+    results = [
+        path
+        for path in (folder / "finetune" / "results.csv", folder / "results.csv")
+        if path.is_file()
+    ]
     with results[0].open(encoding="utf-8", newline="") as file:
         return float(list(csv.DictReader(file))[-1]["metrics/mAP_0.5:0.95"])
 
 
 def tables(recipe: Recipe) -> str:
-    """Both tables, of the runs that are complete: each seed's difference from training alone, mean and spread."""
+    """Both tables, of the runs that are complete: each seed's difference from training alone, mean
+    and spread.
+    """
     student = comparison(recipe, "alone-{seed}", {row: f"{row}-{{seed}}" for row in STUDENT_ROWS})
-    pruned = comparison(recipe, "pruned-alone-{seed}", {row: f"pruned-{row}-{{seed}}" for row in PRUNED_ROWS})
+    pruned = comparison(
+        recipe, "pruned-alone-{seed}", {row: f"pruned-{row}-{{seed}}" for row in PRUNED_ROWS}
+    )
     teacher = f"Teacher: {last_map(recipe, 'teacher'):.3f} mAP50-95."
     return f"### A new student\n\n{teacher}\n\n{student}\n\n### LAMP 2x, finetuned\n\n{pruned}"
 
 
 def comparison(recipe: Recipe, alone: str, rows: dict[str, str]) -> str:
-    """A row each: mAP50-95 as mean and standard deviation over the seeds, and its difference from `alone` with the same seed."""
+    """A row each: mAP50-95 as mean and standard deviation over the seeds, and its difference from
+    `alone` with the same seed.
+    """
     base = of_seeds(recipe, alone)
     lines = [["alone", spread(list(base.values())), "", ""]]
     for title, name in rows.items():
-        if values := {seed: value for seed, value in of_seeds(recipe, name).items() if seed in base}:
+        if values := {
+            seed: value for seed, value in of_seeds(recipe, name).items() if seed in base
+        }:
             gains = [value - base[seed] for seed, value in values.items()]
             listed = " ".join(f"{gain:+.3f}" for gain in gains)
             lines.append([title, spread(list(values.values())), listed, spread(gains, signed=True)])
@@ -175,7 +255,11 @@ def comparison(recipe: Recipe, alone: str, rows: dict[str, str]) -> str:
 def of_seeds(recipe: Recipe, name: str) -> dict[int, float]:
     """mAP50-95 by seed, of the runs that are complete."""
     runs = {seed: name.format(seed=seed) for seed in SEEDS}
-    return {seed: last_map(recipe, run) for seed, run in runs.items() if (recipe.project / run / "done.json").is_file()}
+    return {
+        seed: last_map(recipe, run)
+        for seed, run in runs.items()
+        if (recipe.project / run / "done.json").is_file()
+    }
 
 
 def spread(values: Sequence[float], signed: bool = False) -> str:
@@ -187,9 +271,14 @@ def spread(values: Sequence[float], signed: bool = False) -> str:
 def tuning_table(recipe: Recipe, runs: Sequence[Run]) -> str:
     """A row each weight."""
     base = last_map(recipe, "alone-0")
-    complete = [run.name for run in runs if run.name.startswith("tune-") and done(recipe.project, run)]
+    complete = [
+        run.name for run in runs if run.name.startswith("tune-") and done(recipe.project, run)
+    ]
     found = [(name, last_map(recipe, name)) for name in complete]
-    return table(("Run", "mAP50-95", "against alone"), [[name, f"{value:.3f}", f"{value - base:+.3f}"] for name, value in found])
+    return table(
+        ("Run", "mAP50-95", "against alone"),
+        [[name, f"{value:.3f}", f"{value - base:+.3f}"] for name, value in found],
+    )
 
 
 def _features(losses: str) -> list[str]:

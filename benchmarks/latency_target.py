@@ -1,4 +1,5 @@
-"""Time and MACs of `--target latency` beside `--target macs` at the same speed-up, all models run in turn.
+"""Time and MACs of `--target latency` beside `--target macs` at the same speed-up, all models run
+in turn.
 
 python benchmarks/latency_target.py --models yolov5n yolov7-tiny --imgsz 160
 """
@@ -15,18 +16,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from models import Model, build_model
-from prune_methods import PRUNERS, Limits, apply, groups, keep_masks
-from recipes.prune_latency import LEAST_ROUNDS, latency_plan, setting_of, time_model, timing_of
+from prune_methods import PRUNERS, Limits, apply, find_groups, keep_masks
+from recipes.prune.latency import LEAST_ROUNDS, latency_plan, latency_setup, time_model, timing_of
 from recipes.report import forward_of
 from utils.log import LOGGER
-from utils.prune_options import PruneOptions
+from utils.options.prune import PruneOptions
 from utils.timing import alternate
 
 
 def options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["yolov5n", "yolov7-tiny"], help="untrained: their time is the same")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["yolov5n", "yolov7-tiny"],
+        help="untrained: their time is the same",
+    )
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--batch", type=int, default=0, help="images; 0 as prune.py")
     parser.add_argument("--speed-up", type=float, default=1.5)
@@ -38,20 +46,33 @@ def rows(name: str, args: argparse.Namespace) -> None:
     """Cut one model both ways and print a line for each way."""
     torch.manual_seed(0)
     model = build_model(name, nc=3)
-    found, lamp = groups(model), PRUNERS["lamp"]
-    opt = PruneOptions(imgsz=args.imgsz, speed_up=args.speed_up, latency_batch=args.batch, latency_seconds=args.seconds)
-    setting = setting_of(model, opt)
+    found, lamp = find_groups(model), PRUNERS["lamp"]
+    opt = PruneOptions(
+        imgsz=args.imgsz,
+        speed_up=args.speed_up,
+        latency_batch=args.batch,
+        latency_seconds=args.seconds,
+    )
+    setting = latency_setup(model, opt)
     price = time_model(model, found, Limits(), setting)
     plans: dict[str, Any] = {
-        "latency": latency_plan(model, found, partial(keep_masks, model, found, lamp(), price=price), opt),
+        "latency": latency_plan(
+            model, found, partial(keep_masks, model, found, lamp(), cost_fn=price), opt
+        ),
         "macs": keep_masks(model, found, lamp(), args.speed_up),
     }
     cut = {target: cast(Model, apply(model, found, plan.masks)) for target, plan in plans.items()}
-    work = {n: forward_of(m.fuse(), args.imgsz, setting.batch, False, setting.device) for n, m in {"base": model, **cut}.items()}
+    work = {
+        n: forward_of(m.fuse(), args.imgsz, setting.batch, False, setting.device)
+        for n, m in {"base": model, **cut}.items()
+    }
     times = alternate(work, args.seconds, LEAST_ROUNDS, setting.device)
     for target, plan in plans.items():
         timing = timing_of(times["base"], times[target])
-        print(f"{name:<12} --target {target:<8} --speed-up {args.speed_up:g}: {plan.speed_up:.2f}x fewer MACs, time {timing}")
+        print(
+            f"{name:<12} --target {target:<8} --speed-up {args.speed_up:g}: {plan.speed_up:.2f}x"
+            f" fewer MACs, time {timing}"
+        )
     print(f"{'':<12} {setting}")
 
 

@@ -1,4 +1,5 @@
-"""What a training image costs: milliseconds of one CPU core to augment, to batch, and to read it from a file.
+"""What a training image costs: milliseconds of one CPU core to augment, to batch, and to read it
+from a file.
 
 python benchmarks/loader_speed.py [--imgsz 160] [--data demo]
 """
@@ -25,14 +26,24 @@ SETTINGS: dict[str, tuple[Hyp | str, str | None]] = {
 
 def main() -> None:
     """Print CPU ms an image of each setting: the median over epochs, settings taken in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--data", default="demo")
     parser.add_argument("--epochs", type=int, default=5)
     opt = parser.parse_args()
     data = load_data(opt.data)
     loaders = {
-        name: build_loader(data, "train", imgsz=opt.imgsz, batch_size=16, hyp=load_hyp(hyp), augment=True, cache=cache)
+        name: build_loader(
+            data,
+            "train",
+            imgsz=opt.imgsz,
+            batch_size=16,
+            hyp=load_hyp(hyp),
+            augment=True,
+            cache=cache,
+        )
         for name, (hyp, cache) in SETTINGS.items()
     }
     times: dict[str, list[float]] = {name: [] for name in loaders}

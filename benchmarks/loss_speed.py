@@ -1,6 +1,7 @@
 """Share of the detection loss in a training step: `python benchmarks/loss_speed.py`.
 
-The loss (values and gradients with respect to the raw maps) and the bare network's forward and backward take turns.
+The loss (values and gradients with respect to the raw maps) and the bare network's forward and
+backward take turns.
 """
 
 import sys
@@ -28,7 +29,9 @@ def make_model() -> Any:
 
 
 def make_targets(boxes: int = BOXES) -> Tensor:
-    """`boxes` targets for each image: classes uniform, sides 5 to 45 % of the image, small ones more often."""
+    """`boxes` targets for each image: classes uniform, sides 5 to 45 % of the image, small ones
+    more often.
+    """
     torch.manual_seed(0)
     targets = torch.rand(IMAGES * boxes, 6)
     targets[:, 0] = torch.arange(IMAGES).repeat_interleave(boxes)
@@ -58,11 +61,20 @@ def main() -> None:
     print(f"YOLOv5n, {SIZE} px, batch {IMAGES}, {BOXES} boxes an image, {CLASSES} classes, CPU")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        times = alternate({"network": network, "yolo": loss_alone("yolo"), "ota": loss_alone("ota")})
-        print(f"{threads} thread(s): " + ", ".join(f"{name} {median_ms(values):.1f} ms" for name, values in times.items()))
+        times = alternate(
+            {"network": network, "yolo": loss_alone("yolo"), "ota": loss_alone("ota")}
+        )
+        print(
+            f"{threads} thread(s): "
+            + ", ".join(f"{name} {median_ms(values):.1f} ms" for name, values in times.items())
+        )
         for kind in ("yolo", "ota"):
             print(
-                "  " + ratio_line(f"{kind} loss / network", [a / b for a, b in zip(times[kind], times["network"], strict=True)])
+                "  "
+                + ratio_line(
+                    f"{kind} loss / network",
+                    [a / b for a, b in zip(times[kind], times["network"], strict=True)],
+                )
             )
 
 

@@ -1,7 +1,8 @@
 """What OTA costs: `python benchmarks/ota_speed.py`.
 
-1. A training step (forward, loss, backward) with OTA over one with the YOLO loss; aim: at most 1.15.
-2. The batched choice beside a plain one, image by image and target by target. Both must choose the same.
+1. A training step (forward, loss, backward) with OTA over one with the YOLO loss; aim: at most
+1.15. 2. The batched choice beside a plain one, image by image and target by target. Both must
+choose the same.
 """
 
 import sys
@@ -21,9 +22,17 @@ from utils.timing import alternate, median_ms, ratio_line  # noqa: E402
 
 
 def choose_plainly(
-    candidates: Matches, boxes: Tensor, obj: Tensor, cls: Tensor, targets: Tensor, corners: Tensor, images: int
+    candidates: Matches,
+    boxes: Tensor,
+    obj: Tensor,
+    cls: Tensor,
+    targets: Tensor,
+    corners: Tensor,
+    images: int,
 ) -> Matches:
-    """`choose_ota` as one writes it first: a loop over images, one over targets, a one-hot class cost for every pair."""
+    """`choose_ota` as one writes it first: a loop over images, one over targets, a one-hot class
+    cost for every pair.
+    """
     kept, owners = [], []
     target_image = targets[:, 0].long()
     candidate_image = target_image[candidates.target]
@@ -37,7 +46,10 @@ def choose_plainly(
         shape = (len(wanted), len(here), cls.shape[1])
         classes = one_hot(targets[wanted, 1].long(), cls.shape[1]).float()[:, None].expand(shape)
         logits = (y / (1 - y)).log()[None].expand(shape)
-        cost = binary_cross_entropy_with_logits(logits, classes, reduction="none").sum(-1) - IOU_COST * (iou + 1e-8).log()
+        cost = (
+            binary_cross_entropy_with_logits(logits, classes, reduction="none").sum(-1)
+            - IOU_COST * (iou + 1e-8).log()
+        )
         quota = iou.topk(min(TOP_IOUS, len(here))).values.sum(1).int().clamp(min=1)
         taken = torch.zeros_like(cost)
         for number, k in enumerate(quota.tolist()):
@@ -52,33 +64,72 @@ def choose_plainly(
 
 
 def random_choice(boxes: int) -> tuple:
-    """Arguments of `choose_ota`: predictions somewhere near their targets, as halfway through a training."""
+    """Arguments of `choose_ota`: predictions somewhere near their targets, as halfway through a
+    training.
+    """
     targets, model = make_targets(boxes), make_model()
     grids = torch.tensor([[SIZE // int(stride)] * 2 for stride in model.head.stride]).float()
     candidates = match_anchors(targets, model.head.anchors, grids, 4.0)
     count = len(candidates.target)
     corners = xywh2xyxy(targets[:, 2:6])
     predicted = targets[candidates.target, 2:6] * (1 + 0.2 * torch.randn(count, 4))
-    return candidates, xywh2xyxy(predicted), torch.randn(count) - 1, torch.randn(count, CLASSES) - 3, targets, corners, IMAGES
+    return (
+        candidates,
+        xywh2xyxy(predicted),
+        torch.randn(count) - 1,
+        torch.randn(count, CLASSES) - 3,
+        targets,
+        corners,
+        IMAGES,
+    )
 
 
 def compare_steps() -> None:
     """Training steps, OTA over YOLO."""
     model, targets, images = make_model(), make_targets(), torch.rand(IMAGES, 3, SIZE, SIZE)
     losses = {kind: make_loss(model, kind) for kind in ("yolo", "ota")}
-    times = alternate({kind: lambda loss=loss: loss(model(images), targets)[0].backward() for kind, loss in losses.items()})
-    print("  step: " + ", ".join(f"{kind} {median_ms(values):.1f} ms" for kind, values in times.items()))
-    print("  " + ratio_line("step with ota / step with yolo", [a / b for a, b in zip(times["ota"], times["yolo"], strict=True)]))
+    times = alternate(
+        {
+            kind: lambda loss=loss: loss(model(images), targets)[0].backward()
+            for kind, loss in losses.items()
+        }
+    )
+    print(
+        "  step: "
+        + ", ".join(f"{kind} {median_ms(values):.1f} ms" for kind, values in times.items())
+    )
+    print(
+        "  "
+        + ratio_line(
+            "step with ota / step with yolo",
+            [a / b for a, b in zip(times["ota"], times["yolo"], strict=True)],
+        )
+    )
 
 
 def compare_choices(boxes: int) -> None:
     """The plain choice over the batched one."""
     arguments = random_choice(boxes)
-    same = all(torch.equal(a, b) for a, b in zip(choose_ota(*arguments), choose_plainly(*arguments), strict=True))
+    same = all(
+        torch.equal(a, b)
+        for a, b in zip(choose_ota(*arguments), choose_plainly(*arguments), strict=True)
+    )
     assert same, "the batched and the plain choice differ"
-    times = alternate({"plain": lambda: choose_plainly(*arguments), "batched": lambda: choose_ota(*arguments)}, seconds=5)
-    print(f"  {boxes} boxes an image: " + ", ".join(f"{name} {median_ms(values):.1f} ms" for name, values in times.items()))
-    print("  " + ratio_line("plain / batched choice", [a / b for a, b in zip(times["plain"], times["batched"], strict=True)]))
+    times = alternate(
+        {"plain": lambda: choose_plainly(*arguments), "batched": lambda: choose_ota(*arguments)},
+        seconds=5,
+    )
+    print(
+        f"  {boxes} boxes an image: "
+        + ", ".join(f"{name} {median_ms(values):.1f} ms" for name, values in times.items())
+    )
+    print(
+        "  "
+        + ratio_line(
+            "plain / batched choice",
+            [a / b for a, b in zip(times["plain"], times["batched"], strict=True)],
+        )
+    )
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""CPU time of cutting YOLOv7-tiny to 2x with LAMP: our masks and one cut, beside Torch-Pruning's own 200-step loop.
+"""CPU time of cutting YOLOv7-tiny to 2x with LAMP: our masks and one cut, beside Torch-Pruning's
+own 200-step loop.
 
 python benchmarks/prune_speed.py
 """
@@ -16,8 +17,8 @@ import torch
 import torch_pruning as tp
 
 from models import Model, build_model
-from prune_methods import PRUNERS, apply, groups, keep_masks
-from prune_methods.graph import raw_outputs
+from prune_methods import PRUNERS, apply, find_groups, keep_masks
+from prune_methods.groups.graph import raw_outputs
 from utils.profiling import count_macs
 
 TARGET = 2.0
@@ -25,7 +26,7 @@ TARGET = 2.0
 
 def ours(model: Model) -> tuple[Any, int]:
     """Graph, masks and cut; gives the pruned model and the steps."""
-    found = groups(model)
+    found = find_groups(model)
     plan = keep_masks(model, found, PRUNERS["lamp"](), TARGET, imgsz=64)
     return apply(model, found, plan.masks), len(plan.steps)
 
@@ -73,9 +74,15 @@ def main() -> None:
         seconds, (pruned, steps) = cpu_seconds(lambda work=work: work(copy.deepcopy(model)))
         reached = base / count_macs(pruned.eval().fuse())
         parameters = sum(p.numel() for p in pruned.parameters())
-        print(f"{name:<11} {seconds:7.2f} CPU s  {steps:3d} steps  {reached:.4f}x  {parameters:,} parameters")
+        print(
+            f"{name:<11} {seconds:7.2f} CPU s  {steps:3d} steps  {reached:.4f}x  {parameters:,}"
+            " parameters"
+        )
         times.append(seconds)
-    print(f"the library takes {2 * times[1] / (times[0] + times[2]):.1f} times our CPU time (aim: at least 15)")
+    print(
+        f"the library takes {2 * times[1] / (times[0] + times[2]):.1f} times our CPU time (aim: at"
+        " least 15)"
+    )
 
 
 if __name__ == "__main__":

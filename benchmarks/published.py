@@ -1,7 +1,9 @@
-"""What the published tables print for the custom structures, and how they count; see docs/structures.md.
+"""What the published tables print for the custom structures, and how they count; see
+docs/structures.md.
 
-Their fused form folds the batch norms of `Conv` and little else: a backbone that comes from elsewhere stays as it trains, RepConv
-keeps its branches. Implicit vectors count, convolutions that never run too; moving kernels (DCNv2, DyHead) are no FLOPs.
+Their fused form folds the batch norms of `Conv` and little else: a backbone that comes from
+elsewhere stays as it trains, RepConv keeps its branches. Implicit vectors count, convolutions that
+never run too; moving kernels (DCNv2, DyHead) are no FLOPs.
 """
 
 import copy
@@ -49,20 +51,40 @@ PUBLISHED = {
     "yolov7-tiny": Published(6_010_302, 13.0),
     "yolov5n-c3faster-repconv": Published(1_614_495, 3.7, why="RepConv keeps its branches"),
     "yolov5n-repvit-c2f": Published(
-        6_001_647, 16.2, norms=True, size=32, why="FLOPs of 32 px times 400, where the gates' 1x1 convolutions weigh too much"
+        6_001_647,
+        16.2,
+        norms=True,
+        size=32,
+        why="FLOPs of 32 px times 400, where the gates' 1x1 convolutions weigh too much",
     ),
-    "yolov5n-fasternet-goldyolo-asf": Published(6_442_926, 10.5, norms=True, why="RepConv, ScalSeq, attention_model unfolded"),
+    "yolov5n-fasternet-goldyolo-asf": Published(
+        6_442_926, 10.5, norms=True, why="RepConv, ScalSeq, attention_model unfolded"
+    ),
     "yolov7-tiny-dcn-afpn": Published(
-        4_564_641, 11.7, unlike=512, why="the published moving kernels have a bias (2 x 256) before their batch norms"
+        4_564_641,
+        11.7,
+        unlike=512,
+        why="the published moving kernels have a bias (2 x 256) before their batch norms",
     ),
     "yolov7-tiny-fasternet-dbb": Published(
-        4_092_258, 8.5, frozenset({"Conv", "DWConv", "DiverseBranchBlock"}), norms=True, why="DiverseBranchBlock is folded"
+        4_092_258,
+        8.5,
+        frozenset({"Conv", "DWConv", "DiverseBranchBlock"}),
+        norms=True,
+        why="DiverseBranchBlock is folded",
     ),
     "yolov7-tiny-mobilenetv3-lsk-tscode-repconv": Published(
-        24_665_523, 33.0, share=1e-4, gflops_off=0.15, why="the wiring was found by counting and is one of several"
+        24_665_523,
+        33.0,
+        share=1e-4,
+        gflops_off=0.15,
+        why="the index was found by counting and is one of several",
     ),
     "yolov7-tiny-rexnet-vovgscsp-decoupled": Published(
-        6_512_095, 11.3, share=5e-3, why="a detail of the published neck is unknown: 31,264 parameters"
+        6_512_095,
+        11.3,
+        share=5e-3,
+        why="a detail of the published neck is unknown: 31,264 parameters",
     ),
     "yolov7-tiny-rexnet-vovgscsp-dyhead-decoupled": Published(
         6_858_519, 14.8, share=5e-3, why="the same detail; the step from the line above is exact"
@@ -80,7 +102,9 @@ class Counted:
 
 
 def cfg_as_published(name: str) -> dict[str, Any]:
-    """The parsed YAML with the convolutions that never run, where a block has them by its option `dead_convs`."""
+    """The parsed YAML with the convolutions that never run, where a block has them by its option
+    `dead_convs`.
+    """
     cfg = load_yaml(resolve(name, "model"))
     for section in ("backbone", "head"):
         cfg[section] = [_with_dead_convs(list(row)) for row in cfg[section]]
@@ -88,7 +112,7 @@ def cfg_as_published(name: str) -> dict[str, Any]:
 
 
 def _with_dead_convs(row: list[Any]) -> list[Any]:
-    names = [p for p in inspect.signature(BLOCKS[row[2]].from_yaml).parameters if p != "site"]
+    names = [p for p in inspect.signature(BLOCKS[row[2]].from_yaml).parameters if p != "context"]
     if "dead_convs" in names:
         given = row[3] if isinstance(row[3], dict) else dict(zip(names, row[3], strict=False))
         row[3] = given | {"dead_convs": True}
@@ -98,10 +122,14 @@ def _with_dead_convs(row: list[Any]) -> list[Any]:
 def count_as_published(name: str) -> Counted:
     """Parameters and GFLOPs at 640 px of a custom YAML, by the convention of its line."""
     line = PUBLISHED[name]
-    model = fused_as_published(build_model(cfg_as_published(name), nc=NC), line.folds, line.untouched)
+    model = fused_as_published(
+        build_model(cfg_as_published(name), nc=NC), line.folds, line.untouched
+    )
     macs, norm_elements = count_operations(model, line.size)
     kinds = {n: type(m).__name__ for n, m in model.named_modules()}
-    moving = sum(v[0] for n, v in macs_by_module(model, line.size).items() if kinds[n].startswith("Deform"))
+    moving = sum(
+        v[0] for n, v in macs_by_module(model, line.size).items() if kinds[n].startswith("Deform")
+    )
     total = macs - moving + (NORM * norm_elements if line.norms else 0)
     return Counted(count_parameters(model) + line.unlike, 2 * total / 1e9 * (640 / line.size) ** 2)
 

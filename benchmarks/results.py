@@ -1,11 +1,14 @@
-"""The pruning tables of docs/results.md: every method on real photos (BCCD) and on the demo set, from training to latency.
+"""The pruning tables of docs/results.md: every method on real photos (BCCD) and on the demo set,
+from training to latency.
 
-    python benchmarks/results.py --bccd ../shared/datasets/bccd --weights ../shared/weights/yolov5n.pt     # hours
+    python benchmarks/results.py --bccd ../shared/datasets/bccd --weights
+      ../shared/weights/yolov5n.pt     # hours
     python benchmarks/results.py --set demo --jobs 2
 
-Prints its time budget first. A run that is complete is not run again, so an interrupted benchmark goes on where it stopped.
-On BCCD a fifth of the training images is set aside for choosing checkpoints; the tables are of its validation part, which no
-run sees. Every run's command is in its `done.json`.
+Prints its time budget first. A run that is complete is not run again, so an interrupted benchmark
+goes on where it stopped. On BCCD a fifth of the training images is set aside for choosing
+checkpoints; the tables are of its validation part, which no run sees. Every run's command is in its
+`done.json`.
 """
 
 import random
@@ -16,14 +19,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_runs import METHODS, SPARSE_METHODS, Recipe, demo_recipe, runs_of  # noqa: E402
+from benchmarks.results_runs import (  # noqa: E402
+    METHODS,
+    SPARSE_METHODS,
+    Recipe,
+    demo_recipe,
+    runs_of,
+)  # noqa: E402
 from benchmarks.results_tables import write_tables  # noqa: E402
 from benchmarks.runner import budget, chosen, done, execute  # noqa: E402
 from utils.cli import run_script  # noqa: E402
 from utils.config import save_yaml  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_atomic  # noqa: E402
-from utils.options import option  # noqa: E402
+from utils.options.base import option  # noqa: E402
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -33,7 +42,9 @@ class ResultsOptions:
     """What to run."""
 
     set: str = option("all", "which tables", choices=("all", "bccd", "demo"))
-    bccd: str = option("../shared/datasets/bccd", "folder of BCCD with images/{train,val} and labels/")
+    bccd: str = option(
+        "../shared/datasets/bccd", "folder of BCCD with images/{train,val} and labels/"
+    )
     weights: str = option("../shared/weights/yolov5n.pt", "what BCCD's base starts from")
     jobs: int = option(1, "runs at a time; each gets its share of the CPU cores", least=1)
     only: tuple[str, ...] = option((), "these runs alone, and those they need", multi=True)
@@ -53,7 +64,10 @@ def main(opt: ResultsOptions) -> None:
     for recipe in recipes:
         failed = execute(recipe.project, chosen(runs_of(recipe), opt.only), opt.jobs)
         if failed:
-            raise UserError(f"{recipe.name}: these runs failed, see their log.txt in {recipe.project}: {', '.join(failed)}")
+            raise UserError(
+                f"{recipe.name}: these runs failed, see their log.txt in {recipe.project}:"
+                f" {', '.join(failed)}"
+            )
         if opt.tables:
             print(write_tables(recipe, runs_of(recipe), opt.seconds), flush=True)
 
@@ -86,17 +100,25 @@ def bccd(opt: ResultsOptions) -> Recipe:
 
 def demo(opt: ResultsOptions) -> Recipe:
     """The embedded set, from nothing."""
-    return demo_recipe(Path(opt.project).resolve() / "demo", methods=("l1", "lamp", "slim", "group_sl"))
+    return demo_recipe(
+        Path(opt.project).resolve() / "demo", methods=("l1", "lamp", "slim", "group_sl")
+    )
 
 
 RECIPES = {"bccd": bccd, "demo": demo}
 
 
 def carve(source: Path, folder: Path, share: float) -> Path:
-    """Data YAMLs in `folder`: `choose.yaml` (train on the rest, validate on `share` of the training images) and `report.yaml`."""
-    files = sorted(p for p in (source / "images" / "train").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    """Data YAMLs in `folder`: `choose.yaml` (train on the rest, validate on `share` of the training
+    images) and `report.yaml`.
+    """
+    files = sorted(
+        p for p in (source / "images" / "train").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+    )
     if not files:
-        raise UserError(f"--bccd {source}: has no images/train; fetch BCCD as data/configs/bccd.yaml says")
+        raise UserError(
+            f"--bccd {source}: has no images/train; fetch BCCD as data/configs/bccd.yaml says"
+        )
     aside = set(random.Random(0).sample(files, round(share * len(files))))
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", [f for f in files if f not in aside]), ("choose", sorted(aside))):

@@ -13,7 +13,9 @@ LONGER = 3  # times the epochs of the base
 
 @dataclass(frozen=True)
 class Recipe:
-    """One data set's common settings; `start` are the words that say what the base model starts from."""
+    """One data set's common settings; `start` are the words that say what the base model starts
+    from.
+    """
 
     name: str
     data: str
@@ -27,18 +29,29 @@ class Recipe:
     methods: tuple[str, ...]
     curve: tuple[float, ...]
     longer: tuple[str, ...]  # sparse methods that are also trained three times as long
-    seeds: tuple[int, ...]  # of the finetunes: of the uncut model and of LAMP's 2x; the base always has SEEDS
+    seeds: tuple[
+        int, ...
+    ]  # of the finetunes: of the uncut model and of LAMP's 2x; the base always has SEEDS
     project: Path
 
-    def train(self, name: str, *words: str, epochs: int, seed: int = 0, script: str = "train.py") -> tuple[str, ...]:
+    def train(
+        self, name: str, *words: str, epochs: int, seed: int = 0, script: str = "train.py"
+    ) -> tuple[str, ...]:
         """The command of a training run."""
         return (script, *words, *self._common(name, seed), "--epochs", str(epochs))
 
-    def prune(self, name: str, weights: Path, method: str, speed_up: float, seed: int = 0) -> tuple[str, ...]:
+    def prune(
+        self, name: str, weights: Path, method: str, speed_up: float, seed: int = 0
+    ) -> tuple[str, ...]:
         """The command of a pruning run with its finetune."""
         words = ("--weights", str(weights), "--method", method, "--speed-up", f"{speed_up:g}")
         words += ("--calib-batches", "4") if method == "pagcp" else ()
-        finetune = ("--finetune-hyp", self.finetune_hyp, "--finetune-epochs", str(self.finetune_epochs))
+        finetune = (
+            "--finetune-hyp",
+            self.finetune_hyp,
+            "--finetune-epochs",
+            str(self.finetune_epochs),
+        )
         return ("prune.py", *words, *finetune, *self._common(name, seed))
 
     def best(self, run: str) -> Path:
@@ -47,10 +60,23 @@ class Recipe:
 
     def _common(self, name: str, seed: int) -> tuple[str, ...]:
         where = ("--project", str(self.project), "--name", name, "--exist-ok")
-        return ("--data", self.data, "--imgsz", str(self.imgsz), "--cache", "--workers", "0", "--seed", str(seed), *where)
+        return (
+            "--data",
+            self.data,
+            "--imgsz",
+            str(self.imgsz),
+            "--cache",
+            "--workers",
+            "0",
+            "--seed",
+            str(seed),
+            *where,
+        )
 
 
-def demo_recipe(project: Path, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)) -> Recipe:
+def demo_recipe(
+    project: Path, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)
+) -> Recipe:
     """The embedded set, as `make demo` trains on it."""
     return Recipe(
         name="demo",
@@ -76,7 +102,9 @@ def runs_of(recipe: Recipe) -> list[Run]:
 
 
 def base_runs(recipe: Recipe) -> list[Run]:
-    """The base at three seeds, the finetune alone at three seeds (the noise floor), and sparse training by each penalty."""
+    """The base at three seeds, the finetune alone at three seeds (the noise floor), and sparse
+    training by each penalty.
+    """
     base, tune = recipe.base_epochs, recipe.finetune_epochs
     runs = []
     for seed in SEEDS:
@@ -96,7 +124,16 @@ def base_runs(recipe: Recipe) -> list[Run]:
 
 
 def _sparse_run(recipe: Recipe, name: str, method: str, epochs: int) -> Run:
-    sparse = ("--weights", str(recipe.best("base-0")), "--hyp", recipe.hyp, "--method", method, "--reg", "auto")
+    sparse = (
+        "--weights",
+        str(recipe.best("base-0")),
+        "--hyp",
+        recipe.hyp,
+        "--method",
+        method,
+        "--reg",
+        "auto",
+    )
     words = recipe.train(name, *sparse, epochs=epochs, script="train_sparse.py")
     return Run(name, words, epochs, recipe.base_epochs + epochs, ("base-0",))
 
@@ -105,19 +142,28 @@ def pruning_runs(recipe: Recipe) -> list[Run]:
     """2x by every method, LAMP's finetune at three seeds, and the curve of LAMP and slim."""
     wanted = [(method, 2.0, 0) for method in recipe.methods]
     wanted += [("lamp", 2.0, seed) for seed in recipe.seeds[1:]]
-    wanted += [(method, speed_up, 0) for method in ("lamp", "slim") for speed_up in recipe.curve if speed_up != 2.0]
+    wanted += [
+        (method, speed_up, 0)
+        for method in ("lamp", "slim")
+        for speed_up in recipe.curve
+        if speed_up != 2.0
+    ]
     long = [_pruning_run(recipe, method, 2.0, 0, longer=True) for method in recipe.longer]
     return [*(_pruning_run(recipe, *one) for one in wanted), *long]
 
 
-def _pruning_run(recipe: Recipe, method: str, speed_up: float, seed: int, longer: bool = False) -> Run:
+def _pruning_run(
+    recipe: Recipe, method: str, speed_up: float, seed: int, longer: bool = False
+) -> Run:
     suffix = "-long" if longer else ""
     name = f"{method}-{speed_up:g}x" + (f"-seed{seed}" if seed else suffix)
     source = f"sparse-{method}{suffix}" if method in SPARSE_METHODS else "base-0"
     sparse = (LONGER if longer else 1) if method in SPARSE_METHODS else 0
     before = recipe.base_epochs * (1 + sparse)
     # of a sparse training the last model: least weight is left in what goes
-    weights = recipe.best(source) if source == "base-0" else recipe.best(source).with_name("last.pt")
+    weights = (
+        recipe.best(source) if source == "base-0" else recipe.best(source).with_name("last.pt")
+    )
     words = recipe.prune(name, weights, method, speed_up, seed)
     tune = recipe.finetune_epochs
     return Run(name, words, tune, before + tune, (source,), load=0.4 + 0.6 / speed_up)
@@ -127,5 +173,7 @@ def scratch_run(recipe: Recipe) -> Run:
     """LAMP's shape with new weights, trained for as long as base and finetune together."""
     epochs = recipe.base_epochs + recipe.finetune_epochs
     shape = recipe.project / "lamp-2x" / "weights" / "pruned.pt"
-    words = recipe.train("scratch", "--weights", str(shape), "--reinit", "--hyp", recipe.hyp, epochs=epochs)
+    words = recipe.train(
+        "scratch", "--weights", str(shape), "--reinit", "--hyp", recipe.hyp, epochs=epochs
+    )
     return Run("scratch", words, epochs, epochs, ("lamp-2x",), load=0.7)

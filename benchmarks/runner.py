@@ -1,4 +1,6 @@
-"""Runs of a long benchmark: each one a command of a script, in a folder of its own, run once and never again."""
+"""Runs of a long benchmark: each one a command of a script, in a folder of its own, run once and
+never again.
+"""
 
 import json
 import os
@@ -21,7 +23,11 @@ _speaking = threading.Lock()
 
 @dataclass(frozen=True)
 class Run:
-    """One command. `epochs`: how long it trains; `total`: with those of the runs it starts from, back to the given weights."""
+    """One command.
+
+    `epochs`: how long it trains; `total`: with those of the runs it starts from, back to the given
+    weights.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -32,9 +38,15 @@ class Run:
 
 
 def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
-    """The runs of these names with all that they need; all of them where none is named. Needed ones come earlier in `runs`."""
+    """The runs of these names with all that they need; all of them where none is named.
+
+    Needed ones come earlier in `runs`.
+    """
     if unknown := [name for name in only if name not in {run.name for run in runs}]:
-        raise UserError(f"--only {' '.join(unknown)}: no such run; there are {', '.join(run.name for run in runs)}")
+        raise UserError(
+            f"--only {' '.join(unknown)}: no such run; there are"
+            f" {', '.join(run.name for run in runs)}"
+        )
     wanted = set(only) or {run.name for run in runs}
     for run in reversed(runs):
         if run.name in wanted:
@@ -45,7 +57,9 @@ def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 def done(project: Path, run: Run) -> bool:
     """Whether this very command has been run to its end."""
     file = project / run.name / "done.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["command"] == list(run.words)
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["command"] == list(
+        run.words
+    )
 
 
 def budget(runs: Sequence[Run], images: int, imgsz: int, jobs: int) -> str:
@@ -53,7 +67,10 @@ def budget(runs: Sequence[Run], images: int, imgsz: int, jobs: int) -> str:
     if not runs:
         return "nothing to train"
     seconds = sum(run.epochs * run.load for run in runs) * images * seconds_per_image(imgsz)
-    return f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / jobs:.0f} with {jobs} at a time, if nothing else runs"
+    return (
+        f"about {seconds / 60:.0f} minutes of one core, {seconds / 60 / jobs:.0f} with {jobs} at a"
+        " time, if nothing else runs"
+    )
 
 
 def seconds_per_image(imgsz: int, batch: int = 16, steps: int = 3) -> float:
@@ -74,11 +91,18 @@ def seconds_per_image(imgsz: int, batch: int = 16, steps: int = 3) -> float:
 
 
 def execute(project: Path, runs: Sequence[Run], jobs: int) -> list[str]:
-    """Run what is not done, `jobs` at a time, each after those it needs. Names of those that failed or could not start."""
+    """Run what is not done, `jobs` at a time, each after those it needs.
+
+    Names of those that failed or could not start.
+    """
     futures: dict[str, Future[bool]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for run in runs:  # needed ones come earlier, so whoever waits waits for a run that has its worker
-            futures[run.name] = pool.submit(_one, project, run, [futures[name] for name in run.needs], jobs)
+        for (
+            run
+        ) in runs:  # needed ones come earlier, so whoever waits waits for a run that has its worker
+            futures[run.name] = pool.submit(
+                _one, project, run, [futures[name] for name in run.needs], jobs
+            )
     return [name for name, future in futures.items() if not future.result()]
 
 
@@ -95,12 +119,18 @@ def _one(project: Path, run: Run, needed: list["Future[bool]"], jobs: int) -> bo
     with (folder / "console.txt").open("w", encoding="utf-8") as console:
         command = [sys.executable, *run.words, "--noplots"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        code = subprocess.run(command, cwd=ROOT, stdout=console, stderr=subprocess.STDOUT, env=environment).returncode
+        code = subprocess.run(
+            command, cwd=ROOT, stdout=console, stderr=subprocess.STDOUT, env=environment
+        ).returncode
     minutes = (time.monotonic() - start) / 60
-    _say(f"{project.name}/{run.name}: {'done' if code == 0 else f'FAILED ({code})'} after {minutes:.1f} minutes")
+    _say(
+        f"{project.name}/{run.name}: {'done' if code == 0 else f'FAILED ({code})'} after"
+        f" {minutes:.1f} minutes"
+    )
     if code == 0:
         write_atomic(
-            folder / "done.json", json.dumps({"command": list(run.words), "minutes": round(minutes, 2)}, indent=2) + "\n"
+            folder / "done.json",
+            json.dumps({"command": list(run.words), "minutes": round(minutes, 2)}, indent=2) + "\n",
         )
     return code == 0
 

@@ -1,8 +1,9 @@
-"""Time of a training step with each penalty over a plain one, and of the library's loop over channels, on YOLOv5n.
+"""Time of a training step with each penalty over a plain one, and of the library's loop over
+channels, on YOLOv5n.
 
-A step is forward, detection loss, backward, clip, optimizer and EMA on one fixed batch. The penalties and the library's
-`regularize` are timed by themselves after a backward, in turns, so that whatever else the machine does hits all alike.
-`python benchmarks/sparse_speed.py [rounds]`.
+A step is forward, detection loss, backward, clip, optimizer and EMA on one fixed batch. The
+penalties and the library's `regularize` are timed by themselves after a backward, in turns, so that
+whatever else the machine does hits all alike. `python benchmarks/sparse_speed.py [rounds]`.
 """
 
 import statistics
@@ -18,14 +19,14 @@ import torch
 import torch_pruning as tp
 
 from models import Model, build_model
-from prune_methods import groups
-from prune_methods.graph import raw_outputs
-from prune_methods.penalties import ALPHA, PENALTIES
+from prune_methods import find_groups
+from prune_methods.groups.graph import raw_outputs
+from prune_methods.sparsity.penalties import ALPHA, PENALTIES
 from utils.config import load_hyp
-from utils.ema import ModelEMA
+from utils.engine.ema import ModelEMA
+from utils.engine.optim import build_optimizer
+from utils.engine.trainer import MAX_GRAD_NORM
 from utils.losses import build_loss
-from utils.optim import build_optimizer
-from utils.trainer import MAX_GRAD_NORM
 
 IMGSZ, BATCH, REG = 160, 16, 5e-4
 
@@ -40,7 +41,9 @@ def training_step(model: Model) -> Callable[[], None]:
     )
     images = torch.rand(BATCH, 3, IMGSZ, IMGSZ)
     boxes = torch.rand(4 * BATCH, 4) * 0.3 + 0.3
-    targets = torch.cat((torch.arange(BATCH).repeat(4)[:, None], torch.zeros(4 * BATCH, 1), boxes), 1)
+    targets = torch.cat(
+        (torch.arange(BATCH).repeat(4)[:, None], torch.zeros(4 * BATCH, 1), boxes), 1
+    )
 
     def step() -> None:
         optimizer.zero_grad()
@@ -54,7 +57,7 @@ def training_step(model: Model) -> Callable[[], None]:
 
 def our_penalties(model: Model) -> dict[str, Callable[[], None]]:
     """Each method's `add`."""
-    found, work = groups(model), {}
+    found, work = find_groups(model), {}
     for name in PENALTIES:
         penalty = PENALTIES[name](model, found)
         penalty.bind(model)
@@ -81,7 +84,9 @@ def library_penalties(model: Model) -> dict[str, Callable[[], None]]:
 
     magnitude = tp.importance.GroupMagnitudeImportance(p=2, normalizer="max")
     slim = pruner(tp.pruner.BNScalePruner, tp.importance.BNScaleImportance())
-    group_slim = pruner(tp.pruner.BNScalePruner, tp.importance.BNScaleImportance(), group_lasso=True)
+    group_slim = pruner(
+        tp.pruner.BNScalePruner, tp.importance.BNScaleImportance(), group_lasso=True
+    )
     group_sl = pruner(tp.pruner.GroupNormPruner, magnitude)
     group_reg = pruner(tp.pruner.GrowingRegPruner, magnitude, delta_reg=1e-4)
     return {
@@ -105,7 +110,11 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_model("yolov5n", nc=1)
     step, ours, theirs = training_step(model), our_penalties(model), library_penalties(model)
-    work = {("step", ""): step} | {("ours", n): w for n, w in ours.items()} | {("library", n): w for n, w in theirs.items()}
+    work = (
+        {("step", ""): step}
+        | {("ours", n): w for n, w in ours.items()}
+        | {("library", n): w for n, w in theirs.items()}
+    )
     times: dict[tuple[str, str], list[float]] = {key: [] for key in work}
     for number in range(1 + (int(sys.argv[1]) if len(sys.argv) > 1 else 10)):
         for key, call in work.items():
@@ -118,7 +127,8 @@ def main() -> None:
     for name in ours:
         mine, library = median["ours", name], median["library", name]
         print(
-            f"{name:<11} {mine:6.1f} ms, +{mine / plain:6.1%}   library {library:7.1f} ms, +{library / plain:7.1%}   (aim: 15%)"
+            f"{name:<11} {mine:6.1f} ms, +{mine / plain:6.1%}   library {library:7.1f} ms,"
+            f" +{library / plain:7.1%}   (aim: 15%)"
         )
 
 

@@ -1,9 +1,11 @@
 """docs/structures.md: every row of the tables counted, trained, pruned to 2x, timed and exported.
 
-python benchmarks/structures.py                         all rows; one that was measured before is not measured again
-python benchmarks/structures.py --only yolov7-tiny-dcn-afpn --imgsz 64 --latency-seconds 1
+python benchmarks/structures.py                         all rows; one that was measured before is
+not measured again python benchmarks/structures.py --only yolov7-tiny-dcn-afpn --imgsz 64
+--latency-seconds 1
 
-A row's results are a file of `--project`, written when the row is done; delete it to measure the row anew.
+A row's results are a file of `--project`, written when the row is done; delete it to measure the
+row anew.
 """
 
 import importlib
@@ -25,15 +27,15 @@ from torch import nn
 from benchmarks.published import NC, PUBLISHED, count_as_published
 from benchmarks.runner import Run, execute
 from models import Model, build_model, load_model, save_model
-from prune_methods import PRUNERS, Skipped, apply, countable, keep_masks, preflight
-from prune_methods.inexact import inexact_blocks
-from prune_methods.verify import verify
+from prune_methods import PRUNERS, Skipped, apply, countable, keep_masks, run_preflight
+from prune_methods.groups.inexact import inexact_blocks
+from prune_methods.surgery.verify import verify
 from utils.cli import run_script
 from utils.config import resolve
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.log import LOGGER
-from utils.options import option
+from utils.options.base import option
 from utils.profiling import count_parameters
 from utils.timing import alternate, median_ms
 
@@ -44,7 +46,9 @@ OPSET = 17
 class StructureOptions:
     """What is measured, and at which size."""
 
-    only: tuple[str, ...] = option((), "rows to measure: names of YAMLs; all where none is named", multi=True)
+    only: tuple[str, ...] = option(
+        (), "rows to measure: names of YAMLs; all where none is named", multi=True
+    )
     project: str = option("runs/structures", "folder of the results")
     imgsz: int = option(640, "image size in pixels for the latency and the export", least=32)
     train_imgsz: int = option(128, "image size in pixels of the epoch of training", least=32)
@@ -53,12 +57,17 @@ class StructureOptions:
     batch: int = option(32, "images of a batch when time is measured", least=1)
     latency_seconds: float = option(20.0, "time spent on measuring a row; 0: do not")
     threads: int = option(2, "threads of the measurements", least=1)
-    table: str = option("docs/structures.md", "page that the table goes into, between its two markers")
+    table: str = option(
+        "docs/structures.md", "page that the table goes into, between its two markers"
+    )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table. Latencies in ms a batch; `trained` and `onnx` are ok, or the reason why not."""
+    """A row of the table.
+
+    Latencies in ms a batch; `trained` and `onnx` are ok, or the reason why not.
+    """
 
     name: str
     parameters: int
@@ -80,7 +89,9 @@ class Measured:
 def main(opt: StructureOptions) -> None:
     """Measure what is missing, then write the table of all that is there."""
     if unknown := [name for name in opt.only if name not in PUBLISHED]:
-        raise UserError(f"--only {' '.join(unknown)}: no such row; there are {', '.join(PUBLISHED)}")
+        raise UserError(
+            f"--only {' '.join(unknown)}: no such row; there are {', '.join(PUBLISHED)}"
+        )
     torch.set_num_threads(opt.threads)
     project = Path(opt.project)
     for name in PUBLISHED:
@@ -124,15 +135,22 @@ def measure(name: str, opt: StructureOptions, project: Path) -> Measured:
         inexact=sorted(set(inexact_blocks(model).values())),
         before_ms=before,
         after_ms=after,
-        onnx=export_parity(load_model(project / f"{name}.pt").fuse(), project / f"{name}.onnx", opt.imgsz),
-        conditions=f"{opt.imgsz} px, batch {opt.batch}, {opt.threads} threads, torch {torch.__version__}",
+        onnx=export_parity(
+            load_model(project / f"{name}.pt").fuse(), project / f"{name}.onnx", opt.imgsz
+        ),
+        conditions=(
+            f"{opt.imgsz} px, batch {opt.batch}, {opt.threads} threads, torch {torch.__version__}"
+        ),
     )
 
 
 def train_an_epoch(name: str, opt: StructureOptions, project: Path) -> tuple[str, Path | None]:
     """(ok or where to look, the trained weights): one epoch of the demo set by train.py."""
     sizes = f"--epochs 1 --imgsz {opt.train_imgsz} --batch-size 16"
-    words = f"train.py --cfg {resolve(name, 'model')} --data demo --hyp demo {sizes} --name {name}-train --exist-ok"
+    words = (
+        f"train.py --cfg {resolve(name, 'model')} --data demo --hyp demo {sizes} --name"
+        f" {name}-train --exist-ok"
+    )
     run = Run(f"{name}-train", (*words.split(), "--project", str(project.resolve())), 1, 1)
     if execute(project, [run], 1):
         return f"failed, see {project / run.name}", None
@@ -142,7 +160,7 @@ def train_an_epoch(name: str, opt: StructureOptions, project: Path) -> tuple[str
 
 def pruned(model: Model, speed_up: float) -> tuple[Model, list[Skipped], float]:
     """The model cut by LAMP and verified, the layers that stay whole, and the speed-up."""
-    found, skipped = preflight(model)
+    found, skipped = run_preflight(model)
     criterion = PRUNERS["lamp"]()
     found, without = countable(found, criterion)
     plan = keep_masks(model, found, criterion, speed_up)
@@ -158,16 +176,23 @@ def latencies(model: Model, smaller: Model, opt: StructureOptions) -> tuple[floa
     x = torch.rand(opt.batch, 3, opt.imgsz, opt.imgsz).contiguous(memory_format=torch.channels_last)
     forms = {"before": model.fuse(), "after": smaller.fuse()}
     with torch.inference_mode():
-        times = alternate({name: lambda net=net: net(x) for name, net in forms.items()}, seconds=opt.latency_seconds)
+        times = alternate(
+            {name: lambda net=net: net(x) for name, net in forms.items()},
+            seconds=opt.latency_seconds,
+        )
     return median_ms(times["before"]), median_ms(times["after"])
 
 
 def export_parity(model: nn.Module, path: Path, imgsz: int) -> str:
-    """`1.2e-06`: the largest difference of ONNX Runtime's outputs, as a share of the largest; or why there is none."""
+    """`1.2e-06`: the largest difference of ONNX Runtime's outputs, as a share of the largest; or
+    why there is none.
+    """
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         return f"not tried: {' and '.join(missing)} not installed"
-    onnxruntime = importlib.import_module("onnxruntime")  # optional, so that no checker need know it
+    onnxruntime = importlib.import_module(
+        "onnxruntime"
+    )  # optional, so that no checker need know it
     x = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
     try:
         with warnings.catch_warnings():
@@ -179,12 +204,15 @@ def export_parity(model: nn.Module, path: Path, imgsz: int) -> str:
     theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         boxes, maps = model(x)
-    pairs = [(ours, torch.from_numpy(found)) for ours, found in zip([boxes, *maps], theirs, strict=True)]
+    pairs = [
+        (ours, torch.from_numpy(found)) for ours, found in zip([boxes, *maps], theirs, strict=True)
+    ]
     return f"{max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs):.1e}"
 
 
 HEAD = (
-    "YAML", "published", "counted so", "deployed", "1 epoch", "LAMP", "parameters left", "seconds", "ms before", "after", "ONNX"
+    "YAML", "published", "counted so", "deployed", "1 epoch", "LAMP", "parameters left", "seconds",
+    "ms before", "after", "ONNX"
 )  # fmt: skip
 MARKERS = ("<!-- structures: begin -->", "<!-- structures: end -->")
 
@@ -195,7 +223,9 @@ def table(rows: Sequence[Measured]) -> str:
     for row in rows:
         line = PUBLISHED[row.name]
         ratio = row.before_ms / row.after_ms if row.after_ms else 0.0
-        timed = (f"{row.before_ms:.0f}", f"{row.after_ms:.0f} ({ratio:.2f}x)") if ratio else ("-", "-")
+        timed = (
+            (f"{row.before_ms:.0f}", f"{row.after_ms:.0f} ({ratio:.2f}x)") if ratio else ("-", "-")
+        )
         cells = (
             row.name,
             f"{line.parameters:,} / {line.gflops:g}",
@@ -209,7 +239,13 @@ def table(rows: Sequence[Measured]) -> str:
             row.onnx,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Measured at {'; '.join(sorted({row.conditions for row in rows}))}.", "", "What stays whole, and why:", ""]
+    lines += [
+        "",
+        f"Measured at {'; '.join(sorted({row.conditions for row in rows}))}.",
+        "",
+        "What stays whole, and why:",
+        "",
+    ]
     for row in rows:
         parts = [f"{reason} ({_layers(layers)})" for reason, layers in row.skipped.items()]
         exceptions = f" Cut without full proof: {'; '.join(row.inexact)}." if row.inexact else ""
@@ -224,11 +260,17 @@ def _layers(names: Sequence[str]) -> str:
 def write_table(project: Path, page: Path) -> None:
     """The table of all rows that are measured, printed and put between the page's markers."""
     files = [project / f"{name}.json" for name in PUBLISHED]
-    rows = [Measured(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+    rows = [
+        Measured(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()
+    ]
     text = table(rows)
     LOGGER.info(text)
     begin, end = MARKERS
-    content = page.read_text(encoding="utf-8") if page.is_file() else f"# Custom structures\n\n{begin}\n{end}\n"
+    content = (
+        page.read_text(encoding="utf-8")
+        if page.is_file()
+        else f"# Custom structures\n\n{begin}\n{end}\n"
+    )
     if begin not in content or end not in content:
         raise UserError(f"{page}: has no lines {begin} and {end}, between which the table goes")
     before, after = content.split(begin)[0], content.split(end)[1]

@@ -1,9 +1,10 @@
-"""Images/s of train.py's loop (loader, augmentation, loss, optimizer, EMA, bookkeeping) over those of the bare network.
+"""Images/s of train.py's loop (loader, augmentation, loss, optimizer, EMA, bookkeeping) over those
+of the bare network.
 
-The bare network is forward and backward of the same model on one fixed tensor: in torch's default layout, and in the loop's own
-(channels last). All are timed in turns, so that whatever else the
-machine does hits both; turns are long, because the data worker prepares four batches ahead while the bare network runs.
-`python benchmarks/train_speed.py [seconds a model]`.
+The bare network is forward and backward of the same model on one fixed tensor: in torch's default
+layout, and in the loop's own (channels last). All are timed in turns, so that whatever else the
+machine does hits both; turns are long, because the data worker prepares four batches ahead while
+the bare network runs. `python benchmarks/train_speed.py [seconds a model]`.
 """
 
 import contextlib
@@ -23,17 +24,19 @@ from data.config import load_data  # noqa: E402
 from models import Model, build_model  # noqa: E402
 from recipes.session import Session, build_trainer  # noqa: E402
 from utils.config import load_hyp  # noqa: E402
-from utils.dist import World  # noqa: E402
-from utils.hooks import Hook  # noqa: E402
-from utils.tasks import DetectionTask  # noqa: E402
-from utils.train_options import TrainOptions  # noqa: E402
-from utils.trainer import Trainer  # noqa: E402
+from utils.engine.dist import World  # noqa: E402
+from utils.engine.hooks import Hook  # noqa: E402
+from utils.engine.tasks import DetectionTask  # noqa: E402
+from utils.engine.trainer import Trainer  # noqa: E402
+from utils.options.train import TrainOptions  # noqa: E402
 
 IMGSZ, BATCH, THREADS, TURN = 160, 16, 2, 20
 
 
 class BareTurns(Hook):
-    """Stops the loop's clock every few batches, runs each bare network for as many, and starts it again."""
+    """Stops the loop's clock every few batches, runs each bare network for as many, and starts it
+    again.
+    """
 
     def __init__(self, bare: dict[str, Callable[[], None]], seconds: float):
         self.bare, self.seconds = bare, seconds
@@ -81,18 +84,25 @@ def measure(cfg: str, seconds: float) -> None:
     data = load_data("demo")
     model = build_model(cfg, nc=data.nc)
     layouts = {"default layout": torch.contiguous_format, "channels last": torch.channels_last}
-    bare = {name: bare_step(build_model(cfg, nc=data.nc), layout) for name, layout in layouts.items()}
+    bare = {
+        name: bare_step(build_model(cfg, nc=data.nc), layout) for name, layout in layouts.items()
+    }
     model.names = data.names
     opt = replace(TrainOptions(noplots=True, workers=1, cache="ram", epochs=1000), imgsz=(IMGSZ,))  # type: ignore[arg-type]
     turns = BareTurns(bare, seconds)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(model, data, load_hyp("scratch-low"), opt, Path(folder), World(), torch.device("cpu"))
+        session = Session(
+            model, data, load_hyp("scratch-low"), opt, Path(folder), World(), torch.device("cpu")
+        )
         trainer = build_trainer(session, DetectionTask, [turns])
         trainer.evaluate = None
         with contextlib.suppress(StopIteration):
             trainer.fit()
     loop = statistics.median(turns.loop)
-    print(f"{cfg}: train.py {BATCH / loop:.1f} images/s (medians of {len(turns.loop)} turns of {TURN} batches)")
+    print(
+        f"{cfg}: train.py {BATCH / loop:.1f} images/s (medians of {len(turns.loop)} turns of {TURN}"
+        " batches)"
+    )
     for name, times in turns.alone.items():
         alone = statistics.median(times)
         print(f"  bare network, {name}: {BATCH / alone:.1f} images/s, ratio {alone / loop:.3f}")
@@ -101,7 +111,10 @@ def measure(cfg: str, seconds: float) -> None:
 def main() -> None:
     """YOLOv5n and YOLOv7-tiny."""
     torch.set_num_threads(THREADS)
-    print(f"{IMGSZ} px, batch {BATCH}, {THREADS} threads, demo set cached in memory, hyp scratch-low, one data worker")
+    print(
+        f"{IMGSZ} px, batch {BATCH}, {THREADS} threads, demo set cached in memory, hyp scratch-low,"
+        " one data worker"
+    )
     for cfg in ("yolov5n", "yolov7-tiny"):
         measure(cfg, float(sys.argv[1]) if len(sys.argv) > 1 else 90.0)
 

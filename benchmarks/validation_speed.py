@@ -1,8 +1,9 @@
-"""Images a second of the whole evaluation over those of the bare fused network: `python benchmarks/validation_speed.py`.
+"""Images a second of the whole evaluation over those of the bare fused network: `python
+benchmarks/validation_speed.py`.
 
-Both take turns on the same tensors in one process, so that the ratio is the price of NMS, matching and metrics. It depends on how
-much the network finds: one with `--weights` finds what it has learnt; the untrained one here is made to find hundreds of boxes in
-every image, the worst case.
+Both take turns on the same tensors in one process, so that the ratio is the price of NMS, matching
+and metrics. It depends on how much the network finds: one with `--weights` finds what it has
+learnt; the untrained one here is made to find hundreds of boxes in every image, the worst case.
 """
 
 import sys
@@ -19,7 +20,7 @@ from models import Model, build_model  # noqa: E402
 from models.checkpoint import load_model  # noqa: E402
 from utils.cli import run_script  # noqa: E402
 from utils.evaluator import evaluate  # noqa: E402
-from utils.options import option  # noqa: E402
+from utils.options.base import option  # noqa: E402
 from utils.timing import alternate, median_ms, ratio_line  # noqa: E402
 
 
@@ -54,14 +55,21 @@ def main(opt: Options) -> None:
     def whole() -> None:
         found.clear()
         count = lambda _, detections: found.extend(len(boxes) for boxes in detections)  # noqa: E731
-        speeds.append(evaluate(model, batches, names=data.names, progress=False, on_batch=count).speed)
+        speeds.append(
+            evaluate(model, batches, names=data.names, progress=False, on_batch=count).speed
+        )
 
     times = alternate({"bare forward": bare, "evaluate": whole}, opt.seconds)
     images = sum(len(images) for images in tensors)
-    print(f"{opt.weights or opt.cfg}, {opt.imgsz} px, batch {opt.batch_size}, CPU, {opt.threads} threads")
+    print(
+        f"{opt.weights or opt.cfg}, {opt.imgsz} px, batch {opt.batch_size}, CPU, {opt.threads}"
+        " threads"
+    )
     for name, seconds in times.items():
         print(f"{name}: {1000 * images / median_ms(seconds):.0f} images/s")
-    parts = ", ".join(f"{name} {sum(speed[name] for speed in speeds) / len(speeds):.2f}" for name in speeds[0])
+    parts = ", ".join(
+        f"{name} {sum(speed[name] for speed in speeds) / len(speeds):.2f}" for name in speeds[0]
+    )
     print(f"inside evaluate, ms an image: {parts}; {sum(found) / images:.0f} detections an image")
     ratios = [b / w for b, w in zip(times["bare forward"], times["evaluate"], strict=True)]
     print(ratio_line("images/s of evaluate over the bare forward's", ratios))

@@ -1,7 +1,7 @@
 """Augmentation of one sample: mosaic, one single warp, colour jitter, blending.
 
-Images are (h, w, 3) uint8 RGB. Boxes are (n, 5) float32 rows `class, x1, y1, x2, y2` in pixels, edges at whole numbers.
-Every random number comes from the generator that is handed in.
+Images are (h, w, 3) uint8 RGB. Boxes are (n, 5) float32 rows `class, x1, y1, x2, y2` in pixels,
+edges at whole numbers. Every random number comes from the generator that is handed in.
 """
 
 import math
@@ -17,15 +17,22 @@ MIN_VISIBLE = 0.1  # ... as is one with less than this share of its area left ..
 MAX_ASPECT = 20.0  # ... or with longer proportions
 
 
-def letterbox(image: np.ndarray, height: int, width: int, *, enlarge: bool = True) -> tuple[np.ndarray, tuple, tuple]:
+def letterbox(
+    image: np.ndarray, height: int, width: int, *, enlarge: bool = True
+) -> tuple[np.ndarray, tuple, tuple]:
     """Fit an image into (height, width), centred on grey.
 
-    Returns image, (ratio_h, ratio_w), (pad_w, pad_h): `x_new = x * ratio_w + pad_w`. Without `enlarge` it only shrinks.
+    Returns image, (ratio_h, ratio_w), (pad_w, pad_h): `x_new = x * ratio_w + pad_w`. Without
+    `enlarge` it only shrinks.
     """
     h, w = image.shape[:2]
     ratio = min(height / h, width / w)
     if ratio < 1 or (ratio > 1 and enlarge):
-        image = cv2.resize(image, (max(1, round(w * ratio)), max(1, round(h * ratio))), interpolation=cv2.INTER_LINEAR)
+        image = cv2.resize(
+            image,
+            (max(1, round(w * ratio)), max(1, round(h * ratio))),
+            interpolation=cv2.INTER_LINEAR,
+        )
     new_h, new_w = image.shape[:2]
     top, left = (height - new_h) // 2, (width - new_w) // 2
     if (new_h, new_w) != (height, width):
@@ -35,8 +42,12 @@ def letterbox(image: np.ndarray, height: int, width: int, *, enlarge: bool = Tru
     return image, (new_h / h, new_w / w), (left, top)
 
 
-def mosaic(tiles: list[tuple[np.ndarray, np.ndarray]], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Four (image, boxes) meet at a random point of a (2 size, 2 size) canvas; what sticks out of it is cut off."""
+def mosaic(
+    tiles: list[tuple[np.ndarray, np.ndarray]], size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Four (image, boxes) meet at a random point of a (2 size, 2 size) canvas; what sticks out of
+    it is cut off.
+    """
     canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
     centre_x, centre_y = rng.integers(size // 2, 2 * size - size // 2 + 1, 2)
     placed = []
@@ -52,10 +63,13 @@ def mosaic(tiles: list[tuple[np.ndarray, np.ndarray]], size: int, rng: np.random
     return canvas, boxes
 
 
-def random_matrix(height: int, width: int, out: tuple[int, int], hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
+def random_matrix(
+    height: int, width: int, out: tuple[int, int], hyp: Hyp, rng: np.random.Generator
+) -> np.ndarray:
     """(3, 3) map from an image of (height, width) to an output of `out` (height, width).
 
-    About the centre: perspective, rotation, scale and shear; then centred in the output and shifted; then flips.
+    About the centre: perspective, rotation, scale and shear; then centred in the output and
+    shifted; then flips.
     """
     p, s, t = hyp.perspective, hyp.shear, hyp.translate
     px, py = rng.uniform(-p, p, 2)
@@ -70,7 +84,13 @@ def random_matrix(height: int, width: int, out: tuple[int, int], hyp: Hyp, rng: 
     cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
     turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     skew = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
-    flip = np.array([[-1 if flip_x else 1, 0, out[1] * flip_x], [0, -1 if flip_y else 1, out[0] * flip_y], [0, 0, 1]])
+    flip = np.array(
+        [
+            [-1 if flip_x else 1, 0, out[1] * flip_x],
+            [0, -1 if flip_y else 1, out[0] * flip_y],
+            [0, 0, 1],
+        ]
+    )
     return flip @ _shift(shift_x, shift_y) @ skew @ turn @ tilt @ centre
 
 
@@ -78,10 +98,17 @@ def _shift(x: float, y: float) -> np.ndarray:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
 
 
-def warp(image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Apply a map to image and boxes: the one resampling of a sample. Boxes are cut at the border and poor ones dropped."""
+def warp(
+    image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply a map to image and boxes: the one resampling of a sample.
+
+    Boxes are cut at the border and poor ones dropped.
+    """
     if image.shape[:2] != out or np.abs(matrix - np.eye(3)).max() > 1e-9:
-        on_centres = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)  # OpenCV counts from pixel centres, boxes from edges
+        on_centres = (
+            _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
+        )  # OpenCV counts from pixel centres, boxes from edges
         border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (GREY, GREY, GREY)}
         if matrix[2].tolist() == [0, 0, 1]:
             image = cv2.warpAffine(image, on_centres[:2], out[::-1], **border)
@@ -91,7 +118,9 @@ def warp(image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray, out: tuple[in
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> np.ndarray:
-    """Upright boxes around the mapped corners, cut at the border, without those that are too thin, too long or nearly gone."""
+    """Upright boxes around the mapped corners, cut at the border, without those that are too thin,
+    too long or nearly gone.
+    """
     if not len(boxes):
         return boxes
     corners = np.ones((len(boxes), 4, 3))
@@ -108,7 +137,9 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> n
 
 
 def jitter_colours(image: np.ndarray, hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
-    """Scale hue, saturation and value by random gains of up to 1 +- hsv_h / hsv_s / hsv_v, through a look-up table."""
+    """Scale hue, saturation and value by random gains of up to 1 +- hsv_h / hsv_s / hsv_v, through
+    a look-up table.
+    """
     gains = np.array([hyp.hsv_h, hyp.hsv_s, hyp.hsv_v])
     if not gains.any():
         return image
@@ -121,9 +152,13 @@ def jitter_colours(image: np.ndarray, hyp: Hyp, rng: np.random.Generator) -> np.
 
 
 def blend(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MixUp (Zhang et al. 2018): two samples on top of each other, their weights from Beta(32, 32) as in YOLOv5."""
+    """MixUp (Zhang et al. 2018): two samples on top of each other, their weights from Beta(32, 32)
+    as in YOLOv5.
+    """
     share = rng.beta(32.0, 32.0)
     image = cv2.addWeighted(first[0], share, second[0], 1 - share, 0)
     return image, np.concatenate([first[1], second[1]])

@@ -1,4 +1,6 @@
-"""Autoanchor: do the anchors fit the boxes, and if not, better ones (k-means, then the genetic search of YOLOv5)."""
+"""Autoanchor: do the anchors fit the boxes, and if not, better ones (k-means, then the genetic
+search of YOLOv5).
+"""
 
 from typing import Any
 
@@ -15,18 +17,25 @@ ITERATIONS = 30
 
 
 def best_possible_recall(wh: np.ndarray, anchors: np.ndarray, anchor_t: float) -> float:
-    """Share of boxes (n, 2) px that some anchor (k, 2) px matches: no side's ratio beyond `anchor_t` either way."""
+    """Share of boxes (n, 2) px that some anchor (k, 2) px matches: no side's ratio beyond
+    `anchor_t` either way.
+    """
     return float((_best_ratio(wh, anchors) > 1 / anchor_t).mean())
 
 
 def _best_ratio(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """(n,) in 0..1: for each box, over the anchors the best of the worse side's ratio; 1 = same size."""
+    """(n,) in 0..1: for each box, over the anchors the best of the worse side's ratio; 1 = same
+    size.
+    """
     ratio = wh[:, None] / anchors[None]
     return np.minimum(ratio, 1 / ratio).min(2).max(1)
 
 
 def kmeans_anchors(wh: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 2) px cluster centres of boxes (n, 2), by area. Lloyd's algorithm on sides divided by their spread."""
+    """(count, 2) px cluster centres of boxes (n, 2), by area.
+
+    Lloyd's algorithm on sides divided by their spread.
+    """
     spread = wh.std(0) + 1e-9
     points = wh / spread
     centres = points[rng.choice(len(points), count, replace=len(points) < count)]
@@ -38,9 +47,15 @@ def kmeans_anchors(wh: np.ndarray, count: int, rng: np.random.Generator) -> np.n
 
 
 def evolve_anchors(
-    wh: np.ndarray, anchors: np.ndarray, anchor_t: float, rng: np.random.Generator, generations: int = GENERATIONS
+    wh: np.ndarray,
+    anchors: np.ndarray,
+    anchor_t: float,
+    rng: np.random.Generator,
+    generations: int = GENERATIONS,
 ) -> np.ndarray:
-    """Random mutations of single sides (probability .9, sigma .1); a better mean ratio over the matched boxes survives."""
+    """Random mutations of single sides (probability .9, sigma .1); a better mean ratio over the
+    matched boxes survives.
+    """
 
     def fitness(candidate: np.ndarray) -> float:
         best = _best_ratio(wh, candidate)
@@ -48,7 +63,9 @@ def evolve_anchors(
 
     best_fitness = fitness(anchors)
     for _ in range(generations):
-        change = (rng.random(anchors.shape) < 0.9) * rng.random() * rng.standard_normal(anchors.shape) * 0.1 + 1
+        change = (rng.random(anchors.shape) < 0.9) * rng.random() * rng.standard_normal(
+            anchors.shape
+        ) * 0.1 + 1
         candidate = (anchors * change.clip(0.3, 3.0)).clip(MIN_SIDE)
         if (score := fitness(candidate)) > best_fitness:
             anchors, best_fitness = candidate, score
@@ -60,17 +77,29 @@ def _by_area(anchors: np.ndarray) -> np.ndarray:
 
 
 def box_sizes(dataset: DetectionDataset, imgsz: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, 2) px of all boxes in images whose long side is imgsz, each image scaled by .9 to 1.1 as augmentation would."""
-    scaled = imgsz * dataset.shapes / dataset.shapes.max(1, keepdims=True) * rng.uniform(0.9, 1.1, (len(dataset.shapes), 1))
-    wh = np.concatenate([rows[:, 3:5] * size for rows, size in zip(dataset.labels, scaled, strict=True)])
+    """(n, 2) px of all boxes in images whose long side is imgsz, each image scaled by .9 to 1.1 as
+    augmentation would.
+    """
+    scaled = (
+        imgsz
+        * dataset.shapes
+        / dataset.shapes.max(1, keepdims=True)
+        * rng.uniform(0.9, 1.1, (len(dataset.shapes), 1))
+    )
+    wh = np.concatenate(
+        [rows[:, 3:5] * size for rows, size in zip(dataset.labels, scaled, strict=True)]
+    )
     return wh[(wh >= MIN_SIDE).all(1)]
 
 
-def check_anchors(dataset: DetectionDataset, model: Any, anchor_t: float, imgsz: int, seed: int = 0) -> float:
-    """Replace the anchors of `model.head` if they match less than 98 % of the boxes and new ones match more.
+def check_anchors(
+    dataset: DetectionDataset, model: Any, anchor_t: float, imgsz: int, seed: int = 0
+) -> float:
+    """Replace the anchors of `model.head` if they match less than 98 % of the boxes and new ones
+    match more.
 
-    Returns the best possible recall of the anchors that stay. Whether it may run is the caller's decision: only for a new model
-    that is trained from a YAML.
+    Returns the best possible recall of the anchors that stay. Whether it may run is the caller's
+    decision: only for a new model that is trained from a YAML.
     """
     head, rng = model.head, np.random.default_rng(seed)
     anchors = (head.anchors * head.stride.view(-1, 1, 1)).reshape(-1, 2).cpu().numpy()
@@ -85,8 +114,13 @@ def check_anchors(dataset: DetectionDataset, model: Any, anchor_t: float, imgsz:
     better = evolve_anchors(wh, kmeans_anchors(wh, len(anchors), rng), anchor_t, rng)
     new_recall = best_possible_recall(wh, better, anchor_t)
     if new_recall <= recall:
-        LOGGER.info(f"autoanchor: kept the anchors: BPR {recall:.4f}, new ones would give {new_recall:.4f}")
+        LOGGER.info(
+            f"autoanchor: kept the anchors: BPR {recall:.4f}, new ones would give {new_recall:.4f}"
+        )
         return recall
     head.set_anchors(torch.tensor(better, dtype=torch.float32).view_as(head.anchors))
-    LOGGER.info(f"autoanchor: new anchors {better.round().astype(int).tolist()}: BPR {recall:.4f} -> {new_recall:.4f}")
+    LOGGER.info(
+        f"autoanchor: new anchors {better.round().astype(int).tolist()}: BPR {recall:.4f} ->"
+        f" {new_recall:.4f}"
+    )
     return new_recall

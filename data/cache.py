@@ -1,4 +1,6 @@
-"""Scan of images and labels, remembered beside the labels in a plain `.npz` (no pickle) and redone for files that changed."""
+"""Scan of images and labels, remembered beside the labels in a plain `.npz` (no pickle) and redone
+for files that changed.
+"""
 
 import csv
 import json
@@ -32,7 +34,7 @@ class Problem(NamedTuple):
 
 
 @dataclass
-class Entry:
+class CacheEntry:
     """What the scan knows of one image."""
 
     stamps: tuple[int, ...]  # size and time of the image, then of its labels
@@ -57,7 +59,10 @@ class Scan:
 
 
 def scan(images: Sequence[Path], nc: int) -> Scan:
-    """Look at every image and label file, from the cache where nothing changed since. `UserError` if no image is usable."""
+    """Look at every image and label file, from the cache where nothing changed since.
+
+    `UserError` if no image is usable.
+    """
     cache_file = label_path(images[0]).parent.with_suffix(".cache.npz")
     known = _load(cache_file, nc) or _load(_private(cache_file), nc)
     now = {image: stamp(image) + stamp(label_path(image)) for image in images}
@@ -65,14 +70,22 @@ def scan(images: Sequence[Path], nc: int) -> Scan:
     if changed:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             jobs = pool.map(lambda image: _look_at(image, now[image], nc), changed)
-            fresh = list(tqdm(jobs, f"Scanning {images[0].parent}", len(changed), leave=False, disable=len(changed) < 1000))
+            fresh = list(
+                tqdm(
+                    jobs,
+                    f"Scanning {images[0].parent}",
+                    len(changed),
+                    leave=False,
+                    disable=len(changed) < 1000,
+                )
+            )
         known |= dict(zip(changed, fresh, strict=True))
         _save(cache_file, known, nc)
     return _summary(images, [known[image] for image in images])
 
 
-def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> Entry:
-    entry = Entry(stamps)
+def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
+    entry = CacheEntry(stamps)
     try:
         entry.shape = probe_image(image)
     except FileNotFoundError:
@@ -93,7 +106,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _summary(images: Sequence[Path], entries: list[Entry]) -> Scan:
+def _summary(images: Sequence[Path], entries: list[CacheEntry]) -> Scan:
     usable = [(image, entry) for image, entry in zip(images, entries, strict=True) if entry.usable]
     report = [
         Problem(label_path(image) if finding.line else image, finding.line, finding.reason)
@@ -102,13 +115,24 @@ def _summary(images: Sequence[Path], entries: list[Entry]) -> Scan:
     ]
     backgrounds = sum(not len(entry.labels) for _, entry in usable)
     corrupt = len(images) - len(usable)
-    LOGGER.info(f"Scanning {images[0].parent}... {len(images)} images, {backgrounds} backgrounds, {corrupt} corrupt")
+    LOGGER.info(
+        f"Scanning {images[0].parent}... {len(images)} images, {backgrounds} backgrounds, {corrupt}"
+        " corrupt"
+    )
     if not usable:
-        raise UserError(f"{images[0].parent}: none of the {len(images)} images is usable; the first: {_worded(report[0])}")
+        raise UserError(
+            f"{images[0].parent}: none of the {len(images)} images is usable; the first:"
+            f" {_worded(report[0])}"
+        )
     if corrupt:
-        LOGGER.warning(f"{corrupt} images are left out, all are listed in dataset_report.csv; the first: {_worded(report[0])}")
+        LOGGER.warning(
+            f"{corrupt} images are left out, all are listed in dataset_report.csv; the first:"
+            f" {_worded(report[0])}"
+        )
     files, kept = [image for image, _ in usable], [entry for _, entry in usable]
-    return Scan(files, [entry.labels for entry in kept], np.array([entry.shape for entry in kept]), report)
+    return Scan(
+        files, [entry.labels for entry in kept], np.array([entry.shape for entry in kept]), report
+    )
 
 
 def _worded(problem: Problem) -> str:
@@ -128,16 +152,26 @@ def _private(cache_file: Path) -> Path:
     return user_cache_folder() / "labels" / f"{short_hash(str(cache_file.absolute()))}.npz"
 
 
-def _load(file: Path, nc: int) -> dict[Path, Entry]:
-    """Entries by image; empty where there is no cache, another version's or a broken one: the scan then starts anew."""
+def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
+    """Entries by image; empty where there is no cache, another version's or a broken one: the scan
+    then starts anew.
+    """
     try:
         with np.load(file, allow_pickle=False) as stored:
             head = json.loads(bytes(stored["head"]))
             if (head["version"], head["nc"]) != (CACHE_VERSION, nc):
                 return {}
             labels = np.split(stored["labels"], np.cumsum(stored["counts"])[:-1])
-            columns = zip(head["files"], stored["stamps"].tolist(), stored["shapes"].tolist(), labels, strict=True)
-            entries = {Path(name): Entry(tuple(s), tuple(wh), rows) for name, s, wh, rows in columns}
+            columns = zip(
+                head["files"],
+                stored["stamps"].tolist(),
+                stored["shapes"].tolist(),
+                labels,
+                strict=True,
+            )
+            entries = {
+                Path(name): CacheEntry(tuple(s), tuple(wh), rows) for name, s, wh, rows in columns
+            }
             for name, findings in head["findings"].items():
                 entries[Path(name)].findings = [Finding(*finding) for finding in findings]
             return entries
@@ -146,7 +180,9 @@ def _load(file: Path, nc: int) -> dict[Path, Entry]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a cache may be written to this path: nothing is there, or a cache of ours, of any version."""
+    """Whether a cache may be written to this path: nothing is there, or a cache of ours, of any
+    version.
+    """
     if not file.exists():
         return True
     try:
@@ -156,8 +192,10 @@ def _is_ours(file: Path) -> bool:
         return False
 
 
-def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
-    """Write beside the labels, or into the user's cache folder, or not at all: a cache never stops anybody."""
+def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
+    """Write beside the labels, or into the user's cache folder, or not at all: a cache never stops
+    anybody.
+    """
     entries = {image: entry for image, entry in entries.items() if image.exists()}
     if not entries:
         return
@@ -165,7 +203,9 @@ def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
         "version": CACHE_VERSION,
         "nc": nc,
         "files": [str(image) for image in entries],
-        "findings": {str(image): entry.findings for image, entry in entries.items() if entry.findings},
+        "findings": {
+            str(image): entry.findings for image, entry in entries.items() if entry.findings
+        },
     }
     arrays = {
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
@@ -174,7 +214,9 @@ def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
         "labels": np.concatenate([entry.labels for entry in entries.values()]),
         "counts": np.array([len(entry.labels) for entry in entries.values()]),
     }
-    beside = [cache_file] if _is_ours(cache_file) else []  # else a file of the user's that happens to be called so
+    beside = (
+        [cache_file] if _is_ours(cache_file) else []
+    )  # else a file of the user's that happens to be called so
     for target in (*beside, _private(cache_file)):
         try:
             if target != cache_file:
@@ -184,4 +226,7 @@ def _save(cache_file: Path, entries: dict[Path, Entry], nc: int) -> None:
             return
         except OSError:
             continue
-    LOGGER.warning(f"{cache_file}: cannot be written, nor can {user_cache_folder()}: the data are scanned again next time")
+    LOGGER.warning(
+        f"{cache_file}: cannot be written, nor can {user_cache_folder()}: the data are scanned"
+        " again next time"
+    )

@@ -1,4 +1,7 @@
-"""Data YAMLs: where a set's images are and what its classes are called. Nothing from a YAML is ever run."""
+"""Data YAMLs: where a set's images are and what its classes are called.
+
+Nothing from a YAML is ever run.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +15,10 @@ from utils.errors import UserError, suggest
 from utils.log import LOGGER
 
 SPLITS = ("train", "val", "test")
-IGNORED_KEYS = ("download", "roboflow")  # of other tools, so that their files can be used as they are
+IGNORED_KEYS = (
+    "download",
+    "roboflow",
+)  # of other tools, so that their files can be used as they are
 KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "generator", *IGNORED_KEYS)
 
 
@@ -39,25 +45,31 @@ class DataConfig:
         entries = getattr(self, split)
         if not entries:
             raise UserError(
-                f"{self.file or 'data'}: has no '{split}' split; add a '{split}:' line (a folder or a list of images)"
+                f"{self.file or 'data'}: has no '{split}' split; add a '{split}:' line (a folder or"
+                " a list of images)"
             )
         return list_images(entries)
 
     @cached_property
     def hash(self) -> str:
-        """Ten hex digits over names and every split's file names and sizes, so that a run records which data it saw."""
+        """Ten hex digits over names and every split's file names and sizes, so that a run records
+        which data it saw.
+        """
         lines = [str(self.names)]
         for split in SPLITS:
             for image in self.images(split) if getattr(self, split) else []:
-                lines.append(f"{split} {image.name} {stamp(image)[0]} {stamp(label_path(image))[0]}")
+                lines.append(
+                    f"{split} {image.name} {stamp(image)[0]} {stamp(label_path(image))[0]}"
+                )
         return short_hash("\n".join(lines))
 
 
 def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConfig:
     """A data set from a bare name (`demo`), a YAML's path, a mapping, or as it is.
 
-    `path` is relative to the YAML's folder first, then to the working directory. A set with a `generator` is composed on
-    first use. Without `path` see `_without_path`. `UserError` names file and key of what is wrong.
+    `path` is relative to the YAML's folder first, then to the working directory. A set with a
+    `generator` is composed on first use. Without `path` see `_without_path`. `UserError` names file
+    and key of what is wrong.
     """
     if isinstance(source, DataConfig):
         return source
@@ -65,9 +77,15 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
     where = str(file or "data")
     for key in content:
         if key not in KNOWN_KEYS:
-            raise UserError(f"{where}: unknown key '{key}'{suggest(str(key), KNOWN_KEYS)} (known: {', '.join(KNOWN_KEYS)})")
+            raise UserError(
+                f"{where}: unknown key '{key}'{suggest(str(key), KNOWN_KEYS)} (known:"
+                f" {', '.join(KNOWN_KEYS)})"
+            )
     if content.get("download"):
-        LOGGER.warning(f"{where}: 'download' is never run; fetch the data yourself and let 'path' point to them")
+        LOGGER.warning(
+            f"{where}: 'download' is never run; fetch the data yourself and let 'path' point to"
+            " them"
+        )
     names = _names(where, content)
     folder = file.parent if file else Path.cwd()
     if content.get("generator") is not None:
@@ -77,8 +95,13 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
     place = Path.joinpath if content.get("path") else _without_path
     splits = {split: [place(root, entry) for entry in entries] for split, entries in given.items()}
     if not any(splits.values()):
-        raise UserError(f"{where}: has neither 'train' nor 'val'; add 'train: images/train' and 'val: images/val'")
-    return DataConfig(file, root, **splits, names=names, fraction=_fraction(where, content.get("fraction", 1.0)))
+        raise UserError(
+            f"{where}: has neither 'train' nor 'val'; add 'train: images/train' and 'val:"
+            " images/val'"
+        )
+    return DataConfig(
+        file, root, **splits, names=names, fraction=_fraction(where, content.get("fraction", 1.0))
+    )
 
 
 def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
@@ -97,12 +120,22 @@ def _names(where: str, content: Mapping[str, Any]) -> list[str]:
         return [f"class{i}" for i in range(nc or 0)]
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found {list(names)[:10]}")
+            raise UserError(
+                f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found"
+                f" {list(names)[:10]}"
+            )
         names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str | int | float) for n in names):
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(n, str | int | float) for n in names)
+    ):
         raise UserError(f"{where}: names: expected a list or 'id: name' lines, found {names!r}")
     if nc is not None and nc != len(names):
-        raise UserError(f"{where}: nc is {nc}, but there are {len(names)} names; correct one of them or leave nc out")
+        raise UserError(
+            f"{where}: nc is {nc}, but there are {len(names)} names; correct one of them or leave"
+            " nc out"
+        )
     return [str(name) for name in names]
 
 
@@ -111,18 +144,23 @@ def _root(where: str, path: str, folder: Path) -> Path:
     for root in tried:
         if root.is_dir():
             return root
-    raise UserError(f"{where}: path: '{path}' not found; looked for {' and '.join(map(str, tried))}")
+    raise UserError(
+        f"{where}: path: '{path}' not found; looked for {' and '.join(map(str, tried))}"
+    )
 
 
 def _entries(where: str, split: str, value: Any) -> list[str | Path]:
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(entry, str | Path) for entry in entries):
-        raise UserError(f"{where}: {split}: expected a folder, a list file or a list of them, found {value!r}")
+        raise UserError(
+            f"{where}: {split}: expected a folder, a list file or a list of them, found {value!r}"
+        )
     return entries
 
 
 def _without_path(folder: Path, entry: str | Path) -> Path:
-    """Where an entry is in a YAML without `path`: relative to the YAML, beside it for the `../train/images` of Roboflow's
+    """Where an entry is in a YAML without `path`: relative to the YAML, beside it for the
+    `../train/images` of Roboflow's
     exports, or relative to the working directory as in YOLOv7's files.
     """
     tried = [folder / entry, folder / str(entry).removeprefix("../"), Path.cwd() / entry]
@@ -139,5 +177,8 @@ def _generate(where: str, name: Any, folder: Path) -> None:
     from data.demo import RECIPES, compose
 
     if name not in RECIPES:
-        raise UserError(f"{where}: generator: '{name}' is not known{suggest(str(name), RECIPES)} (known: {', '.join(RECIPES)})")
+        raise UserError(
+            f"{where}: generator: '{name}' is not known{suggest(str(name), RECIPES)} (known:"
+            f" {', '.join(RECIPES)})"
+        )
     compose(RECIPES[name], folder.resolve())

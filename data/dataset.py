@@ -1,4 +1,7 @@
-"""Images with boxes, one sample at a time. A sample's randomness is f(seed, epoch, index), whoever computes it."""
+"""Images with boxes, one sample at a time.
+
+A sample's randomness is f(seed, epoch, index), whoever computes it.
+"""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +23,10 @@ from utils.log import LOGGER
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks for. The epoch travels with the index, so that workers that live on always know it."""
+    """What a sampler asks for.
+
+    The epoch travels with the index, so that workers that live on always know it.
+    """
 
     epoch: int
     image: int
@@ -47,11 +53,13 @@ class Batch(NamedTuple):
 class DetectionDataset(Dataset):
     """Samples of one split.
 
-    `.files`, `.labels` ((n, 5) float32: class, xywh normalised) and `.shapes` ((images, 2): width, height) describe the
-    usable images in the same order; `.report` lists everything odd that the scan found.
+    `.files`, `.labels` ((n, 5) float32: class, xywh normalised) and `.shapes` ((images, 2): width,
+    height) describe the usable images in the same order; `.report` lists everything odd that the
+    scan found.
 
-    `rect_batch` > 0 sorts the images by proportions and gives each run of that many the smallest common shape.
-    Mosaic and mixup need square samples and are off then, and from epoch `mosaic_epochs` on.
+    `rect_batch` > 0 sorts the images by proportions and gives each run of that many the smallest
+    common shape. Mosaic and mixup need square samples and are off then, and from epoch
+    `mosaic_epochs` on.
     """
 
     def __init__(
@@ -71,8 +79,19 @@ class DetectionDataset(Dataset):
         mosaic_epochs: float = float("inf"),
     ):
         found = scan(images, nc)
-        self.files, self.labels, self.shapes, self.report = found.files, found.labels, found.shapes, found.report
-        self.imgsz, self.hyp, self.augment, self.seed, self.epoch = imgsz, hyp or Hyp(), augment, seed, 0
+        self.files, self.labels, self.shapes, self.report = (
+            found.files,
+            found.labels,
+            found.shapes,
+            found.report,
+        )
+        self.imgsz, self.hyp, self.augment, self.seed, self.epoch = (
+            imgsz,
+            hyp or Hyp(),
+            augment,
+            seed,
+            0,
+        )
         self.mosaic_epochs = 0 if rect_batch else mosaic_epochs
         if single_cls:
             for labels in self.labels:
@@ -84,7 +103,9 @@ class DetectionDataset(Dataset):
             self._batch_shapes = rect_shapes(self.shapes, rect_batch, imgsz, stride, pad)
         self._corners = [corners_of(labels) for labels in self.labels]
         self._disk = user_cache_folder() / f"images-{imgsz}" if cache == "disk" else None
-        self._ram: list[np.ndarray] = self._read_all() if cache == "ram" and self._fits_ram() else []
+        self._ram: list[np.ndarray] = (
+            self._read_all() if cache == "ram" and self._fits_ram() else []
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -113,12 +134,18 @@ class DetectionDataset(Dataset):
         if epoch < self.mosaic_epochs and rng.random() < hyp.mixup:
             other = int(rng.integers(len(self)))
             second, second_boxes = self._composed(other, epoch, rng)
-            second, second_boxes = warp(second, second_boxes, random_matrix(*second.shape[:2], out, hyp, rng), out)
+            second, second_boxes = warp(
+                second, second_boxes, random_matrix(*second.shape[:2], out, hyp, rng), out
+            )
             image, boxes = blend((image, boxes), (second, second_boxes), rng)
         return self._sample(index, jitter_colours(image, hyp, rng), boxes, ((1.0, 1.0), (0, 0)))
 
-    def _composed(self, index: int, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The image itself or, with the probability of the hyp file, a mosaic of it and three others."""
+    def _composed(
+        self, index: int, epoch: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The image itself or, with the probability of the hyp file, a mosaic of it and three
+        others.
+        """
         if epoch >= self.mosaic_epochs or rng.random() >= self.hyp.mosaic:
             return self._pixels(index)
         members = rng.permutation([index, *rng.integers(len(self), size=3)])
@@ -128,18 +155,32 @@ class DetectionDataset(Dataset):
         height, width = image.shape[:2]
         low, high = boxes[:, 1:3], boxes[:, 3:5]
         size = np.array([width, height], np.float32)
-        normalised = np.concatenate([boxes[:, :1], (low + high) / (2 * size), (high - low) / size], 1)
+        normalised = np.concatenate(
+            [boxes[:, :1], (low + high) / (2 * size), (high - low) / size], 1
+        )
         w0, h0 = self.shapes[index].tolist()
         return Sample(to_planes(image), normalised, str(self.files[index]), ((h0, w0), undo))
 
     def _pixels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image with its long side at imgsz, and its boxes as class, x1, y1, x2, y2 in that image's pixels."""
-        image = self._ram[index] if self._ram else self._from_disk(index) if self._disk else self._read(index)
+        """Image with its long side at imgsz, and its boxes as class, x1, y1, x2, y2 in that image's
+        pixels.
+        """
+        image = (
+            self._ram[index]
+            if self._ram
+            else self._from_disk(index)
+            if self._disk
+            else self._read(index)
+        )
         height, width = image.shape[:2]
         return image, self._corners[index] * np.array([1, width, height, width, height], np.float32)
 
     def _out_shape(self, index: int) -> tuple[int, int]:
-        return self._batch_shapes[index // self._rect_batch] if self._rect_batch else (self.imgsz, self.imgsz)
+        return (
+            self._batch_shapes[index // self._rect_batch]
+            if self._rect_batch
+            else (self.imgsz, self.imgsz)
+        )
 
     def _sort_by_aspect(self) -> None:
         order = np.argsort(self.shapes[:, 1] / self.shapes[:, 0], kind="stable")
@@ -152,9 +193,15 @@ class DetectionDataset(Dataset):
 
     def _read_all(self) -> list[np.ndarray]:
         images = [
-            self._read(i) for i in tqdm(range(len(self)), "Caching images in memory", leave=False, disable=len(self) < 1000)
+            self._read(i)
+            for i in tqdm(
+                range(len(self)), "Caching images in memory", leave=False, disable=len(self) < 1000
+            )
         ]
-        LOGGER.info(f"Cached {len(images)} images in memory ({sum(image.nbytes for image in images) / 1e6:.0f} MB)")
+        LOGGER.info(
+            f"Cached {len(images)} images in memory"
+            f" ({sum(image.nbytes for image in images) / 1e6:.0f} MB)"
+        )
         return images
 
     def _fits_ram(self) -> bool:
@@ -163,7 +210,8 @@ class DetectionDataset(Dataset):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if need > memory / 2:
             LOGGER.warning(
-                f"--cache ram: needs {need / 1e9:.1f} GB of {memory / 1e9:.1f} GB: images are not cached; try --cache disk"
+                f"--cache ram: needs {need / 1e9:.1f} GB of {memory / 1e9:.1f} GB: images are not"
+                " cached; try --cache disk"
             )
         return need <= memory / 2
 
@@ -181,16 +229,21 @@ class DetectionDataset(Dataset):
             with atomic_open(file) as stream:
                 np.save(stream, image)
         except OSError as error:
-            LOGGER.warning(f"--cache disk: {self._disk}: {error.strerror}; reading the images as they are from now on")
+            LOGGER.warning(
+                f"--cache disk: {self._disk}: {error.strerror}; reading the images as they are from"
+                " now on"
+            )
             self._disk = None
         return image
 
 
-def rect_shapes(shapes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float) -> list[tuple[int, int]]:
+def rect_shapes(
+    shapes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float
+) -> list[tuple[int, int]]:
     """(height, width) of each batch of images sorted by height / width.
 
-    The smallest that holds its images with the long side at imgsz, rounded up to the stride after adding `pad` strides
-    (YOLOv5's rule).
+    The smallest that holds its images with the long side at imgsz, rounded up to the stride after
+    adding `pad` strides (YOLOv5's rule).
     """
     aspect = shapes[:, 1] / shapes[:, 0]
     result = []
@@ -214,8 +267,15 @@ def to_planes(image: np.ndarray) -> np.ndarray:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size -> a batch. Images are stored channels last, as they come: convolutions are quicker so."""
-    images = torch.from_numpy(np.stack([sample.image.transpose(1, 2, 0) for sample in samples])).permute(0, 3, 1, 2)
+    """Samples of one size -> a batch.
+
+    Images are stored channels last, as they come: convolutions are quicker so.
+    """
+    images = torch.from_numpy(
+        np.stack([sample.image.transpose(1, 2, 0) for sample in samples])
+    ).permute(0, 3, 1, 2)
     rows = [np.insert(sample.boxes, 0, i, axis=1) for i, sample in enumerate(samples)]
     targets = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
-    return Batch(images, targets, [sample.file for sample in samples], [sample.shape for sample in samples])
+    return Batch(
+        images, targets, [sample.file for sample in samples], [sample.shape for sample in samples]
+    )

@@ -1,7 +1,9 @@
-"""The demo set: scenes composed on first use from the pictures in `data/demo/`, the same every time.
+"""The demo set: scenes composed on first use from the pictures in `data/demo/`, the same every
+time.
 
-Clothes from Fashion-MNIST lie tinted, turned and scaled on photographs, among clutter and partly hidden by each other.
-Train and val share neither garments nor photographs. Boxes are tight around what is visible.
+Clothes from Fashion-MNIST lie tinted, turned and scaled on photographs, among clutter and partly
+hidden by each other. Train and val share neither garments nor photographs. Boxes are tight around
+what is visible.
 """
 
 import hashlib
@@ -24,10 +26,18 @@ VERSION = 2  # raise it when a scene would look different: sets of another versi
 STAMP = "version.txt"  # says which recipe a set was composed by
 STAMP_PATTERN = re.compile(r"demo set version \d+: \d+ \+ \d+ images of \d+ px\n")
 MANIFEST = "manifest.json"  # SHA-256 of every file of a set
-CACHES = {Path("labels", f"{split}.cache.npz") for split in ("train", "val")}  # data/cache.py writes them
+CACHES = {
+    Path("labels", f"{split}.cache.npz") for split in ("train", "val")
+}  # data/cache.py writes them
 SPRITE = 28  # px, side of a Fashion-MNIST picture
 CLASSES = ("top", "trouser", "dress", "shoe", "bag")
-SHEET_ROWS = ((0, 2, 4, 6), (1,), (3,), (5, 7, 9), (8,))  # rows of the sprite sheet that make up each class
+SHEET_ROWS = (
+    (0, 2, 4, 6),
+    (1,),
+    (3,),
+    (5, 7, 9),
+    (8,),
+)  # rows of the sprite sheet that make up each class
 SHEETS = {"train": "fashion_train.png", "val": "fashion_t10k.png"}
 PHOTOS = {
     "train": ("astronaut", "brick", "coffee", "gravel", "rocket"),
@@ -69,10 +79,15 @@ class Scene:
     image: np.ndarray  # (size, size, 3) float32 RGB
     classes: list[int] = field(default_factory=list)
     visible: list[np.ndarray] = field(default_factory=list)  # (size, size) bool
-    areas: list[float] = field(default_factory=list)  # px that the whole garment covers, hidden or not
+    areas: list[float] = field(
+        default_factory=list
+    )  # px that the whole garment covers, hidden or not
 
     def paste(self, patch: "Patch", corner: np.ndarray) -> bool:
-        """Lay a patch at (x, y) of its upper left corner. Refused if a garment, itself included, would be hidden too far."""
+        """Lay a patch at (x, y) of its upper left corner.
+
+        Refused if a garment, itself included, would be hidden too far.
+        """
         size, (h, w) = self.image.shape[0], patch.alpha.shape
         (x1, y1), (x2, y2) = corner.clip(0, size), (corner + [w, h]).clip(0, size)
         here = slice(y1, y2), slice(x1, x2)
@@ -82,7 +97,8 @@ class Scene:
         cover[here] = alpha > 0.5
         left = [seen & ~cover for seen in self.visible]
         if np.count_nonzero(cover) < MIN_VISIBLE * patch.area or any(
-            np.count_nonzero(seen) < MIN_VISIBLE * whole for seen, whole in zip(left, self.areas, strict=True)
+            np.count_nonzero(seen) < MIN_VISIBLE * whole
+            for seen, whole in zip(left, self.areas, strict=True)
         ):
             return False
         self.image[here] += alpha[..., None] * (patch.colour[inside] - self.image[here])
@@ -98,21 +114,29 @@ class Scene:
         size, lines = self.image.shape[0], []
         for kind, seen in zip(self.classes, self.visible, strict=True):
             x, y, w, h = cv2.boundingRect(seen.astype(np.uint8))
-            lines.append(f"{kind} {(x + w / 2) / size:.6f} {(y + h / 2) / size:.6f} {w / size:.6f} {h / size:.6f}\n")
+            lines.append(
+                f"{kind} {(x + w / 2) / size:.6f} {(y + h / 2) / size:.6f} {w / size:.6f}"
+                f" {h / size:.6f}\n"
+            )
         return "".join(lines)
 
 
 def compose(recipe: Recipe, folder: Path) -> None:
-    """Write the set to `folder` unless it is there already. Whole or not at all; processes that come at once do no harm.
+    """Write the set to `folder` unless it is there already.
 
-    A set that another version composed is replaced, as long as nothing in its folder was added or changed since.
-    `UserError` where the folder holds anything else: nothing in it is touched.
+    Whole or not at all; processes that come at once do no harm.
+
+    A set that another version composed is replaced, as long as nothing in its folder was added or
+    changed since. `UserError` where the folder holds anything else: nothing in it is touched.
     """
     if _is_there(recipe, folder):
         return
     try:
         _refuse_what_is_not_ours(recipe, folder)
-        LOGGER.info(f"Composing the demo set ({recipe.train} + {recipe.val} images of {recipe.imgsz} px) in {folder}")
+        LOGGER.info(
+            f"Composing the demo set ({recipe.train} + {recipe.val} images of {recipe.imgsz} px) in"
+            f" {folder}"
+        )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as workshop:
             fresh = Path(workshop) / "fresh"
@@ -122,7 +146,9 @@ def compose(recipe: Recipe, folder: Path) -> None:
             (fresh / STAMP).write_text(recipe.stamp)
             _publish(recipe, fresh, folder)
     except OSError as error:
-        raise UserError(f"{folder}: the demo set cannot be written: {error.strerror or error}") from None
+        raise UserError(
+            f"{folder}: the demo set cannot be written: {error.strerror or error}"
+        ) from None
 
 
 def _is_there(recipe: Recipe, folder: Path) -> bool:
@@ -139,22 +165,27 @@ def _read_stamp(folder: Path) -> str:
 
 
 def _refuse_what_is_not_ours(recipe: Recipe, folder: Path) -> None:
-    """`UserError` unless the folder is missing, empty, or exactly what some version of this module composed."""
+    """`UserError` unless the folder is missing, empty, or exactly what some version of this module
+    composed.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not _read_stamp(folder):
         raise UserError(
-            f"{folder}: holds files that are not of the demo set, which a 'generator' needs an empty folder for; "
-            "name another 'path', or leave 'generator' out to use these files"
+            f"{folder}: holds files that are not of the demo set, which a 'generator' needs an"
+            " empty folder for; name another 'path', or leave 'generator' out to use these files"
         )
     if reason := _difference(folder):
         raise UserError(
-            f"{folder}: holds a demo set of another version ({reason}); it is left as it is: move it elsewhere or delete it"
+            f"{folder}: holds a demo set of another version ({reason}); it is left as it is: move"
+            " it elsewhere or delete it"
         )
 
 
 def _difference(folder: Path) -> str:
-    """How a set differs from its manifest, empty where it is just what was composed (and our own label caches)."""
+    """How a set differs from its manifest, empty where it is just what was composed (and our own
+    label caches).
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -162,7 +193,11 @@ def _difference(folder: Path) -> str:
     if links := [path for path in folder.rglob("*") if path.is_symlink()]:
         return f"{links[0].relative_to(folder)} is a link"
     caches = {str(path) for path in CACHES}
-    found = {name: digest for name, digest in _digests(folder).items() if name not in {STAMP, MANIFEST, *caches}}
+    found = {
+        name: digest
+        for name, digest in _digests(folder).items()
+        if name not in {STAMP, MANIFEST, *caches}
+    }
     if found == manifest:
         return ""
     names = sorted(name for name in {*found, *manifest} if found.get(name) != manifest.get(name))
@@ -172,11 +207,17 @@ def _difference(folder: Path) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by its path from there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def _publish(recipe: Recipe, fresh: Path, folder: Path) -> None:
-    """Rename into place. A set of another version makes room first; if another process was quicker, its set stays."""
+    """Rename into place.
+
+    A set of another version makes room first; if another process was quicker, its set stays.
+    """
     if not _is_there(recipe, folder):
         _refuse_what_is_not_ours(recipe, folder)
     try:
@@ -189,7 +230,10 @@ def _publish(recipe: Recipe, fresh: Path, folder: Path) -> None:
 
 
 def _compose_split(recipe: Recipe, split: str, root: Path) -> None:
-    sprites, photos = _sprites(split), [read_image(ASSETS / f"{name}.jpg") for name in PHOTOS[split]]
+    sprites, photos = (
+        _sprites(split),
+        [read_image(ASSETS / f"{name}.jpg") for name in PHOTOS[split]],
+    )
     images, labels = root / "images" / split, root / "labels" / split
     for folder in (images, labels):
         folder.mkdir(parents=True)
@@ -209,7 +253,9 @@ def _sprites(split: str) -> list[list[np.ndarray]]:
     return [[sprite for row in members for sprite in rows[row]] for members in SHEET_ROWS]
 
 
-def compose_scene(size: int, sprites: list[list[np.ndarray]], photos: list[np.ndarray], rng: np.random.Generator) -> Scene:
+def compose_scene(
+    size: int, sprites: list[list[np.ndarray]], photos: list[np.ndarray], rng: np.random.Generator
+) -> Scene:
     """Background, then two to six garments and up to four scraps of photographs in random order."""
     scene = Scene(_crop(photos, size, rng, zoom=(0.9, 1.6)))
     things = rng.permutation([True] * int(rng.integers(2, 7)) + [False] * int(rng.integers(0, 5)))
@@ -219,7 +265,9 @@ def compose_scene(size: int, sprites: list[list[np.ndarray]], photos: list[np.nd
             centre = rng.uniform(0.06, 0.94, 2) * size
             if scene.paste(patch, (centre - patch.alpha.shape[0] / 2).round().astype(int)):
                 break
-    scene.image += rng.standard_normal(scene.image.shape, np.float32) * np.float32(rng.uniform(0, 8))
+    scene.image += rng.standard_normal(scene.image.shape, np.float32) * np.float32(
+        rng.uniform(0, 8)
+    )
     return scene
 
 
@@ -234,15 +282,24 @@ def _garment(size: int, sprites: list[list[np.ndarray]], rng: np.random.Generato
     turn[:, 0] *= rng.choice([-1, 1])
     side = int(SPRITE * zoom * 1.5)
     matrix = np.column_stack([turn, side / 2 - turn @ [SPRITE / 2, SPRITE / 2]])
-    light, dark = rng.uniform(110, 255, 3).astype(np.float32), rng.uniform(0, 60, 3).astype(np.float32)
-    shade = cv2.warpAffine(sprite.astype(np.float32) / 255, matrix, (side, side), flags=cv2.INTER_CUBIC)
+    light, dark = (
+        rng.uniform(110, 255, 3).astype(np.float32),
+        rng.uniform(0, 60, 3).astype(np.float32),
+    )
+    shade = cv2.warpAffine(
+        sprite.astype(np.float32) / 255, matrix, (side, side), flags=cv2.INTER_CUBIC
+    )
     alpha = cv2.warpAffine(mask.astype(np.float32), matrix, (side, side), flags=cv2.INTER_LINEAR)
-    return Patch(dark + shade.clip(0, 1)[..., None] * (light - dark), alpha, mask.sum() * zoom**2, kind)
+    return Patch(
+        dark + shade.clip(0, 1)[..., None] * (light - dark), alpha, mask.sum() * zoom**2, kind
+    )
 
 
 def _silhouette(sprite: np.ndarray) -> np.ndarray:
     """(28, 28) uint8 0/1: the garment without holes that are only dark cloth."""
-    outlines, _ = cv2.findContours((sprite > 12).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(
+        (sprite > 12).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
     largest = max(outlines, key=cv2.contourArea)
     return cv2.drawContours(np.zeros_like(sprite), [largest], -1, 1, cv2.FILLED)
 
@@ -261,11 +318,17 @@ def _scrap(size: int, photos: list[np.ndarray], rng: np.random.Generator) -> Pat
     return Patch((_crop(photos, side, rng, zoom=(0.4, 1.0)) * tint).clip(0, 255), alpha, 0.0, None)
 
 
-def _crop(photos: list[np.ndarray], side: int, rng: np.random.Generator, zoom: tuple[float, float]) -> np.ndarray:
-    """(side, side, 3) float32: a random part of a random photograph, perhaps mirrored, its brightness changed."""
+def _crop(
+    photos: list[np.ndarray], side: int, rng: np.random.Generator, zoom: tuple[float, float]
+) -> np.ndarray:
+    """(side, side, 3) float32: a random part of a random photograph, perhaps mirrored, its
+    brightness changed.
+    """
     photo = photos[int(rng.integers(len(photos)))]
     part = max(1, int(side * min(rng.uniform(*zoom), min(photo.shape[:2]) / side)))
     top, left = rng.integers(photo.shape[0] - part + 1), rng.integers(photo.shape[1] - part + 1)
-    patch = cv2.resize(photo[top : top + part, left : left + part], (side, side), interpolation=cv2.INTER_AREA)
+    patch = cv2.resize(
+        photo[top : top + part, left : left + part], (side, side), interpolation=cv2.INTER_AREA
+    )
     patch = patch[:, ::-1] if rng.random() < 0.5 else patch
     return (patch * np.float32(rng.uniform(0.6, 1.1))).clip(0, 255)

@@ -13,9 +13,9 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".t
 def list_images(entries: Iterable[Path]) -> list[Path]:
     """Every image under the folders and in the list files of `entries`, sorted, each once.
 
-    A list file has one image a line, absolute or relative to the list's folder first, then to the working directory.
-    `UserError` where an entry is missing or no image is found. Images that a list names but that are missing are kept:
-    the scan reports them.
+    A list file has one image a line, absolute or relative to the list's folder first, then to the
+    working directory. `UserError` where an entry is missing or no image is found. Images that a
+    list names but that are missing are kept: the scan reports them.
     """
     entries = list(entries)
     found: list[Path] = []
@@ -29,12 +29,17 @@ def list_images(entries: Iterable[Path]) -> list[Path]:
         else:
             raise UserError(f"{entry}: no such folder or list of images")
     if not found:
-        raise UserError(f"{', '.join(map(str, entries))}: no images found (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(
+            f"{', '.join(map(str, entries))}: no images found (looked for"
+            f" {', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
     return sorted(set(found))
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """In linked folders too, which `rglob` passes over without a word; each folder once, whatever links lead to it."""
+    """In linked folders too, which `rglob` passes over without a word; each folder once, whatever
+    links lead to it.
+    """
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = Path(place).resolve()
@@ -42,7 +47,9 @@ def _images_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        yield from (
+            Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        )
 
 
 def _read_list(file: Path) -> list[Path]:
@@ -59,7 +66,9 @@ def _existing(folder: Path, line: str) -> Path:
 
 
 def label_path(image: Path) -> Path:
-    """The label file of an image: the last folder named `images` becomes `labels`; without one it lies beside the image."""
+    """The label file of an image: the last folder named `images` becomes `labels`; without one it
+    lies beside the image.
+    """
     parts = list(image.parts[:-1])
     for i in reversed(range(len(parts))):
         if parts[i] == "images":
@@ -80,7 +89,9 @@ def short_hash(text: str) -> str:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns, which tell whether a file changed; (-1, -1) where there is none."""
+    """Size in bytes and modification time in ns, which tell whether a file changed; (-1, -1) where
+    there is none.
+    """
     try:
         info = path.stat()
     except OSError:

@@ -1,10 +1,13 @@
-"""Label text files: `class xc yc w h` a line, normalised to the image; more columns are a polygon, whose box is taken."""
+"""Label text files: `class xc yc w h` a line, normalised to the image; more columns are a polygon,
+whose box is taken.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
-ROUNDING = 0.01  # values outside 0..1 by up to this much are rounding of the labelling tool: clipped and reported
+# values outside 0..1 by up to this much are rounding of the labelling tool: clipped and reported
+ROUNDING = 0.01
 
 
 class Finding(NamedTuple):
@@ -18,9 +21,10 @@ class Finding(NamedTuple):
 def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:
     """(n, 5) float32 rows `class, xc, yc, w, h` (0..1) and what was odd.
 
-    BOM, CRLF and blank lines are fine. Repeated and zero-area boxes are dropped and reported. A line that cannot be trusted
-    (not numbers, wrong columns, class id that is no integer in 0..nc-1, values out of 0..1) is fatal: the image is left out,
-    since training on it would teach its objects as background.
+    BOM, CRLF and blank lines are fine. Repeated and zero-area boxes are dropped and reported. A
+    line that cannot be trusted (not numbers, wrong columns, class id that is no integer in 0..nc-1,
+    values out of 0..1) is fatal: the image is left out, since training on it would teach its
+    objects as background.
     """
     rows: list[np.ndarray] = []
     findings: list[Finding] = []
@@ -43,7 +47,9 @@ def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:
 
 
 def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
-    """The row and an empty string or a harmless oddity; None and the reason where the line is bad."""
+    """The row and an empty string or a harmless oddity; None and the reason where the
+    line is bad.
+    """
     try:
         values = np.array([float(word) for word in line.split()])
     except ValueError:
@@ -56,7 +62,13 @@ def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
         return None, f"class id {values[0]:g} is not one of 0 to {nc - 1}"
     low, high = values[1:].min(), values[1:].max()
     if low < -ROUNDING or high > 1 + ROUNDING:
-        return None, f"value {low if low < -ROUNDING else high:g} is out of range (0 to 1: normalised to the image)"
+        return (
+            None,
+            (
+                f"value {low if low < -ROUNDING else high:g} is out of range (0 to 1: normalised to"
+                " the image)"
+            ),
+        )
     reason = "" if low >= 0 and high <= 1 else "value slightly out of 0..1: clipped"
     coordinates = values[1:].clip(0, 1)
     box = coordinates if len(values) == 5 else _polygon_box(coordinates.reshape(-1, 2))

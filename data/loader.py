@@ -1,4 +1,7 @@
-"""Batches: which samples in which order, on which rank. Neither order nor content depends on the number of workers."""
+"""Batches: which samples in which order, on which rank.
+
+Neither order nor content depends on the number of workers.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -15,11 +18,15 @@ from utils.config import Hyp
 from utils.errors import UserError
 from utils.log import LOGGER
 
-FRACTION_STREAM = 1_000_003  # keeps the draw of the fraction apart from the order of epoch 0, 1, ...
+FRACTION_STREAM = (
+    1_000_003  # keeps the draw of the fraction apart from the order of epoch 0, 1, ...
+)
 
 
 class BatchPlan(Sampler[list[SampleKey]]):
-    """Batches of (epoch, index) for one rank; every rank gets equally many, the last samples are repeated where needed."""
+    """Batches of (epoch, index) for one rank; every rank gets equally many, the last samples are
+    repeated where needed.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,13 @@ class BatchPlan(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.count, self.batch_size, self.shuffle, self.weights, self.seed = count, batch_size, shuffle, weights, seed
+        self.count, self.batch_size, self.shuffle, self.weights, self.seed = (
+            count,
+            batch_size,
+            shuffle,
+            weights,
+            seed,
+        )
         self.rank, self.world_size, self.epoch = rank, world_size, 0
 
     def __len__(self) -> int:
@@ -41,7 +54,9 @@ class BatchPlan(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.pad(self._order(), (0, -self.count % self.world_size), mode="edge")
-        mine = [SampleKey(self.epoch, index) for index in order[self.rank :: self.world_size].tolist()]
+        mine = [
+            SampleKey(self.epoch, index) for index in order[self.rank :: self.world_size].tolist()
+        ]
         for start in range(0, len(mine), self.batch_size):
             yield mine[start : start + self.batch_size]
 
@@ -59,7 +74,9 @@ class DetectionLoader(DataLoader):
 
     def __init__(self, dataset: DetectionDataset, plan: BatchPlan, workers: int):
         self.plan = plan
-        options: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
+        options: dict[str, Any] = (
+            {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
+        )
         super().__init__(
             dataset,  # type: ignore[arg-type]
             batch_sampler=plan,
@@ -71,7 +88,10 @@ class DetectionLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The batches of the epoch. A `UserError` of a worker comes wrapped into a traceback, at whose end it is."""
+        """The batches of the epoch.
+
+        A `UserError` of a worker comes wrapped into a traceback, at whose end it is.
+        """
         try:
             yield from super().__iter__()
         except UserError as error:
@@ -86,8 +106,9 @@ class DetectionLoader(DataLoader):
 def expect_hang_ups(worker: int) -> None:
     """In a data worker: say nothing where the main process ends while it is being handed a batch.
 
-    A thread of `multiprocessing` hands it over and prints a traceback then. The interrupted program has said all there is to
-    say; what fails in making a batch takes another way, with the batch. Other exceptions are printed as before.
+    A thread of `multiprocessing` hands it over and prints a traceback then. The interrupted program
+    has said all there is to say; what fails in making a batch takes another way, with the batch.
+    Other exceptions are printed as before.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -119,9 +140,10 @@ def build_loader(
 ) -> DetectionLoader:
     """Loader of one split; yields `Batch`.
 
-    `augment` also shuffles (not with `rect`). `cache` is `ram`, `disk` (the user's cache folder) or None. With `epochs`, the
-    last `hyp.close_mosaic` of them go without mosaic and mixup. `data.fraction` holds for the training split. `workers` is
-    capped at the number of batches. `UserError` where the split is missing or no image is usable.
+    `augment` also shuffles (not with `rect`). `cache` is `ram`, `disk` (the user's cache folder) or
+    None. With `epochs`, the last `hyp.close_mosaic` of them go without mosaic and mixup.
+    `data.fraction` holds for the training split. `workers` is capped at the number of batches.
+    `UserError` where the split is missing or no image is usable.
     """
     if cache not in {None, "ram", "disk"}:
         raise UserError(f"--cache {cache}: not known (ram or disk)")
@@ -141,25 +163,43 @@ def build_loader(
         seed=seed,
         stride=stride,
         pad=pad,
-        mosaic_epochs=float("inf") if epochs is None or not hyp.close_mosaic else epochs - hyp.close_mosaic,
+        mosaic_epochs=(
+            float("inf") if epochs is None or not hyp.close_mosaic else epochs - hyp.close_mosaic
+        ),
     )
     weights = image_sampling_weights(dataset.labels, data.nc) if image_weights else None
     if rect and weights is not None:
-        raise UserError("--image-weights: cannot go with --rect, whose batches are made of images of like proportions")
+        raise UserError(
+            "--image-weights: cannot go with --rect, whose batches are made of images of like"
+            " proportions"
+        )
     shuffle = augment and not rect
-    plan = BatchPlan(len(dataset), batch_size, shuffle=shuffle, weights=weights, seed=seed, rank=rank, world_size=world_size)
+    plan = BatchPlan(
+        len(dataset),
+        batch_size,
+        shuffle=shuffle,
+        weights=weights,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
     return DetectionLoader(dataset, plan, min(workers, len(plan)))
 
 
 def _fraction(images: list, fraction: float, seed: int) -> list:
     count = max(1, round(len(images) * fraction))
     chosen = np.random.default_rng([seed, FRACTION_STREAM]).permutation(len(images))[:count]
-    LOGGER.info(f"fraction: {fraction:g}: {count} of {len(images)} training images are used (seed {seed})")
+    LOGGER.info(
+        f"fraction: {fraction:g}: {count} of {len(images)} training images are used (seed {seed})"
+    )
     return [images[i] for i in sorted(chosen)]
 
 
 def image_sampling_weights(labels: list[np.ndarray], nc: int) -> np.ndarray:
-    """Probability of each image: the sum over its objects of 1 / (objects of that class). Backgrounds are not drawn."""
+    """Probability of each image: the sum over its objects of 1 / (objects of that class).
+
+    Backgrounds are not drawn.
+    """
     counts = np.stack([np.bincount(rows[:, 0].astype(int), minlength=nc) for rows in labels])
     totals = counts.sum(0)
     if not totals.any():

@@ -1,7 +1,8 @@
 """Learning from a teacher: what is compared, and the task that adds it to detection.
 
-`FEATURE_LOSSES` and `LOGIT_LOSSES` are filled by the files of this folder; `taps` reads feature maps, `teacher` holds the frozen
-model, `task` sums it all up, `doctor` says at the start whether it works. docs/distillation.md explains.
+`FEATURE_LOSSES` and `LOGIT_LOSSES` are filled by the files of this folder; `taps` reads feature
+maps, `teacher` holds the frozen model, `task` sums it all up, `doctor` says at the start whether it
+works. docs/distillation.md explains.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""`python -m distill` is `python distill.py`: the package hides the script of the same name from `-m`."""
+"""`python -m distill` is `python distill.py`: the package hides the script of the same name from
+`-m`.
+"""
 
 import runpy
 

@@ -1,4 +1,6 @@
-"""Masked generative distillation (Yang et al., ECCV 2022): from what is left of its map the student makes up the teacher's."""
+"""Masked generative distillation (Yang et al., ECCV 2022): from what is left of its map the student
+makes up the teacher's.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,16 @@ ALPHA = {"mean": 1.0, "paper": 2e-5}  # 2e-5: the paper's for one-stage detector
 
 @FEATURE_LOSSES.register("mgd")
 class MaskedGenerative(FeatureLoss):
-    """alpha * distance(G(mask * student), teacher), G two 3x3 convolutions that are trained along and thrown away.
+    """alpha * distance(G(mask * student), teacher), G two 3x3 convolutions that are trained along
+    and thrown away.
 
-    form: `mean`, the mean squared difference, whose size does not depend on the map's; or `paper`, an image's sum of squares,
-    mean over the batch: C H W times as much, made for RetinaNet's features. alpha: factor, by default 1 (mean) or 2e-5 (paper).
-    mask_ratio: the paper's lambda, 0..1, with which a position is dropped in all channels at once.
+    form: `mean`, the mean squared difference, whose size does not depend on the map's; or `paper`,
+    an image's sum of squares, mean over the batch: C H W times as much, made for RetinaNet's
+    features. alpha: factor, by default 1 (mean) or 2e-5 (paper). mask_ratio: the paper's lambda,
+    0..1, with which a position is dropped in all channels at once.
 
-    Masks are drawn anew at each call from torch's global generator, which the trainer seeds at each epoch: resuming is exact.
+    Masks are drawn anew at each call from torch's global generator, which the trainer seeds at each
+    epoch: resuming is exact.
     """
 
     default_weight = 0.01
@@ -35,7 +40,9 @@ class MaskedGenerative(FeatureLoss):
     ):
         super().__init__(student_channels, teacher_channels, norm=norm)
         if form not in ALPHA:
-            raise UserError(f"mgd: unknown form '{form}'{suggest(form, ALPHA)} (known: {', '.join(ALPHA)})")
+            raise UserError(
+                f"mgd: unknown form '{form}'{suggest(form, ALPHA)} (known: {', '.join(ALPHA)})"
+            )
         if not (isinstance(mask_ratio, int | float) and 0 <= mask_ratio <= 1):
             raise UserError(f"mgd: mask_ratio {mask_ratio}: must be a number from 0 to 1")
         if not (alpha is None or (isinstance(alpha, int | float) and alpha >= 0)):
@@ -51,9 +58,15 @@ class MaskedGenerative(FeatureLoss):
     def compare(self, s: Tensor, t: Tensor) -> Tensor:
         """See FeatureLoss."""
         made = self.generator(s * self.mask(s))
-        distance = mse_loss(made, t) if self.form == "mean" else mse_loss(made, t, reduction="sum") / len(t)
+        distance = (
+            mse_loss(made, t)
+            if self.form == "mean"
+            else mse_loss(made, t, reduction="sum") / len(t)
+        )
         return self.alpha * distance
 
     def mask(self, maps: Tensor) -> Tensor:
-        """A fresh mask (N, 1, H, W) for maps (N, C, H, W): 0 with probability `mask_ratio`, else 1."""
+        """A fresh mask (N, 1, H, W) for maps (N, C, H, W): 0 with probability
+        `mask_ratio`, else 1.
+        """
         return (torch.rand_like(maps[:, :1]) >= self.mask_ratio).to(maps)

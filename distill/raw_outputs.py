@@ -1,6 +1,8 @@
-"""Differences of raw outputs where the teacher sees objects (Mehta & Ozturk 2018, "Object detection at 200 frames per second").
+"""Differences of raw outputs where the teacher sees objects (Mehta & Ozturk 2018, "Object detection
+at 200 frames per second").
 
-A level's value, with w the teacher's objectness and d the distance of two raw outputs, before any decoding:
+A level's value, with w the teacher's objectness and d the distance of two raw outputs, before any
+decoding:
 
     box * mean(w d(xywh)) + obj * mean(w d(objectness)) + cls * mean(w d(classes))
 
@@ -27,7 +29,9 @@ class RawOutputs(LogitLoss):
         setup, total = self.setup, student[0].new_zeros(())
         for s, t in zip(student, teacher, strict=True):
             distances = self.distance(s - t) * t[..., 4:5].sigmoid()
-            total = total + setup.box * distances[..., :4].mean() + setup.obj * distances[..., 4].mean()
+            total = (
+                total + setup.box * distances[..., :4].mean() + setup.obj * distances[..., 4].mean()
+            )
             if setup.nc > 1:
                 total = total + setup.cls * distances[..., 5:].mean()
         return total

@@ -1,6 +1,7 @@
 """How the weight of distillation changes over a run.
 
-The teacher helps most at first; towards the end the labels are to have the last word (the cosine is YOLOv6's, Li et al. 2023).
+The teacher helps most at first; towards the end the labels are to have the last word (the cosine is
+YOLOv6's, Li et al. 2023).
 """
 
 import math
@@ -28,11 +29,20 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def kd_weight(schedule: str, step: float, steps: float, *, floor: float = 0.01, stop: float = 1.0, warmup: float = 0.0) -> float:
+def kd_weight(
+    schedule: str,
+    step: float,
+    steps: float,
+    *,
+    floor: float = 0.01,
+    stop: float = 1.0,
+    warmup: float = 0.0,
+) -> float:
     """Factor of the distillation term at `step` of the whole run's `steps`, 0..1; a pure function.
 
-    It falls from 1 to `floor` (0..1) with step / steps, never back. `stop`: share of the run (0..1) after which it is off.
-    `warmup`: steps over which it is let in linearly, while adapters are raw. `UserError` for an unknown schedule.
+    It falls from 1 to `floor` (0..1) with step / steps, never back. `stop`: share of the run (0..1)
+    after which it is off. `warmup`: steps over which it is let in linearly, while adapters are raw.
+    `UserError` for an unknown schedule.
     """
     progress = step / steps
     if stop < 1 and progress >= stop:

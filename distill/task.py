@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from distill.base import FEATURE_LOSSES, LOGIT_LOSSES, LogitSetup
+from distill.feature_hooks import FeatureHooks, head_inputs
 from distill.schedule import kd_weight
-from distill.taps import Taps, head_inputs
 from distill.teacher import Teacher, check_heads, check_size
 from models import Model
-from utils.distill_options import TaughtOptions, TeacherOptions
+from utils.engine.tasks import DetectionTask
 from utils.errors import UserError, suggest
-from utils.tasks import DetectionTask
+from utils.options.distill import TeacherOptions, WithTeacherOptions
 
 
 class DistillTask(DetectionTask):
-    """The detection loss and, times batch size and world size, factor * sum of weight * distillation loss.
+    """The detection loss and, times batch size and world size, factor * sum of weight *
+    distillation loss.
 
-    Columns beside box, obj and cls: `kd_logit` and `kd_feature` as they are added (weighted, scheduled, not multiplied by the
-    batch size; like box, obj and cls), and `raw_<loss>` without weight and schedule, a feature loss summed over its pairs.
-    `features` (adapters and generators) are trained and resumed with the task; the teacher is no part of it.
+    Columns beside box, obj and cls: `kd_logit` and `kd_feature` as they are added (weighted,
+    scheduled, not multiplied by the batch size; like box, obj and cls), and `raw_<loss>` without
+    weight and schedule, a feature loss summed over its pairs. `features` (adapters and generators)
+    are trained and resumed with the task; the teacher is no part of it.
     """
 
     def __init__(
@@ -34,19 +36,23 @@ class DistillTask(DetectionTask):
         world_size: int = 1,
         *,
         teacher: Teacher,
-        taps: Taps,
+        taps: FeatureHooks,
         features: Mapping[str, Sequence[nn.Module]],
         logit: tuple[str, nn.Module] | None = None,
         weights: Mapping[str, float],
         schedule: Callable[[int, int], float] = lambda step, steps: 1.0,
     ):
-        """`taps`: the student's layers; `features`: for each loss one instance a pair; `logit`: name and loss.
+        """`taps`: the student's layers; `features`: for each loss one instance a pair; `logit`:
+        name and loss.
 
-        `weights`: by name, the logit loss's too. `schedule(step, steps)` gives the factor of a batch.
+        `weights`: by name, the logit loss's too. `schedule(step, steps)` gives the factor of a
+        batch.
         """
         super().__init__(model, loss, world_size)
         self.teacher, self.taps = teacher, taps
-        self.features = nn.ModuleDict({name: nn.ModuleList(pairs) for name, pairs in features.items()})
+        self.features = nn.ModuleDict(
+            {name: nn.ModuleList(pairs) for name, pairs in features.items()}
+        )
         self.logit_name, self.logit = logit or ("", None)
         self.weights, self.schedule = dict(weights), schedule
         self.factor = 1.0
@@ -56,10 +62,18 @@ class DistillTask(DetectionTask):
         self.factor = self.schedule(number, total)
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """See the class. With factor 0 the teacher does not run, and gradients are those of plain training to the bit."""
+        """See the class.
+
+        With factor 0 the teacher does not run, and gradients are those of plain training to the
+        bit.
+        """
         if not self.factor:
             parts = super().forward(images, targets)
-            return {**parts, "loss": parts["loss"] + self._unused(), **self._columns({}, parts["loss"])}
+            return {
+                **parts,
+                "loss": parts["loss"] + self._unused(),
+                **self._columns({}, parts["loss"]),
+            }
         with self.taps.reading() as maps:
             raw = self.model(images)
         loss, parts = self.loss(raw, targets)
@@ -67,14 +81,20 @@ class DistillTask(DetectionTask):
         total = loss + self.weighted(terms) * self.factor * len(images)
         return {"loss": total * self.world_size, **parts, **self._columns(terms, loss)}
 
-    def distillation(self, images: Tensor, raw: Sequence[Tensor], maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Every distillation loss by name, unweighted, for the student's raw maps and feature maps of these images."""
+    def distillation(
+        self, images: Tensor, raw: Sequence[Tensor], maps: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Every distillation loss by name, unweighted, for the student's raw maps and feature maps
+        of these images.
+        """
         teacher_raw, teacher_maps = self.teacher(images)
         pairs = list(zip(maps, teacher_maps, strict=True))
         terms = {} if self.logit is None else {self.logit_name: self.logit(raw, teacher_raw)}
         for name, losses in self.features.items():
             assert isinstance(losses, nn.ModuleList)
-            terms[name] = torch.stack([loss(*pair) for loss, pair in zip(losses, pairs, strict=True)]).sum()
+            terms[name] = torch.stack(
+                [loss(*pair) for loss, pair in zip(losses, pairs, strict=True)]
+            ).sum()
         return terms
 
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -85,16 +105,24 @@ class DistillTask(DetectionTask):
         """Detached; zeros for what was not computed, so that every batch has the same columns."""
         zero = torch.zeros((), device=like.device)
         logit = [self.logit_name] if self.logit is not None else []
-        raw = {name: terms[name].detach() if name in terms else zero for name in [*logit, *self.features]}
+        raw = {
+            name: terms[name].detach() if name in terms else zero
+            for name in [*logit, *self.features]
+        }
         sums = {
-            column: torch.stack([self.factor * self.weights[name] * raw[name].float() for name in names]).sum()
+            column: (
+                torch.stack(
+                    [self.factor * self.weights[name] * raw[name].float() for name in names]
+                ).sum()
+            )
             for column, names in (("kd_logit", logit), ("kd_feature", list(self.features)))
             if names
         }
         return sums | {f"raw_{name}": value for name, value in raw.items()}
 
     def _unused(self) -> Tensor | float:
-        """Data-parallel training waits for a gradient of every parameter, so adapters that rest get zeros there.
+        """Data-parallel training waits for a gradient of every parameter, so adapters that rest get
+        zeros there.
 
         Alone they get none: then neither weight decay nor momentum moves them.
         """
@@ -105,46 +133,63 @@ class DistillTask(DetectionTask):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Layers of a student beside those of its teacher, with (student, teacher) channels of each pair."""
+    """Layers of a student beside those of its teacher, with (student, teacher) channels of each
+    pair.
+    """
 
-    taps: Taps
+    taps: FeatureHooks
     teacher: Teacher
     channels: list[tuple[int, int]]
 
 
 def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
-    """Find the layers of both; `UserError` where they do not fit together, or an argument of a loss is wrong."""
+    """Find the layers of both; `UserError` where they do not fit together, or an argument of a loss
+    is wrong.
+    """
     check_size(model, teacher)
     if opt.logit:
         check_heads(model, teacher)
     wanted = bool(opt.feature_weights)
     ours = opt.layers(opt.student_layers) or head_inputs(model)
     theirs = opt.layers(opt.teacher_layers) or head_inputs(teacher)
-    taps = Taps(model, ours if wanted else [], "--student-layers")
+    taps = FeatureHooks(model, ours if wanted else [], "--student-layers")
     frozen = Teacher(teacher, theirs if wanted else [])
     for name, arguments in opt.loss_arguments().items():
         check_arguments(name, arguments)
     return Pairing(taps, frozen, paired_channels(taps, frozen.taps) if wanted else [])
 
 
-def build_task(model: nn.Module, loss: Any, world_size: int, *, pairing: Pairing, opt: TaughtOptions) -> DistillTask:
+def build_task(
+    model: nn.Module, loss: Any, world_size: int, *, pairing: Pairing, opt: WithTeacherOptions
+) -> DistillTask:
     """The task that the options ask for.
 
-    `model`: the one of `pair_up`, on its device; `loss`: the detection loss with its effective `hyp`. New adapters are seeded by
-    themselves and disturb no other random numbers.
+    `model`: the one of `pair_up`, on its device; `loss`: the detection loss with its effective
+    `hyp`. New adapters are seeded by themselves and disturb no other random numbers.
     """
     assert isinstance(model, Model) and model is pairing.taps.model
     pairing.teacher.model.to(next(model.parameters()).device)
     arguments, given = opt.loss_arguments(), opt.feature_weights
-    weights: dict[str, float] = {n: FEATURE_LOSSES[n].default_weight if w is None else w for n, w in given.items()}
+    weights: dict[str, float] = {
+        n: FEATURE_LOSSES[n].default_weight if w is None else w for n, w in given.items()
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
-        features = {name: [FEATURE_LOSSES[name](*pair, **arguments[name]) for pair in pairing.channels] for name in weights}
-    logit = (opt.logit, LOGIT_LOSSES[opt.logit](LogitSetup.of(model.head, loss.hyp))) if opt.logit else None
+        features = {
+            name: [FEATURE_LOSSES[name](*pair, **arguments[name]) for pair in pairing.channels]
+            for name in weights
+        }
+    logit = (
+        (opt.logit, LOGIT_LOSSES[opt.logit](LogitSetup.of(model.head, loss.hyp)))
+        if opt.logit
+        else None
+    )
 
     def schedule(step: int, steps: int) -> float:
         warmup = opt.kd_warmup * steps / opt.epochs
-        return kd_weight(opt.kd_schedule, step, steps, floor=opt.kd_floor, stop=opt.kd_stop, warmup=warmup)
+        return kd_weight(
+            opt.kd_schedule, step, steps, floor=opt.kd_floor, stop=opt.kd_stop, warmup=warmup
+        )
 
     return DistillTask(
         model,
@@ -159,32 +204,42 @@ def build_task(model: nn.Module, loss: Any, world_size: int, *, pairing: Pairing
     )
 
 
-def paired_channels(student: Taps, teacher: Taps) -> list[tuple[int, int]]:
-    """Channels of each pair of layers; `UserError` where their number or a pair's strides differ."""
+def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[int, int]]:
+    """Channels of each pair of layers; `UserError` where their number or a pair's
+    strides differ.
+    """
     if len(student.names) != len(teacher.names):
         raise UserError(
-            f"--student-layers {','.join(student.names)} and --teacher-layers {','.join(teacher.names)}: "
-            f"{len(student.names)} and {len(teacher.names)} layers; name as many of both"
+            f"--student-layers {','.join(student.names)} and --teacher-layers"
+            f" {','.join(teacher.names)}: {len(student.names)} and {len(teacher.names)} layers;"
+            " name as many of both"
         )
     size = 2 * math.lcm(*(int(taps.model.stride.max()) for taps in (student, teacher)))
     channels = []
-    for ours, theirs, s, t in zip(student.names, teacher.names, student.shapes(size), teacher.shapes(size), strict=True):
+    for ours, theirs, s, t in zip(
+        student.names, teacher.names, student.shapes(size), teacher.shapes(size), strict=True
+    ):
         if s[1:] != t[1:]:
             raise UserError(
-                f"--student-layers {ours} and --teacher-layers {theirs}: strides {size // s[1]} and {size // t[1]} px; "
-                "pair layers of equal stride"
+                f"--student-layers {ours} and --teacher-layers {theirs}: strides {size // s[1]} and"
+                f" {size // t[1]} px; pair layers of equal stride"
             )
         channels.append((s[0], t[0]))
     return channels
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """`UserError` for an argument that a feature loss does not know, or of another kind than its default."""
+    """`UserError` for an argument that a feature loss does not know, or of another kind than its
+    default.
+    """
     parameters = inspect.signature(FEATURE_LOSSES[name]).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not p.empty}
     for key, value in arguments.items():
         if key not in known:
-            raise UserError(f"--feature-args {name}.{key}: not known{suggest(key, known)} (known: {', '.join(known) or 'none'})")
+            raise UserError(
+                f"--feature-args {name}.{key}: not known{suggest(key, known)} (known:"
+                f" {', '.join(known) or 'none'})"
+            )
         default = known[key]  # None: a number that depends on the other arguments
         wanted = (int, float) if default is None or type(default) is float else (type(default),)
         if type(value) not in wanted:

@@ -1,11 +1,13 @@
-"""The model that is learned from: frozen, in eval mode, and outside of everything that trains, averages or saves."""
+"""The model that is learned from: frozen, in eval mode, and outside of everything that trains,
+averages or saves.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from distill.taps import Taps
+from distill.feature_hooks import FeatureHooks
 from models import Model
 from utils.errors import UserError
 from utils.log import LOGGER
@@ -16,20 +18,25 @@ ANCHOR_RTOL = 1e-3
 class Teacher:
     """A deployed copy of a model, called for its raw maps and some of its feature maps.
 
-    Not an `nn.Module`, on purpose: a task that holds one has none of its weights among its parameters, its state or its
-    data-parallel copies, and `task.train()` does not reach it. The folded copy gives the same maps as the model, sooner.
+    Not an `nn.Module`, on purpose: a task that holds one has none of its weights among its
+    parameters, its state or its data-parallel copies, and `task.train()` does not reach it. The
+    folded copy gives the same maps as the model, sooner.
     """
 
     def __init__(self, model: Model, layers: Sequence[str] = ()):
-        """`model` stays as it is; `layers` as `distill.taps.find_layer` takes them, in the deployed form."""
+        """`model` stays as it is; `layers` as `distill.feature_hooks.find_layer` takes them, in the
+        deployed form.
+        """
         self.model = model.fuse()
-        self.taps = Taps(self.model, layers, "--teacher-layers")
+        self.taps = FeatureHooks(self.model, layers, "--teacher-layers")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Images (N, 3, H, W) in 0..1 -> raw maps (N, A, H, W, 5 + nc) a level, and the map (N, C, H, W) of each layer.
+        """Images (N, 3, H, W) in 0..1 -> raw maps (N, A, H, W, 5 + nc) a level, and the map (N, C,
+        H, W) of each layer.
 
-        Plain `no_grad`: tensors of inference mode could not be saved for the student's backward pass.
+        Plain `no_grad`: tensors of inference mode could not be saved for the student's backward
+        pass.
         """
         with self.taps.reading() as features:
             _, raw = self.model(images)
@@ -41,13 +48,15 @@ def check_size(student: Model, teacher: Model) -> None:
     ours, theirs = (int(model.stride.max()) for model in (student, teacher))
     if ours % theirs:
         raise UserError(
-            f"--teacher: has a level of stride {theirs}, the student's largest is {ours}: no image would suit both; "
-            f"choose a teacher of stride {ours}"
+            f"--teacher: has a level of stride {theirs}, the student's largest is {ours}: no image"
+            f" would suit both; choose a teacher of stride {ours}"
         )
 
 
 def check_heads(student: Model, teacher: Model) -> None:
-    """`UserError` where raw outputs cannot be compared one by one: other strides, classes or anchors."""
+    """`UserError` where raw outputs cannot be compared one by one: other strides, classes or
+    anchors.
+    """
     strides = [[int(s) for s in model.stride] for model in (student, teacher)]
     if strides[0] != strides[1]:
         raise _unlike("strides", f"{strides[1]}", f"{strides[0]}")
@@ -60,22 +69,28 @@ def check_heads(student: Model, teacher: Model) -> None:
         raise _unlike("anchors", _rounded(theirs), _rounded(ours))
     if student.names != teacher.names:
         LOGGER.warning(
-            f"--logit-loss: the teacher calls its classes {teacher.names}, the student {student.names}; taken by order"
+            f"--logit-loss: the teacher calls its classes {teacher.names}, the student"
+            f" {student.names}; taken by order"
         )
 
 
 def take_anchors(student: Model, teacher: Model) -> None:
-    """Give a new student the teacher's anchors (pixels), where both have as many levels and anchors of equal strides."""
+    """Give a new student the teacher's anchors (pixels), where both have as many levels and anchors
+    of equal strides.
+    """
     alike = student.head.anchors.shape == teacher.head.anchors.shape
     if alike and torch.equal(student.stride.cpu(), teacher.stride.cpu()):
         student.head.set_anchors(teacher.head.anchors_px)
-        LOGGER.info(f"Anchors: the student takes the teacher's, {_rounded(teacher.head.anchors_px)} px")
+        LOGGER.info(
+            f"Anchors: the student takes the teacher's, {_rounded(teacher.head.anchors_px)} px"
+        )
 
 
 def _unlike(what: str, teacher: str, student: str) -> UserError:
     return UserError(
-        f"--logit-loss: the teacher's {what} are {teacher}, the student's {student}; raw outputs are compared one by one. "
-        "Use --feature-loss, or train a student from --cfg that takes over the teacher's anchors"
+        f"--logit-loss: the teacher's {what} are {teacher}, the student's {student}; raw outputs"
+        " are compared one by one. Use --feature-loss, or train a student from --cfg that takes"
+        " over the teacher's anchors"
     )
 
 

@@ -1,4 +1,6 @@
-"""`python -m models.check my.yaml` is `python check.py my.yaml`: what can be pruned is not for `models` to know."""
+"""`python -m models.check my.yaml` is `python check.py my.yaml`: what can be pruned is not for
+`models` to know.
+"""
 
 import runpy
 

@@ -1,4 +1,5 @@
-"""The only place that writes or reads weights: plain data and tensors, written atomically, with the structure that pruning left.
+"""The only place that writes or reads weights: plain data and tensors, written atomically, with the
+structure that pruning left.
 
 See docs/checkpoint_format.md.
 """
@@ -23,20 +24,39 @@ from utils.files import atomic_open
 
 FORMAT = 1
 DEFAULTS: dict[str, Any] = {"hyp": {}, "args": {}, "epoch": -1, "best_fitness": 0.0, "history": []}
-DAMAGED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)
-"""What a damaged file can raise in torch's reader, which checks little, and where its values are used."""
+DAMAGED = (
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+"""What a damaged file can raise in torch's reader, which checks little, and where its values are
+used.
+"""
 REQUIRED = ("format", "model_cfg", "structure", "state_dict", "names", "stride", "anchors")
 
 
 def save_checkpoint(path: Path | str, model: Model, **fields: Any) -> None:
-    """Write a model and `fields` (hyp, args, epoch, best_fitness, history, train_state ...: plain data and tensors) to one file.
+    """Write a model and `fields` (hyp, args, epoch, best_fitness, history, train_state ...: plain
+    data and tensors) to one file.
 
-    The file appears whole or not at all: an earlier one stays valid whatever happens. `UserError` where the disk refuses.
+    The file appears whole or not at all: an earlier one stays valid whatever happens. `UserError`
+    where the disk refuses.
     """
     if model.deployed:
-        raise UserError(f"{path}: a fused model has lost its training form; save the model that fuse() was called on")
+        raise UserError(
+            f"{path}: a fused model has lost its training form; save the model that fuse() was"
+            " called on"
+        )
     _check_plain(fields, "fields")
-    changed = {name: widths for name, widths in widths_of(model).items() if model.built_widths.get(name) != widths}
+    changed = {
+        name: widths
+        for name, widths in widths_of(model).items()
+        if model.built_widths.get(name) != widths
+    }
     content = {
         **DEFAULTS,
         **fields,
@@ -63,7 +83,9 @@ def write_atomically(content: Any, path: Path) -> None:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError
-        raise UserError(f"{path}: cannot be written, an earlier file is untouched: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path}: cannot be written, an earlier file is untouched: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -74,12 +96,20 @@ def _check_plain(value: Any, place: str) -> None:
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{place}[{index}]")
-    elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)):
-        raise TypeError(f"checkpoint {place} is a {type(value).__name__}; only plain data and tensors can be read again")
+    elif not (
+        value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)
+    ):
+        raise TypeError(
+            f"checkpoint {place} is a {type(value).__name__}; only plain data and tensors can be"
+            " read again"
+        )
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read and check a checkpoint of ours; nothing but plain data and tensors can be in it. `UserError` where it is none."""
+    """Read and check a checkpoint of ours; nothing but plain data and tensors can be in it.
+
+    `UserError` where it is none.
+    """
     path = Path(path)
     wrong = f"{path}: this is no checkpoint of ours"
     try:
@@ -90,11 +120,15 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         raise UserError(f"{wrong}: it holds more than plain data and tensors") from None
     except (OSError, EOFError, zipfile.BadZipFile, struct.error, MemoryError, *DAMAGED) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read, it is damaged or no checkpoint: {reason}") from None
+        raise UserError(
+            f"{path}: cannot be read, it is damaged or no checkpoint: {reason}"
+        ) from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{wrong}: it has no 'format'")
     if content["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {content['format']!r}; this version reads format {FORMAT}")
+        raise UserError(
+            f"{path}: checkpoint format {content['format']!r}; this version reads format {FORMAT}"
+        )
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise UserError(f"{wrong}: it has no '{missing[0]}'")
@@ -102,7 +136,10 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
 
 
 def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
-    """The model of a loaded checkpoint: built from its YAML, set to its widths, loaded strictly. In training mode."""
+    """The model of a loaded checkpoint: built from its YAML, set to its widths, loaded strictly.
+
+    In training mode.
+    """
     state: dict[str, Tensor] = checkpoint["state_dict"]
     try:
         with awaiting_weights():
@@ -115,12 +152,16 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
         raise
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint: its weights do not fit its own structure: {reason}") from error
+        raise UserError(
+            f"checkpoint: its weights do not fit its own structure: {reason}"
+        ) from error
     return model.to(next(iter(state.values())).device)
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
-    """A model in its training form (in train mode) from our checkpoint or an official pickled `.pt`."""
+    """A model in its training form (in train mode) from our checkpoint or an official pickled
+    `.pt`.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -141,7 +182,10 @@ def model_from_official(path: Path | str) -> Model:
     own = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] != "anchor_grid"}
     odd = sorted(set(state) ^ set(own)) or [k for k in own if state[k].shape != own[k].shape]
     if odd:
-        raise UserError(f"{path}: its weights do not fit the model that it describes; the first that differs is '{odd[0]}'")
+        raise UserError(
+            f"{path}: its weights do not fit the model that it describes; the first that differs is"
+            f" '{odd[0]}'"
+        )
     model.load_state_dict(state, strict=False)
     model.head.set_anchors(model.head.anchors_px)  # brings what depends on the anchors up to date
     model.names = official.names
@@ -149,9 +193,12 @@ def model_from_official(path: Path | str) -> Model:
 
 
 def transfer_weights(
-    model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Iterable[str] = ("anchors", "anchor_grid")
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    exclude: Iterable[str] = ("anchors", "anchor_grid"),
 ) -> tuple[int, int]:
-    """Copy the weights that agree in name and shape, but those whose name contains a word of `exclude`.
+    """Copy the weights that agree in name and shape, but those whose name contains a word of
+    `exclude`.
 
     Gives (copied, number of the model's entries), as in `Transferred 342/349 items`.
     """
@@ -160,7 +207,9 @@ def transfer_weights(
     fitting = {
         name: tensor
         for name, tensor in state_dict.items()
-        if name in own and own[name].shape == tensor.shape and not any(word in name for word in words)
+        if name in own
+        and own[name].shape == tensor.shape
+        and not any(word in name for word in words)
     }
     model.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)

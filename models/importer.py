@@ -1,7 +1,9 @@
-"""Official YOLOv5 / YOLOv7 `.pt` files, which are pickled modules, read without running anything that is in them.
+"""Official YOLOv5 / YOLOv7 `.pt` files, which are pickled modules, read without running anything
+that is in them.
 
-A restricted unpickler turns every class of theirs into an inert `Record`, rebuilds tensors with our own code, and refuses
-everything else: no import, no call of a foreign function, no attribute access.
+A restricted unpickler turns every class of theirs into an inert `Record`, rebuilds tensors with our
+own code, and refuses everything else: no import, no call of a foreign function, no attribute
+access.
 """
 
 import io
@@ -20,7 +22,15 @@ from torch import Tensor
 from utils.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of files that torch wrote before 1.6
-INERT_MODULES = ("models", "utils", "torch.nn", "numpy", "pathlib", "datetime", "argparse")  # and what is below them
+INERT_MODULES = (
+    "models",
+    "utils",
+    "torch.nn",
+    "numpy",
+    "pathlib",
+    "datetime",
+    "argparse",
+)  # and what is below them
 STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -70,29 +80,59 @@ def is_official(path: Path) -> bool:
         data = _pickle_bytes(path)
     except (OSError, zipfile.BadZipFile):
         return False
-    return b"cmodels.yolo\n" in data or b"\x8c\x0bmodels.yolo" in data  # a class there, as protocols 2 and 4 write it
+    return (
+        b"cmodels.yolo\n" in data or b"\x8c\x0bmodels.yolo" in data
+    )  # a class there, as protocols 2 and 4 write it
 
 
 def read_official(path: Path | str) -> OfficialCheckpoint:
-    """Read an official checkpoint; EMA weights are preferred. `UserError` where it is none, or holds anything unexpected."""
+    """Read an official checkpoint; EMA weights are preferred.
+
+    `UserError` where it is none, or holds anything unexpected.
+    """
     path = Path(path)
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         model = _model_of(content)
         cfg = _plain(model.__dict__["yaml"])
-        state = {n: t.float() if t.is_floating_point() else t for n, t in _tensors(model, "").items()}
+        state = {
+            n: t.float() if t.is_floating_point() else t for n, t in _tensors(model, "").items()
+        }
         names = model.__dict__.get("names", [])
-        names = [str(names[key]) for key in sorted(names)] if isinstance(names, Mapping) else [str(n) for n in names]
+        names = (
+            [str(names[key]) for key in sorted(names)]
+            if isinstance(names, Mapping)
+            else [str(n) for n in names]
+        )
         nc = int(cfg.get("nc", len(names)))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except (pickle.UnpicklingError, struct.error, EOFError, MemoryError, RecursionError, ArithmeticError) as error:
+    except (
+        pickle.UnpicklingError,
+        struct.error,
+        EOFError,
+        MemoryError,
+        RecursionError,
+        ArithmeticError,
+    ) as error:
         raise UserError(f"{path}: damaged pickle: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, UnicodeError) as error:
-        raise UserError(f"{path}: no YOLOv5 or YOLOv7 checkpoint: {type(error).__name__}: {str(error)[:120]}") from None
-    return OfficialCheckpoint(cfg, state, names if len(names) == nc else [str(i) for i in range(nc)], nc)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        UnicodeError,
+    ) as error:
+        raise UserError(
+            f"{path}: no YOLOv5 or YOLOv7 checkpoint: {type(error).__name__}: {str(error)[:120]}"
+        ) from None
+    return OfficialCheckpoint(
+        cfg, state, names if len(names) == nc else [str(i) for i in range(nc)], nc
+    )
 
 
 class _Unpickler(pickle.Unpickler):
@@ -117,9 +157,13 @@ class _Unpickler(pickle.Unpickler):
             return known[module, name]
         if module == "torch" and name in STORAGE_TYPES:
             return STORAGE_TYPES[name]
-        if (module, name) == ("torch", "device") or f"{module}.".startswith(tuple(f"{m}." for m in INERT_MODULES)):
+        if (module, name) == ("torch", "device") or f"{module}.".startswith(
+            tuple(f"{m}." for m in INERT_MODULES)
+        ):
             return type(name.rpartition(".")[2], (Record,), {})
-        raise UserError(f"refused: its pickle asks for '{module}.{name}', which no checkpoint needs")
+        raise UserError(
+            f"refused: its pickle asks for '{module}.{name}', which no checkpoint needs"
+        )
 
     def persistent_load(self, pid: Any) -> Tensor:
         """("storage", type, key, location, number of elements[, view]) -> a flat tensor."""
@@ -129,7 +173,9 @@ class _Unpickler(pickle.Unpickler):
         return self.storage(str(key), dtype, size)
 
 
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _rebuild_tensor(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
     """The view that the pickle describes; torch checks that it stays inside the storage."""
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
@@ -164,14 +210,18 @@ def _read_zip(path: Path) -> Any:
         def storage(key: str, dtype: torch.dtype, size: int) -> Tensor:
             if key not in cache:
                 data = bytearray(archive.read(f"{folder}data/{key}"))
-                cache[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+                cache[key] = (
+                    torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+                )
             return cache[key]
 
         return _Unpickler(io.BytesIO(archive.read(name)), storage).load()
 
 
 def _read_legacy(path: Path) -> Any:
-    """Before torch 1.6: pickles of a magic number, a version, the system and the object, then keys and raw storages."""
+    """Before torch 1.6: pickles of a magic number, a version, the system and the object, then keys
+    and raw storages.
+    """
     total = path.stat().st_size
     cache: dict[str, Tensor] = {}
 
@@ -201,7 +251,11 @@ def _fill(storage: Tensor, file: BinaryIO) -> None:
     if size != storage.numel():
         raise UserError("damaged: a storage has another size than its tensors say")
     if size:
-        storage.copy_(torch.frombuffer(bytearray(file.read(size * storage.dtype.itemsize)), dtype=storage.dtype))
+        storage.copy_(
+            torch.frombuffer(
+                bytearray(file.read(size * storage.dtype.itemsize)), dtype=storage.dtype
+            )
+        )
 
 
 def _model_of(content: Any) -> Record:

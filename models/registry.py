@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from utils.errors import UserError
+from utils.log import deprecated
 from utils.registry import Registry
 
 MAX_CHANNELS = 8192  # a typing error or a damaged file shall not eat the machine's memory
@@ -21,14 +22,18 @@ ACTIVATIONS = Registry("activation")
 _follow: ContextVar[bool] = ContextVar("weights follow", default=False)
 
 Act = str | bool
-"""An activation as a YAML writes it: a name, `nn.Name(literals)`, or False for none; True is the model's own."""
+"""An activation as a YAML writes it: a name, `nn.Name(literals)`, or False for none; True is the
+model's own.
+"""
 
 for _name in ("SiLU", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Hardsigmoid", "Mish", "ELU"):
     ACTIVATIONS.register(_name)(partial(getattr(nn, _name), inplace=True))
 for _name in ("GELU", "Sigmoid", "Tanh", "PReLU", "Softplus", "Identity"):
     ACTIVATIONS.register(_name)(getattr(nn, _name))
 
-_ACTIVATION_TEXT = re.compile(r"(?:nn\.)?(?P<name>[A-Za-z]\w*)(?:\((?P<arguments>[\w.,=+\-' ]*)\))?")
+_ACTIVATION_TEXT = re.compile(
+    r"(?:nn\.)?(?P<name>[A-Za-z]\w*)(?:\((?P<arguments>[\w.,=+\-' ]*)\))?"
+)
 
 
 @contextmanager
@@ -47,12 +52,17 @@ def weights_follow() -> bool:
 
 
 def activation(spec: Act) -> nn.Module:
-    """A new activation module from `SiLU`, `nn.LeakyReLU(0.1)`, or False for none. Only registered names and literals count."""
+    """A new activation module from `SiLU`, `nn.LeakyReLU(0.1)`, or False for none.
+
+    Only registered names and literals count.
+    """
     if spec is False:
         return nn.Identity()
     match = _ACTIVATION_TEXT.fullmatch(spec.strip()) if isinstance(spec, str) else None
     if match is None:
-        raise UserError(f"{spec!r} is no activation; write a name or nn.Name(numbers), as nn.LeakyReLU(0.1)")
+        raise UserError(
+            f"{spec!r} is no activation; write a name or nn.Name(numbers), as nn.LeakyReLU(0.1)"
+        )
     make: Callable[..., nn.Module] = ACTIVATIONS[match["name"]]
     try:
         call = ast.parse(f"f({match['arguments'] or ''})", mode="eval").body
@@ -60,12 +70,16 @@ def activation(spec: Act) -> nn.Module:
         values = [ast.literal_eval(a) for a in call.args]
         return make(*values, **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, ValueError, TypeError) as error:
-        raise UserError(f"{spec!r}: the arguments of this activation cannot be used: {error}") from None
+        raise UserError(
+            f"{spec!r}: the arguments of this activation cannot be used: {error}"
+        ) from None
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a block stands: all that `Block.from_yaml(site, *args)` may want to know beside the arguments of its row."""
+class BuildContext:
+    """Where a block stands: all that `Block.from_yaml(context, *args)` may want to know beside the
+    arguments of its row.
+    """
 
     in_channels: tuple[int, ...]
     """Channels of each input."""
@@ -73,11 +87,15 @@ class Site:
     """Pixels of the image per cell of each input."""
     nc: int = 80
     anchors: Any = 3
-    """As in the YAML: a list a level of w, h, w, h ... in pixels, or a number of anchors a level."""
+    """As in the YAML: a list a level of w, h, w, h ... in pixels, or a number of anchors a level.
+    """
     width: float = 1.0
     act: str = "SiLU"
     repeats: int = 1
-    """Depth-scaled. Blocks with `repeats_inside = True` read it; the others are put in a row that often."""
+    """Depth-scaled.
+
+    Blocks with `repeats_inside = True` read it; the others are put in a row that often.
+    """
 
     @property
     def c1(self) -> int:
@@ -93,12 +111,26 @@ class Site:
         return na * (self.nc + 5)
 
     def scale(self, channels: int) -> int:
-        """Channels of a YAML row times the width multiple, rounded up to a multiple of 8; `UserError` beyond `MAX_CHANNELS`."""
-        scaled = channels if channels == self.head_channels else math.ceil(channels * self.width / 8) * 8
+        """Channels of a YAML row times the width multiple, rounded up to a multiple of 8;
+        `UserError` beyond `MAX_CHANNELS`.
+        """
+        scaled = (
+            channels if channels == self.head_channels else math.ceil(channels * self.width / 8) * 8
+        )
         if not 0 < scaled <= MAX_CHANNELS:
-            raise UserError(f"{channels} x width_multiple are {scaled} channels; expected 1 to {MAX_CHANNELS}")
+            raise UserError(
+                f"{channels} x width_multiple are {scaled} channels; expected 1 to {MAX_CHANNELS}"
+            )
         return scaled
 
     def pick_act(self, act: Act | None) -> Act:
         """The activation of a row: its own, or the model's where the row says nothing or True."""
         return self.act if act is None or act is True else act
+
+
+def __getattr__(name: str) -> Any:
+    """Old names that a user's block may import."""
+    if name == "Site":
+        deprecated("Site", "BuildContext")
+        return BuildContext
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

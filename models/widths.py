@@ -22,10 +22,12 @@ Widths = dict[str, dict[str, Any]]
 
 
 def widths_of(model: nn.Module) -> Widths:
-    """{module name: {attribute: value, "shapes": {tensor name: shape}}} of every module that has widths.
+    """{module name: {attribute: value, "shapes": {tensor name: shape}}} of every module that has
+    widths.
 
-    Attributes are a known layer's own and those that a class lists in `width_attributes`; shapes are those of the parameters and
-    saved buffers that the module itself holds, so that layers with raw parameters, as ImplicitA, need nothing more.
+    Attributes are a known layer's own and those that a class lists in `width_attributes`; shapes
+    are those of the parameters and saved buffers that the module itself holds, so that layers with
+    raw parameters, as ImplicitA, need nothing more.
     """
     found: Widths = {}
     for name, module in model.named_modules():
@@ -44,7 +46,8 @@ def width_attributes(module: nn.Module) -> tuple[str, ...]:
 
 
 def set_widths(model: nn.Module, structure: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the named modules their widths; tensors whose shape changes are empty, for `load_state_dict` to fill.
+    """Give the named modules their widths; tensors whose shape changes are empty, for
+    `load_state_dict` to fill.
 
     KeyError or AttributeError where the structure names something that the model does not have.
     """
@@ -68,5 +71,9 @@ def _replace(module: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and saved buffers that the module itself holds."""
-    buffers = {n: b for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set}
+    buffers = {
+        n: b
+        for n, b in module.named_buffers(recurse=False)
+        if n not in module._non_persistent_buffers_set
+    }
     return {**dict(module.named_parameters(recurse=False)), **buffers}

@@ -13,13 +13,13 @@ import models.blocks
 import models.heads
 from models.heads.detect import Detect, ImplicitA, ImplicitM
 from models.parser import RowSpec, parse
+from models.pruning_rules import detach_channels
 from models.registry import ACTIVATIONS
 from models.widths import widths_of
 from utils.config import load_yaml, resolve
 from utils.errors import UserError
 from utils.profiling import count_macs, count_operations, count_parameters
 from utils.registry import import_files_of
-from utils.tracing import cut
 
 import_files_of(models.blocks)
 import_files_of(models.heads)
@@ -35,8 +35,8 @@ class Row(RowSpec):
 class Model(nn.Module):
     """A detector built from a parsed YAML.
 
-    `model[i]` is the module of output i (the further outputs of one row are an `nn.Identity` each), so that `model.N` means the
-    same in `from`, in layer options and in parameter names.
+    `model[i]` is the module of output i (the further outputs of one row are an `nn.Identity` each),
+    so that `model.N` means the same in `from`, in layer options and in parameter names.
     """
 
     def __init__(self, cfg: Mapping[str, Any], where: str = "model"):
@@ -46,7 +46,10 @@ class Model(nn.Module):
         self.model = nn.ModuleList(plan.modules)
         self.specs: tuple[RowSpec, ...] = tuple(plan.specs)
         if not self.specs or not isinstance(self.model[self.specs[-1].index], Detect):
-            raise UserError(f"{where}: the last row must be a detection head, as [[17, 20, 23], 1, Detect, [nc, anchors]]")
+            raise UserError(
+                f"{where}: the last row must be a detection head, as [[17, 20, 23], 1, Detect, [nc,"
+                " anchors]]"
+            )
         self.nc = self.head.nc
         self.names = [str(i) for i in range(self.nc)]
         self.imgsz = 640  # pixels it was trained at; a checkpoint knows better
@@ -76,7 +79,9 @@ class Model(nn.Module):
         return [Row(**vars(spec), module=self.model[spec.index]) for spec in self.specs]
 
     def forward(self, x: Tensor) -> Any:
-        """Images (N, 3, H, W) in 0..1 -> what the head gives: raw maps in training, (boxes, raw maps) in eval; see `Detect`."""
+        """Images (N, 3, H, W) in 0..1 -> what the head gives: raw maps in training, (boxes, raw
+        maps) in eval; see `Detect`.
+        """
         outputs: dict[int, Any] = {-1: x}
         result: Any = x
         for spec in self.specs:
@@ -86,16 +91,22 @@ class Model(nn.Module):
                 outputs[spec.index] = result
             else:
                 rest = range(spec.index + 1, spec.index + spec.outputs)
-                outputs |= {spec.index: result[0]} | {i: self.model[i](result[i - spec.index]) for i in rest}
+                outputs |= {spec.index: result[0]} | {
+                    i: self.model[i](result[i - spec.index]) for i in rest
+                }
             for i in self._unread.intersection(range(spec.index, spec.index + spec.outputs)):
-                cut(outputs.pop(i))  # pruning must know of it: the layers that make it run all the same
+                detach_channels(
+                    outputs.pop(i)
+                )  # pruning must know of it: the layers that make it run all the same
             for i in spec.source:  # free what nobody reads any more
                 if self._last_use[i] == spec.index:
                     outputs.pop(i, None)
         return result
 
     def fuse(self) -> "Model":
-        """A new deployed model in eval mode: batch norms, branches and implicits folded. This one stays as it is.
+        """A new deployed model in eval mode: batch norms, branches and implicits folded.
+
+        This one stays as it is.
 
         Its weights are stored channels last, which is quicker for images that are.
         """
@@ -109,14 +120,22 @@ class Model(nn.Module):
     def info(self, imgsz: int = 640) -> dict[str, float]:
         """Sizes of this model and of its deployed form; GFLOPs are 2 x MACs at imgsz x imgsz.
 
-        - `layers`: modules, where all activations of a kind count as one (how YOLOv5's 214 layers come out).
-        - `fused_parameters`: as published tables count: deployed, and the implicit vectors that the official fuse leaves there.
-        - `gflops_published`: this form with 4 MACs per batch norm element, as counters based on `thop` print. Display only.
+        - `layers`: modules, where all activations of a kind count as one (how YOLOv5's 214 layers
+          come out).
+        - `fused_parameters`: as published tables count: deployed, and the implicit vectors that the
+          official fuse leaves there.
+        - `gflops_published`: this form with 4 MACs per batch norm element, as counters based on
+          `thop` print. Display only.
         - `macs`: of the deployed model; what a speed-up is measured in.
         """
         deployed = self.fuse()
-        (macs, norm_elements), deployed_macs = count_operations(self, imgsz), count_macs(deployed, imgsz)
-        implicit = sum(m.implicit.numel() for m in self.modules() if isinstance(m, ImplicitA | ImplicitM))
+        (macs, norm_elements), deployed_macs = (
+            count_operations(self, imgsz),
+            count_macs(deployed, imgsz),
+        )
+        implicit = sum(
+            m.implicit.numel() for m in self.modules() if isinstance(m, ImplicitA | ImplicitM)
+        )
         parameters = count_parameters(deployed)
         return {
             "layers": self._count_layers(),
@@ -132,7 +151,10 @@ class Model(nn.Module):
     def summary(self, imgsz: int = 640) -> str:
         """`Model summary: 214 layers, 7235389 parameters, 16.4 GFLOPs`."""
         gflops = 2 * count_macs(self, imgsz) / 1e9
-        return f"Model summary: {self._count_layers()} layers, {count_parameters(self)} parameters, {gflops:.1f} GFLOPs"
+        return (
+            f"Model summary: {self._count_layers()} layers, {count_parameters(self)} parameters,"
+            f" {gflops:.1f} GFLOPs"
+        )
 
     def _count_layers(self) -> int:
         kinds = {name for name in ACTIVATIONS if name != "Identity"}
@@ -142,7 +164,10 @@ class Model(nn.Module):
 
 
 def fuse_children(module: nn.Module) -> None:
-    """Replace every descendant that has a `fuse()` by what it gives, the innermost first. The module must be in eval mode."""
+    """Replace every descendant that has a `fuse()` by what it gives, the innermost first.
+
+    The module must be in eval mode.
+    """
     for name, child in module.named_children():
         fuse_children(child)
         fuse = getattr(child, "fuse", None)
@@ -150,8 +175,12 @@ def fuse_children(module: nn.Module) -> None:
             setattr(module, name, cast(nn.Module, fuse()).eval())
 
 
-def build_model(cfg: Mapping[str, Any] | Path | str, nc: int | None = None, anchors: Any = None) -> Model:
-    """A new model from a bare name (`yolov5n`), a path, or a parsed YAML; `nc` and `anchors` win over the YAML's."""
+def build_model(
+    cfg: Mapping[str, Any] | Path | str, nc: int | None = None, anchors: Any = None
+) -> Model:
+    """A new model from a bare name (`yolov5n`), a path, or a parsed YAML; `nc` and `anchors` win
+    over the YAML's.
+    """
     if isinstance(cfg, Mapping):
         where, content = "model", dict(cfg)
     else:

@@ -1,29 +1,36 @@
-"""`distill.py`: `train` with a teacher. train_sparse.py and prune.py's finetune stage take the same task and doctor."""
+"""`distill.py`: `train` with a teacher. train_sparse.py and prune.py's finetune stage take the same
+task and diagnostics.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
-from distill.doctor import Doctor
+from distill.diagnostics import Diagnostics
 from distill.task import build_task, pair_up
 from distill.teacher import take_anchors
 from models import Model, load_model
 from recipes.train import FitResult, train
 from utils.config import Hyp
-from utils.distill_options import DistillOptions, TaughtOptions, TeacherOptions
-from utils.hooks import Hook
-from utils.tasks import DetectionTask, TaskFactory
-from utils.train_options import TrainOptions
+from utils.engine.hooks import Hook
+from utils.engine.tasks import DetectionTask, TaskFactory
+from utils.options.distill import DistillOptions, TeacherOptions, WithTeacherOptions
+from utils.options.train import TrainOptions
 
 
 def distill(opt: DistillOptions) -> FitResult:
-    """What distill.py does, from new weights, from a checkpoint, or going on with an interrupted run."""
-    return train(opt, doctor, task_for)
+    """What distill.py does, from new weights, from a checkpoint, or going on with an interrupted
+    run.
+    """
+    return train(opt, diagnostics, task_for)
 
 
 def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
-    """The task factory for `recipes.train`: plain detection without a teacher. A new student takes the anchors if they count."""
+    """The task factory for `recipes.train`: plain detection without a teacher.
+
+    A new student takes the anchors if they count.
+    """
     if not _distils(opt):
         return DetectionTask
     teacher = load_model(opt.teacher)
@@ -32,9 +39,9 @@ def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
     return partial(build_task, pairing=pair_up(model, teacher, opt), opt=opt)
 
 
-def doctor(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
+def diagnostics(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
     """The hook that says whether distillation works; none without a teacher."""
-    return [Doctor()] if _distils(opt) else []
+    return [Diagnostics()] if _distils(opt) else []
 
 
 def check_teacher(model: Model, opt: TeacherOptions) -> None:
@@ -43,5 +50,5 @@ def check_teacher(model: Model, opt: TeacherOptions) -> None:
         pair_up(model, load_model(opt.teacher, next(model.parameters()).device), opt)
 
 
-def _distils(opt: TrainOptions) -> TypeGuard[TaughtOptions]:
-    return isinstance(opt, TaughtOptions) and opt.distils
+def _distils(opt: TrainOptions) -> TypeGuard[WithTeacherOptions]:
+    return isinstance(opt, WithTeacherOptions) and opt.distils

@@ -1,4 +1,6 @@
-"""From `--cfg` and `--weights` to a model that fits the data: what train.py does before it trains."""
+"""From `--cfg` and `--weights` to a model that fits the data: what train.py does
+before it trains.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from models.widths import Widths, set_widths, widths_of
 from utils.config import Hyp, load_hyp
 from utils.errors import UserError
 from utils.log import LOGGER
-from utils.train_options import TrainOptions
+from utils.options.train import TrainOptions
 
 
 def prepare_hyp(opt: TrainOptions) -> Hyp:
@@ -20,7 +22,10 @@ def prepare_hyp(opt: TrainOptions) -> Hyp:
     hyp = load_hyp(opt.hyp)
     for name in ("copy_paste", "paste_in"):
         if value := getattr(hyp, name):
-            LOGGER.warning(f"{opt.hyp}: {name}: {value:g} has no effect: it needs outlines, labels of boxes have none")
+            LOGGER.warning(
+                f"{opt.hyp}: {name}: {value:g} has no effect: it needs outlines, labels of boxes"
+                " have none"
+            )
     if opt.loss:
         hyp = hyp.replace(loss=opt.loss)
     return hyp.replace(label_smoothing=opt.label_smoothing) if opt.label_smoothing > 0 else hyp
@@ -34,9 +39,10 @@ def class_names(data_names: Sequence[str], single_cls: bool) -> list[str]:
 def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
     """The model to train.
 
-    `--cfg` alone: new weights. `--cfg` and `--weights`: new, with the weights that fit by name and shape, anchors not among them.
-    `--weights` alone: its own structure (pruned ones keep theirs) and anchors; only where the number of classes differs do the
-    layers that depend on it start anew. `--reinit` takes the structure and the anchors of `--weights` and nothing else.
+    `--cfg` alone: new weights. `--cfg` and `--weights`: new, with the weights that fit by name and
+    shape, anchors not among them. `--weights` alone: its own structure (pruned ones keep theirs)
+    and anchors; only where the number of classes differs do the layers that depend on it start
+    anew. `--reinit` takes the structure and the anchors of `--weights` and nothing else.
     """
     if not opt.weights:
         model = build_model(opt.cfg, nc=len(names), anchors=_anchor_number(hyp))
@@ -60,7 +66,10 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
 
 
 def with_classes(source: Model, nc: int) -> Model:
-    """A model of the same structure, pruned or not, for another number of classes. Weights are new."""
+    """A model of the same structure, pruned or not, for another number of classes.
+
+    Weights are new.
+    """
     model = build_model(source.cfg, nc=nc)
     built, fresh, wanted = widths_of(build_model(source.cfg)), widths_of(model), widths_of(source)
     by_classes = [name for name in fresh if built.get(name) != fresh[name]]
@@ -79,19 +88,29 @@ def with_classes(source: Model, nc: int) -> Model:
 
 
 def with_new_weights(source: Model) -> Model:
-    """A model of the same structure, pruned or not, and the same anchors, as if it had never been trained.
+    """A model of the same structure, pruned or not, and the same anchors, as if it had never been
+    trained.
 
-    A cut layer takes its share of the weights that the uncut one would start with, so that whatever starts at a value of its own
-    (zeros, ones) does so here too; batch norms make up for the wider layer's smaller scale.
+    A cut layer takes its share of the weights that the uncut one would start with, so that whatever
+    starts at a value of its own (zeros, ones) does so here too; batch norms make up for the wider
+    layer's smaller scale.
     """
     model, drawn = copy.deepcopy(source), build_model(source.cfg).state_dict()
-    model.load_state_dict({name: drawn[name][tuple(map(slice, old.shape))] for name, old in source.state_dict().items()})
+    model.load_state_dict(
+        {
+            name: drawn[name][tuple(map(slice, old.shape))]
+            for name, old in source.state_dict().items()
+        }
+    )
     model.head.set_anchors(source.head.anchors_px)
     return model
 
 
 def freeze(model: Model, rows: Sequence[int]) -> None:
-    """`--freeze 10`: the first ten rows learn nothing; `--freeze 0 1 2`: these. Batch-norm statistics still follow the data."""
+    """`--freeze 10`: the first ten rows learn nothing; `--freeze 0 1 2`: these.
+
+    Batch-norm statistics still follow the data.
+    """
     chosen = range(rows[0]) if len(rows) == 1 else rows
     last = len(model.model) - 1
     if any(not 0 <= row <= last for row in chosen):
@@ -107,7 +126,9 @@ def _anchor_number(hyp: Hyp) -> int | None:
 
 
 def _merge(built: Any, fresh: Any, wanted: Any) -> Any:
-    """What the classes changed from `built` to `fresh`, everything else as in `wanted` (pruned); nested dicts and lists alike."""
+    """What the classes changed from `built` to `fresh`, everything else as in `wanted` (pruned);
+    nested dicts and lists alike.
+    """
     if isinstance(wanted, dict):
         return {key: _merge(built[key], fresh[key], wanted[key]) for key in wanted}
     if isinstance(wanted, list) and len(built) == len(wanted):

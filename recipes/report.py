@@ -10,9 +10,9 @@ from data.config import DataConfig, load_data
 from data.loader import DetectionLoader, build_loader
 from models import Model, load_model
 from recipes.prepare import class_names
-from utils.comparison import Conditions, Row, markdown, plot, write
+from utils.comparison import ComparisonRow, Conditions, markdown, plot, write
 from utils.config import load_yaml
-from utils.device import device_name, select_device
+from utils.engine.device import device_name, select_device
 from utils.errors import UserError
 from utils.evaluator import evaluate
 from utils.log import LOGGER
@@ -31,14 +31,19 @@ class Candidate:
 
 
 def report(opt) -> Path:
-    """Measure every run of `opt.runs` on its validation set, print the table and write it with its plot. Returns the folder."""
+    """Measure every run of `opt.runs` on its validation set, print the table and write it with its
+    plot. Returns the folder.
+    """
     device = select_device(opt.device)
-    candidates = [found for run in opt.runs for found in find_candidates(Path(run), opt.data, opt.imgsz)]
+    candidates = [
+        found for run in opt.runs for found in find_candidates(Path(run), opt.data, opt.imgsz)
+    ]
     candidates = rename(candidates, opt.labels)
     data = {candidate.data for candidate in candidates}
     if len(data) > 1:
         raise UserError(
-            f"the runs used different data ({', '.join(sorted(data))}): compare like with like, or name one with --data"
+            f"the runs used different data ({', '.join(sorted(data))}): compare like with like, or"
+            " name one with --data"
         )
     half = opt.half and device.type != "cpu"
     if opt.half and not half:
@@ -61,7 +66,8 @@ def report(opt) -> Path:
 
 
 def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate]:
-    """Models of one argument: a checkpoint, a training run, or a pruning run (which gives two: after the cut, finetuned).
+    """Models of one argument: a checkpoint, a training run, or a pruning run (which gives two:
+    after the cut, finetuned).
 
     `data` and `imgsz` replace what the run's own `opt.yaml` says.
     """
@@ -79,7 +85,9 @@ def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate
     trained = load_yaml(folder / "opt.yaml") if (folder / "opt.yaml").is_file() else {}
     data, imgsz = data or str(trained.get("data") or ""), imgsz or int(trained.get("imgsz") or 0)
     if not data or not imgsz:
-        raise UserError(f"{run}: no opt.yaml says which data and image size it used; give --data and --imgsz")
+        raise UserError(
+            f"{run}: no opt.yaml says which data and image size it used; give --data and --imgsz"
+        )
     return [Candidate(name, weights, data, imgsz) for name, weights in found]
 
 
@@ -89,17 +97,27 @@ def rename(candidates: list[Candidate], labels: tuple[str, ...]) -> list[Candida
         if len(labels) != len(candidates):
             names = ", ".join(c.name for c in candidates)
             raise UserError(f"--labels: {len(labels)} given for {len(candidates)} models ({names})")
-        return [Candidate(label, c.weights, c.data, c.imgsz) for label, c in zip(labels, candidates, strict=True)]
+        return [
+            Candidate(label, c.weights, c.data, c.imgsz)
+            for label, c in zip(labels, candidates, strict=True)
+        ]
     names = [c.name for c in candidates]
     unique = [
         n if names.count(n) == 1 else f"{n} ({c.weights.parent.parent.parent.name})"
         for n, c in zip(names, candidates, strict=True)
     ]
-    return [Candidate(n, c.weights, c.data, c.imgsz) for n, c in zip(unique, candidates, strict=True)]
+    return [
+        Candidate(n, c.weights, c.data, c.imgsz) for n, c in zip(unique, candidates, strict=True)
+    ]
 
 
-def measure(candidates: list[Candidate], opt, device: torch.device, half: bool = False) -> tuple[list[Row], int]:
-    """One row a candidate, and the number of validation images. Accuracy one by one, latency of all of them in turn."""
+def measure(
+    candidates: list[Candidate], opt, device: torch.device, half: bool = False
+) -> tuple[list[ComparisonRow], int]:
+    """One row a candidate, and the number of validation images.
+
+    Accuracy one by one, latency of all of them in turn.
+    """
     data = load_data(candidates[0].data)
     facts, work = [], {}
     for number, candidate in enumerate(candidates):
@@ -108,7 +126,10 @@ def measure(candidates: list[Candidate], opt, device: torch.device, half: bool =
         deployed = model.fuse().to(device)
         single = trained_as_one_class(model, data, candidate)
         loader = validation_loader(data, candidate.imgsz, int(model.stride.max()), opt, single)
-        LOGGER.info(f"{candidate.name}: validating {candidate.weights}" + (", all classes as one" if single else ""))
+        LOGGER.info(
+            f"{candidate.name}: validating {candidate.weights}"
+            + (", all classes as one" if single else "")
+        )
         names = class_names(data.names, single)
         result = evaluate(deployed, loader, names=names, single_cls=single, half=half)
         facts.append((candidate, info, at_size, result))
@@ -116,7 +137,7 @@ def measure(candidates: list[Candidate], opt, device: torch.device, half: bool =
     LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")
     times = alternate(work, seconds=opt.seconds, device=device, warm=True)
     rows = [
-        Row(
+        ComparisonRow(
             name=candidate.name,
             parameters=info["fused_parameters"],
             deployed_parameters=info["deployed_parameters"],
@@ -135,24 +156,39 @@ def measure(candidates: list[Candidate], opt, device: torch.device, half: bool =
 
 
 def trained_as_one_class(model: Model, data: DataConfig, candidate: Candidate) -> bool:
-    """Whether the model was trained with `--single-cls`. `UserError` where its classes are not the data's."""
+    """Whether the model was trained with `--single-cls`.
+
+    `UserError` where its classes are not the data's.
+    """
     if model.nc not in {1, data.nc}:
         raise UserError(
-            f"{candidate.weights}: has {model.nc} classes, {candidate.data} has {data.nc}: the figures would mean nothing; "
-            "compare models of the same classes, or name their data with --data"
+            f"{candidate.weights}: has {model.nc} classes, {candidate.data} has {data.nc}: the"
+            " figures would mean nothing; compare models of the same classes, or name their data"
+            " with --data"
         )
     return model.nc < data.nc
 
 
-def validation_loader(data: DataConfig, imgsz: int, stride: int, opt, single_cls: bool = False) -> DetectionLoader:
-    """As train.py and val.py validate: rectangles of like proportions with half a stride of grey around them."""
-    common = {"imgsz": imgsz, "batch_size": opt.batch_size, "workers": opt.workers, "stride": stride}
+def validation_loader(
+    data: DataConfig, imgsz: int, stride: int, opt, single_cls: bool = False
+) -> DetectionLoader:
+    """As train.py and val.py validate: rectangles of like proportions with half a stride of grey
+    around them.
+    """
+    common = {
+        "imgsz": imgsz,
+        "batch_size": opt.batch_size,
+        "workers": opt.workers,
+        "stride": stride,
+    }
     return build_loader(data, "val", rect=True, pad=0.5, single_cls=single_cls, **common)
 
 
 @lru_cache(maxsize=4)
 def random_images(batch: int, imgsz: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One batch for all models of a comparison: with one each, fifty models read a gigabyte of images in turn."""
+    """One batch for all models of a comparison: with one each, fifty models read a gigabyte of
+    images in turn.
+    """
     images = torch.rand(batch, 3, imgsz, imgsz, device=device, dtype=dtype)
     return images.contiguous(memory_format=torch.channels_last)
 

@@ -1,4 +1,6 @@
-"""One training run put together: loaders, loss, optimizer, hooks and trainer out of a model, data and options."""
+"""One training run put together: loaders, loss, optimizer, hooks and trainer out of a model, data
+and options.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,28 +22,30 @@ from data.loader import DetectionLoader, build_loader
 from models import Model
 from models.checkpoint import save_checkpoint
 from recipes.prepare import freeze
-from utils import dist
 from utils.config import Hyp
-from utils.ema import ModelEMA
+from utils.engine import dist
+from utils.engine.ema import ModelEMA
+from utils.engine.hooks import Hook
+from utils.engine.optim import Schedule, build_optimizer
+from utils.engine.precision import Precision
+from utils.engine.run_hooks import Checkpoints, EarlyStopping, ProgressBar, ResultsCsv, TensorBoard
+from utils.engine.tasks import TaskFactory
+from utils.engine.trainer import Trainer, to_unit_range
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
-from utils.hooks import Hook
-from utils.label_plots import plot_images, plot_labels
 from utils.log import LOGGER
 from utils.losses import build_loss
-from utils.optim import Schedule, build_optimizer
-from utils.options import to_dict
-from utils.plots import ResultsPlot
-from utils.precision import Precision
-from utils.run_hooks import Checkpoints, EarlyStopping, ProgressBar, ResultsCsv, TensorBoard
-from utils.tasks import TaskFactory
-from utils.train_options import TrainOptions
-from utils.trainer import Trainer, to_unit_range
+from utils.options.base import to_dict
+from utils.options.train import TrainOptions
+from utils.plots.labels import plot_images, plot_labels
+from utils.plots.results import ResultsPlot
 
 
 @dataclass(frozen=True)
 class Session:
-    """What one run is made of; `model` is on the device, `hyp` as given, `opt.imgsz` already a multiple of the stride."""
+    """What one run is made of; `model` is on the device, `hyp` as given, `opt.imgsz` already a
+    multiple of the stride.
+    """
 
     model: Model
     data: DataConfig
@@ -65,7 +69,9 @@ class Session:
         """Augmented training batches; `batch_size` counts over all ranks."""
         opt = self.opt
         if batch_size % self.world.size:
-            raise UserError(f"--batch-size {batch_size}: must be a multiple of the {self.world.size} processes")
+            raise UserError(
+                f"--batch-size {batch_size}: must be a multiple of the {self.world.size} processes"
+            )
         return build_loader(
             self.data,
             "train",
@@ -87,7 +93,9 @@ class Session:
 
     @cached_property
     def val_loader(self) -> DetectionLoader:
-        """Validation images in rectangles of like proportions, twice the training batch, as YOLOv5 does."""
+        """Validation images in rectangles of like proportions, twice the training batch, as YOLOv5
+        does.
+        """
         return build_loader(
             self.data,
             "val",
@@ -104,7 +112,14 @@ class Session:
     def schedule(self, batch_size: int, batches: int) -> Schedule:
         """Also for a halved batch the gradients of as many images as before make a step."""
         opt, nominal = self.opt, max(self.hyp.nbs, self.opt.batch_size)
-        return Schedule(self.hyp, epochs=opt.epochs, batches=batches, batch_size=batch_size, kind=opt.schedule, nominal=nominal)
+        return Schedule(
+            self.hyp,
+            epochs=opt.epochs,
+            batches=batches,
+            batch_size=batch_size,
+            kind=opt.schedule,
+            nominal=nominal,
+        )
 
     def save(self, path: Path, model: nn.Module, **fields: Any) -> None:
         """A checkpoint of this run."""
@@ -131,7 +146,9 @@ class BatchSize(Hook):
         self.size //= 2
         self._apply(trainer)
         accumulate = trainer.schedule.accumulate
-        LOGGER.warning(f"Out of memory: the batch is {self.size} now, {accumulate} of them make a step")
+        LOGGER.warning(
+            f"Out of memory: the batch is {self.size} now, {accumulate} of them make a step"
+        )
         return True
 
     def _apply(self, trainer: Trainer) -> None:
@@ -162,7 +179,8 @@ class TrainPictures(Hook):
 
 
 def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: int) -> Tensor:
-    """Images in 0..1, resized so that the long side is a random multiple of the stride in 0.5..1.5 x imgsz.
+    """Images in 0..1, resized so that the long side is a random multiple of the stride in 0.5..1.5
+    x imgsz.
 
     The size is a function of (seed, batch), so that all ranks agree and resuming is exact.
     """
@@ -174,8 +192,12 @@ def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: in
     return interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[Hook], new_anchors: bool = False) -> Trainer:
-    """The trainer of a run with the hooks that every run has. Those handed in come before checkpoints are written.
+def build_trainer(
+    session: Session, task_factory: TaskFactory, hooks: Sequence[Hook], new_anchors: bool = False
+) -> Trainer:
+    """The trainer of a run with the hooks that every run has.
+
+    Those handed in come before checkpoints are written.
 
     `new_anchors`: anchors that fit the data badly may be replaced.
     """
@@ -188,16 +210,21 @@ def build_trainer(session: Session, task_factory: TaskFactory, hooks: Sequence[H
         check_anchors(loader.dataset, session.model, session.hyp.anchor_t, opt.imgsz, opt.seed)
     freeze(session.model, opt.freeze)
     loss = build_loss(session.model, session.effective_hyp)
-    # Channels last is a fifth quicker on CPUs and what tensor cores want; the loader's images come like this.
+    # Channels last is a fifth quicker on CPUs and what tensor cores want; the loader's images come
+    # like this.
     task = task_factory(session.model, loss, world.size).to(session.device)
     task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     ema = ModelEMA(session.model, tau=session.hyp.ema_tau)
     if opt.sync_bn and world.size == 1:
-        LOGGER.warning("--sync-bn has no effect in a single process; several are started by torchrun")
+        LOGGER.warning(
+            "--sync-bn has no effect in a single process; several are started by torchrun"
+        )
     elif opt.sync_bn:
         if session.device.type == "cpu":
             raise UserError("--sync-bn: works on GPUs only")
-        nn.SyncBatchNorm.convert_sync_batchnorm(task)  # tensors stay the same objects, so the EMA still follows them
+        nn.SyncBatchNorm.convert_sync_batchnorm(
+            task
+        )  # tensors stay the same objects, so the EMA still follows them
     return Trainer(
         task=task,
         loader=loader,
@@ -240,13 +267,21 @@ def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], Eval
 def _preparation(session: Session) -> Callable[[Tensor, int], Tensor]:
     if not session.opt.multi_scale:
         return to_unit_range
-    return partial(multi_scale, imgsz=session.opt.imgsz, stride=session.stride, seed=session.opt.seed)
+    return partial(
+        multi_scale, imgsz=session.opt.imgsz, stride=session.stride, seed=session.opt.seed
+    )
 
 
 def _run_hooks(session: Session) -> list[Hook]:
     opt, folder = session.opt, session.run_dir
-    plots = [TensorBoard(folder), ResultsPlot(folder / "results.png"), TrainPictures(folder, session.model.names)]
-    checkpoints = Checkpoints(folder / "weights", session.save, period=opt.save_period, every_epoch=not opt.nosave)
+    plots = [
+        TensorBoard(folder),
+        ResultsPlot(folder / "results.png"),
+        TrainPictures(folder, session.model.names),
+    ]
+    checkpoints = Checkpoints(
+        folder / "weights", session.save, period=opt.save_period, every_epoch=not opt.nosave
+    )
     return [
         ProgressBar(),
         EarlyStopping(opt.patience),

@@ -1,4 +1,6 @@
-"""`train_sparse.py`: `train` with a penalty that drives channels towards zero, and hooks that show it."""
+"""`train_sparse.py`: `train` with a penalty that drives channels towards zero, and hooks that show
+it.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,24 +8,26 @@ from pathlib import Path
 
 from models import Model
 from models.checkpoint import save_checkpoint
-from prune_methods import groups
-from prune_methods.gamma_record import GammaRecord, SparsestCheckpoints
-from prune_methods.graph import ignored_layers
-from prune_methods.penalties import PENALTIES
-from prune_methods.recalibrate import FreshStatistics
-from prune_methods.sparsity import Sparsity
-from recipes.distill import doctor, task_for
+from prune_methods import find_groups
+from prune_methods.groups.graph import ignored_layers
+from prune_methods.sparsity.bn_stats import BNStatsLogger, SparsestCheckpoints
+from prune_methods.sparsity.hook import Sparsity
+from prune_methods.sparsity.penalties import PENALTIES
+from prune_methods.surgery.recalibrate import FreshStatistics
+from recipes.distill import diagnostics, task_for
 from recipes.train import FitResult, train
 from utils.config import Hyp
-from utils.hooks import Hook
+from utils.engine.hooks import Hook
 from utils.log import LOGGER
-from utils.options import changed_options, to_dict
-from utils.sparse_options import SparseOptions
-from utils.train_options import TrainOptions
+from utils.options.base import changed_options, to_dict
+from utils.options.sparse import SparseOptions
+from utils.options.train import TrainOptions
 
 
 def train_sparse(opt: SparseOptions) -> FitResult:
-    """What train_sparse.py does, from new weights, from a checkpoint, or going on with an interrupted run."""
+    """What train_sparse.py does, from new weights, from a checkpoint, or going on with an
+    interrupted run.
+    """
     return train(opt, sparse_hooks, task_for)
 
 
@@ -33,16 +37,16 @@ def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Se
     warn_of_idle_options(opt)
     penalty = PENALTIES[opt.method](
         model,
-        groups(model, opt.ignore),
+        find_groups(model, opt.ignore),
         ignored_layers(model, opt.ignore),
         delta_reg=opt.delta_reg,
         delta_every=opt.delta_every,
     )
     sparsity = Sparsity(model, penalty, opt.strength, decay=opt.decay, end_factor=opt.end_factor)
-    record = GammaRecord(sparsity, run_dir, hist_every=opt.hist_every, pictures=not opt.noplots)
+    record = BNStatsLogger(sparsity, run_dir, hist_every=opt.hist_every, pictures=not opt.noplots)
     save = partial(save_checkpoint, hyp=hyp.to_dict(), args=to_dict(opt))
     sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run_dir / "weights", save)]
-    return [sparsity, FreshStatistics(), record, *sparsest, *doctor(model, hyp, opt, run_dir)]
+    return [sparsity, FreshStatistics(), record, *sparsest, *diagnostics(model, hyp, opt, run_dir)]
 
 
 def warn_of_idle_options(opt: SparseOptions) -> None:
@@ -51,9 +55,17 @@ def warn_of_idle_options(opt: SparseOptions) -> None:
     growth = [name for name in given if name in ("--delta-reg", "--delta-every")]
     if opt.method != "group_reg":
         if growth:
-            LOGGER.warning(f"{', '.join(growth)}: no effect on {opt.method}, only group_reg's penalty grows")
+            LOGGER.warning(
+                f"{', '.join(growth)}: no effect on {opt.method}, only group_reg's penalty grows"
+            )
         return
     if opt.reg_decay or opt.reg_end_factor is not None:
-        LOGGER.warning("--reg-decay and --reg-end-factor have no effect on group_reg: its penalty only grows, by --delta-reg")
+        LOGGER.warning(
+            "--reg-decay and --reg-end-factor have no effect on group_reg: its penalty only grows,"
+            " by --delta-reg"
+        )
     if opt.strength is None and "--delta-reg" in growth:
-        LOGGER.warning("--delta-reg: no effect with --reg auto, which finds it; with a number for --reg it is used")
+        LOGGER.warning(
+            "--delta-reg: no effect with --reg auto, which finds it; with a number for --reg it is"
+            " used"
+        )

@@ -16,18 +16,20 @@ from models import Model
 from models.checkpoint import load_model
 from utils.boxes import scale_boxes
 from utils.detection_files import coco_category_ids, coco_records, yolo_text
-from utils.device import device_name, select_device
-from utils.eval_plots import batch_pictures, plot_evaluation
+from utils.engine.device import device_name, select_device
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, logging_to
+from utils.options.val import ValOptions
+from utils.plots.evaluation import batch_pictures, plot_evaluation
 from utils.rundir import environment, make_run_dir, save_options
-from utils.val_options import ValOptions
 
 OnBatch = Callable[[Any, list[Tensor]], None]
 
 
 def val(opt: ValOptions) -> EvalResult:
-    """Validate `opt.weights` on a split of `opt.data`; the run folder gets `results.json` and the pictures."""
+    """Validate `opt.weights` on a split of `opt.data`; the run folder gets `results.json` and the
+    pictures.
+    """
     opt.check()
     if opt.task == "speed":  # as YOLOv5: the thresholds of a user of the detector
         opt = replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True)
@@ -44,13 +46,17 @@ def val(opt: ValOptions) -> EvalResult:
         return measure(model, loader, names, data, opt, folder)
 
 
-def measure(model: Model, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path) -> EvalResult:
+def measure(
+    model: Model, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path
+) -> EvalResult:
     """Evaluate a deployed model and write everything into the run folder."""
     device = model.stride.device
     save_options(opt, folder / "opt.yaml", **environment(device))
     records: list[dict[str, Any]] = []
     with torch.no_grad():
-        model(torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=device))  # the first forward allocates: keep it out of the times
+        model(
+            torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=device)
+        )  # the first forward allocates: keep it out of the times
     result = evaluate(
         model,
         loader,
@@ -67,24 +73,32 @@ def measure(model: Model, loader: Any, names: list[str], data: DataConfig, opt: 
     if opt.task != "speed":
         log_metrics(result, opt.verbose)
     times = ", ".join(f"{ms:.2f} ms {name}" for name, ms in result.speed.items())
-    LOGGER.info(f"Speed: {times} per image at {opt.imgsz} px, batch {opt.batch_size}, {device_name(device)}")
+    LOGGER.info(
+        f"Speed: {times} per image at {opt.imgsz} px, batch {opt.batch_size}, {device_name(device)}"
+    )
     if opt.save_json:
         (folder / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
     if not opt.noplots:
         plot_evaluation(result, names[: result.confusion.nc], folder)
-    (folder / "results.json").write_text(json.dumps(summary(result, opt), indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps(summary(result, opt), indent=2, ensure_ascii=False), encoding="utf-8"
+    )
     LOGGER.info(f"Results saved to {folder}")
     return result
 
 
 def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
-    """Names by class id: the data's, then those that only the model has. Warns where the two differ in number."""
+    """Names by class id: the data's, then those that only the model has.
+
+    Warns where the two differ in number.
+    """
     if opt.single_cls:
         return ["item"]
     if model.nc != data.nc:
         LOGGER.warning(
-            f"WARNING: {opt.weights} has {model.nc} classes, {opt.data} has {data.nc}: class ids are compared as they are, "
-            f"so id 0 is '{model.names[0]}' to the model and '{data.names[0]}' to the labels; the metrics mean little"
+            f"WARNING: {opt.weights} has {model.nc} classes, {opt.data} has {data.nc}: class ids"
+            f" are compared as they are, so id 0 is '{model.names[0]}' to the model and"
+            f" '{data.names[0]}' to the labels; the metrics mean little"
         )
     return [*data.names, *model.names[data.nc :]]
 
@@ -93,19 +107,38 @@ def fitting_size(imgsz: int, stride: int) -> int:
     """The next multiple of the stride, with a warning where that is another size."""
     size = math.ceil(imgsz / stride) * stride
     if size != imgsz:
-        LOGGER.warning(f"--imgsz {imgsz} is no multiple of the model's stride {stride}: using {size}")
+        LOGGER.warning(
+            f"--imgsz {imgsz} is no multiple of the model's stride {stride}: using {size}"
+        )
     return size
 
 
 def split_loader(data: DataConfig, opt: ValOptions, stride: int) -> Any:
-    """Rectangular batches with half a stride of grey around them, as YOLOv5 validates; squares where speed is measured."""
+    """Rectangular batches with half a stride of grey around them, as YOLOv5 validates; squares
+    where speed is measured.
+    """
     layout: dict[str, Any] = {"rect": False} if opt.task == "speed" else {"rect": True, "pad": 0.5}
-    common: dict[str, Any] = {"imgsz": opt.imgsz, "batch_size": opt.batch_size, "workers": opt.workers, "stride": stride}
-    return build_loader(data, "val" if opt.task == "speed" else opt.task, single_cls=opt.single_cls, **common, **layout)
+    common: dict[str, Any] = {
+        "imgsz": opt.imgsz,
+        "batch_size": opt.batch_size,
+        "workers": opt.workers,
+        "stride": stride,
+    }
+    return build_loader(
+        data,
+        "val" if opt.task == "speed" else opt.task,
+        single_cls=opt.single_cls,
+        **common,
+        **layout,
+    )
 
 
-def writers(opt: ValOptions, names: list[str], folder: Path, records: list[dict[str, Any]]) -> OnBatch:
-    """What happens with the detections of each batch: pictures, text files, and COCO records that are added to `records`."""
+def writers(
+    opt: ValOptions, names: list[str], folder: Path, records: list[dict[str, Any]]
+) -> OnBatch:
+    """What happens with the detections of each batch: pictures, text files, and COCO records that
+    are added to `records`.
+    """
     draw = None if opt.noplots else batch_pictures(names, folder)
     labels = folder / "labels"
     if opt.save_txt:
@@ -132,14 +165,34 @@ def log_metrics(result: EvalResult, per_class: bool) -> None:
     """YOLOv5's table, then COCO's figures under their own name."""
     log_table(result, per_class)
     if result.coco is not None:
-        figures = ", ".join(f"{name} {result.coco[name]:.3f}" for name in ("AP50", "AP", "AP75", "APs", "APm", "APl", "AR100"))
-        LOGGER.info(f"COCO metric (pycocotools protocol, 100 detections an image; -1: no such labels): {figures}")
+        figures = ", ".join(
+            f"{name} {result.coco[name]:.3f}"
+            for name in ("AP50", "AP", "AP75", "APs", "APm", "APl", "AR100")
+        )
+        LOGGER.info(
+            "COCO metric (pycocotools protocol, 100 detections an image; -1: no such labels):"
+            f" {figures}"
+        )
 
 
 def summary(result: EvalResult, opt: ValOptions) -> dict[str, Any]:
     """Plain numbers for `results.json`."""
-    total = {"P": result.mp, "R": result.mr, "mAP50": result.map50, "mAP50-95": result.map, "fitness": result.fitness}
-    columns = zip(result.names, result.labels, result.p, result.r, result.ap[:, 0], result.ap.mean(1), strict=True)
+    total = {
+        "P": result.mp,
+        "R": result.mr,
+        "mAP50": result.map50,
+        "mAP50-95": result.map,
+        "fitness": result.fitness,
+    }
+    columns = zip(
+        result.names,
+        result.labels,
+        result.p,
+        result.r,
+        result.ap[:, 0],
+        result.ap.mean(1),
+        strict=True,
+    )
     return {
         "weights": opt.weights,
         "data": opt.data,
@@ -151,7 +204,14 @@ def summary(result: EvalResult, opt: ValOptions) -> dict[str, Any]:
         "metrics": None if opt.task == "speed" else total,
         "coco": result.coco,
         "per_class": [
-            {"class": name, "instances": int(n), "P": float(p), "R": float(r), "mAP50": float(ap50), "mAP50-95": float(ap)}
+            {
+                "class": name,
+                "instances": int(n),
+                "P": float(p),
+                "R": float(r),
+                "mAP50": float(ap50),
+                "mAP50-95": float(ap),
+            }
             for name, n, p, r, ap50, ap in columns
         ],
         "speed_ms": result.speed,

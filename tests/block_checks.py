@@ -9,17 +9,24 @@ from torch import Tensor
 
 from models import build_model, load_model, save_model
 from models.yolo import Model
-from prune_methods import apply, preflight, zeroed
-from prune_methods.cut import largest_difference
+from prune_methods import apply, run_preflight, zeroed
+from prune_methods.surgery.cut import largest_difference
 from tests.prune_toys import randomised
 
 
 def small(*rows: list[Any]) -> dict[str, Any]:
-    """A YAML: outputs 0, 1, 2 have strides 4, 8, 16 and 16, 24, 32 channels, then come the rows and a head on the last one."""
+    """A YAML: outputs 0, 1, 2 have strides 4, 8, 16 and 16, 24, 32 channels, then come the rows and
+    a head on the last one.
+    """
     return {
         "nc": 2,
         "anchors": [[10, 13, 16, 30]],
-        "backbone": [[-1, 1, "Conv", [16, 3, 4]], [-1, 1, "Conv", [24, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], *rows],
+        "backbone": [
+            [-1, 1, "Conv", [16, 3, 4]],
+            [-1, 1, "Conv", [24, 3, 2]],
+            [-1, 1, "Conv", [32, 3, 2]],
+            *rows,
+        ],
         "head": [[-1, 1, "Conv", [24, 1, 1]], [[-1], 1, "Detect", ["nc", "anchors"]]],
     }
 
@@ -45,8 +52,10 @@ def fused_difference(model: Model, imgsz: int = 64) -> float:
 
 
 def assert_prunes(model: Model, folder: Path, imgsz: int = 64) -> tuple[Model, dict[str, str]]:
-    """Half of every group goes: the rest computes what it did, folds, and is the same from a checkpoint. Gives what stays too."""
-    found, skipped = preflight(model)
+    """Half of every group goes: the rest computes what it did, folds, and is the same from a
+    checkpoint. Gives what stays too.
+    """
+    found, skipped = run_preflight(model)
     rng = np.random.default_rng(0)
     masks = {g.name: rng.permutation(g.size) < (g.size + 1) // 2 for g in found}
     smaller = apply(model, found, masks)

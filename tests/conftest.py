@@ -24,7 +24,9 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data and weights beside the project; tests that need it are skipped where it is missing."""
+    """The folder with real data and weights beside the project; tests that need it are skipped
+    where it is missing.
+    """
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder")
     return SHARED

@@ -1,4 +1,6 @@
-"""What the tests of every custom block ask: a small detector around it, cut and compared, saved and read back."""
+"""What the tests of every custom block ask: a small detector around it, cut and compared, saved and
+read back.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +11,15 @@ import torch
 from torch import nn
 
 from models import Model, build_model, load_model, save_model
-from prune_methods import ChannelGroup, Skipped, apply, preflight, zeroed
-from prune_methods.cut import largest_difference
+from prune_methods import ChannelGroup, Skipped, apply, run_preflight, zeroed
+from prune_methods.surgery.cut import largest_difference
 from tests.prune_toys import randomised
 
 
 def toy_model(rows: Sequence[Any], levels: Sequence[int], head: str = "Detect") -> Model:
-    """A stem of stride 4 with 16 channels (rows 0 and 1), then `rows`, then a head on the `levels`."""
+    """A stem of stride 4 with 16 channels (rows 0 and 1), then `rows`, then a head on
+    the `levels`.
+    """
     cfg = {
         "nc": 2,
         "activation": "nn.LeakyReLU(0.1)",
@@ -41,8 +45,10 @@ def thinned(groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]:
 
 
 def check_cut(model: Model, tmp_path: Path) -> tuple[list[ChannelGroup], list[Skipped], Model]:
-    """Pruned, the block computes what zeros would, trains, folds, and comes back from a checkpoint the same."""
-    groups, skipped = preflight(model)
+    """Pruned, the block computes what zeros would, trains, folds, and comes back from a checkpoint
+    the same.
+    """
+    groups, skipped = run_preflight(model)
     masks = thinned(groups)
     smaller = apply(model, groups, masks)
     assert isinstance(smaller, Model)
@@ -67,9 +73,15 @@ def check_gradients(model: nn.Module, size: int = 64) -> None:
     model.train().zero_grad()
     maps = model(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(2)))
     torch.stack([y.square().mean() for y in maps]).sum().backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    missing = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
     assert not missing
-    silent = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
+    silent = [
+        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()
+    ]
     assert not silent
 
 

@@ -1,7 +1,7 @@
 """The smallest rows that show each registered block at work, for tests/test_every_block.py.
 
-The rows of a case stand behind five convolutions. Its last row is the block, of whose maps a small head reads `outputs`; it reads
-row 4 too, so that no row is there for nothing:
+The rows of a case stand behind five convolutions. Its last row is the block, of whose maps a small
+head reads `outputs`; it reads row 4 too, so that no row is there for nothing:
 
 | row | 0 | 1 | 2 | 3 | 4 |
 |---|---|---|---|---|---|
@@ -37,7 +37,9 @@ class Case:
     unprovable: str = ""
     """Why some of its layers stay whole by what was measured, and not by a rule of its own."""
     shut: str = ""
-    """Its layer that a ReLU may shut off in so small a model: it gets no gradient here; a test of its own shows one."""
+    """Its layer that a ReLU may shut off in so small a model: it gets no gradient here; a test of
+    its own shows one.
+    """
     export: str = ""
     """Why ONNX's older exporter refuses it."""
     needs: str = ""
@@ -53,7 +55,9 @@ def one(name: str, *args: Any, source: Any = 3, **facts: Any) -> Case:
 
 def backbone(name: str, *args: Any, first: int = 1, **facts: Any) -> Case:
     """A case of a backbone, of whose five maps all are read from the `first` that it gives."""
-    return Case(([-1, 1, name, list(args)],), outputs=tuple(range(first, 5)), backbone=True, **facts)
+    return Case(
+        ([-1, 1, name, list(args)],), outputs=tuple(range(first, 5)), backbone=True, **facts
+    )
 
 
 MIXED = "the trace cannot tell which channels of the input become which of the output"
@@ -66,7 +70,9 @@ CASES: dict[str, Case] = {
     "GhostConv": one("GhostConv", 24),
     "nn.Conv2d": one("nn.Conv2d", 24, 3, 1, 1),
     "nn.BatchNorm2d": one("nn.BatchNorm2d"),
-    "nn.ConvTranspose2d": one("nn.ConvTranspose2d", 24, 2, 2, whole="a transposed convolution's channels are not cut"),
+    "nn.ConvTranspose2d": one(
+        "nn.ConvTranspose2d", 24, 2, 2, whole="a transposed convolution's channels are not cut"
+    ),
     # layers without parameters
     "nn.Upsample": one("nn.Upsample", "None", 2, "nearest"),
     "nn.MaxPool2d": one("nn.MaxPool2d", 2),
@@ -89,7 +95,12 @@ CASES: dict[str, Case] = {
     "Bottleneck": one("Bottleneck", 32),
     "C3": one("C3", 32),
     "C3Ghost": one(
-        "C3Ghost", 32, unprovable="its residual stream needs one layer to hold each channel twice, which the graph cannot say"
+        "C3Ghost",
+        32,
+        unprovable=(
+            "its residual stream needs one layer to hold each channel twice, which the graph"
+            " cannot say"
+        ),
     ),
     "BottleneckCSP": one("BottleneckCSP", 32),
     "C2f": one("C2f", 32, True),
@@ -109,7 +120,12 @@ CASES: dict[str, Case] = {
     "CBAM": one("CBAM", 4),
     "CARAFE": one("CARAFE", 2, 3, 16),
     "DySample": one(
-        "DySample", 2, whole="its only layer says where to sample; the channels pass through and follow their makers"
+        "DySample",
+        2,
+        whole=(
+            "its only layer says where to sample; the channels pass through and follow their"
+            " producers"
+        ),
     ),
     # necks
     "ScalSeq": one("ScalSeq", 24, source=[1, 2, 3]),
@@ -117,13 +133,18 @@ CASES: dict[str, Case] = {
     "SimFusion_3in": one("SimFusion_3in", 24, source=[1, 2, 3]),
     "IFM": one("IFM", [16, 8], 24, 1),
     "InjectionMultiSum_Auto_pool": Case(
-        ([3, 1, "IFM", [[16, 8], 24, 1]], [[2, -1], 1, "InjectionMultiSum_Auto_pool", [24, [16, 8], 1]])
+        (
+            [3, 1, "IFM", [[16, 8], 24, 1]],
+            [[2, -1], 1, "InjectionMultiSum_Auto_pool", [24, [16, 8], 1]],
+        )
     ),
     "PyramidPoolAgg": one("PyramidPoolAgg", 24, source=[1, 2, 3]),
     "TopBasicLayer": one("TopBasicLayer", 32, [16, 8], 1),
     "ASFF": one("ASFF", source=[3, 4]),
     "AFPN": one("AFPN", 24, 2, 1, source=[1, 2, 3], outputs=(0, 1, 2)),
-    "DyHead": Case(([2, 1, "Conv", [32, 1]], [[5, 3], 1, "DyHead", []]), outputs=(0, 1), shut="scale.conv"),
+    "DyHead": Case(
+        ([2, 1, "Conv", [32, 1]], [[5, 3], 1, "DyHead", []]), outputs=(0, 1), shut="scale.conv"
+    ),
     # backbones
     "FasterNet": backbone("FasterNet", "t0"),
     "MobileNetV3": backbone("MobileNetV3", first=0),
@@ -140,7 +161,9 @@ CASES: dict[str, Case] = {
 
 
 def blocks_to_test() -> list[str]:
-    """The registered names; a size of a backbone under a name of its own is the backbone once more."""
+    """The registered names; a size of a backbone under a name of its own is the
+    backbone once more.
+    """
     return [name for name in BLOCKS if not isinstance(BLOCKS[name], _Named)]
 
 
@@ -155,7 +178,9 @@ def model_of(case: Case) -> dict[str, Any]:
     rows = list(case.rows)
     head = rows[-1][2] if getattr(BLOCKS[rows[-1][2]], "is_head", False) else None
     first = len(rows) - 1 + (0 if case.backbone else FIRST)
-    read = [first + i for i in case.outputs] + ([] if case.backbone else [4])  # no row of the stem is left unread
+    read = [first + i for i in case.outputs] + (
+        [] if case.backbone else [4]
+    )  # no row of the stem is left unread
     joined = [[i, 1, "Conv", [16, 1]] for i in read]
     start = first + max(case.outputs, default=0) + 1 if not case.backbone else 5
     detect = [[list(range(start, start + len(joined))), 1, "Detect", ["nc", "anchors"]]]

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.registry import Site
-from utils.tracing import Inner, cut
+from models.pruning_rules import Inner, detach_channels
+from models.registry import BuildContext
 
 
 class Square(nn.Module):
@@ -16,8 +16,8 @@ class Square(nn.Module):
         self.conv = Conv(channels, channels, 1)
 
     @classmethod
-    def from_yaml(cls, site: Site):
-        return cls(site.c1)
+    def from_yaml(cls, context: BuildContext):
+        return cls(context.c1)
 
 
 class Halves(Square):
@@ -34,11 +34,17 @@ class Halves(Square):
 
 
 class Shuffle(Square):
-    """GSConv's way: a dense and a depthwise half whose channels take turns. The library divides by zero over it."""
+    """GSConv's way: a dense and a depthwise half whose channels take turns.
+
+    The library divides by zero over it.
+    """
 
     def __init__(self, channels: int):
         super().__init__(channels)
-        self.conv, self.wise = Conv(channels, channels // 2, 1), Conv(channels // 2, channels // 2, 3, g=channels // 2)
+        self.conv, self.wise = (
+            Conv(channels, channels // 2, 1),
+            Conv(channels // 2, channels // 2, 3, g=channels // 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -62,14 +68,18 @@ class FixedGate(Square):
 
 
 class Reversed(Square):
-    """Runs after any cut, and computes something else: the order of the channels, fixed by their position."""
+    """Runs after any cut, and computes something else: the order of the channels, fixed by their
+    position.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).flip(1) + self.conv(x)
 
 
 class Partial(nn.Module):
-    """FasterNet's PConv: a convolution over the first channels, the others pass; nothing of it can be traced."""
+    """FasterNet's PConv: a convolution over the first channels, the others pass; nothing of it can
+    be traced.
+    """
 
     width_attributes = ("first",)
 
@@ -79,8 +89,8 @@ class Partial(nn.Module):
         self.conv = nn.Conv2d(self.first, self.first, 3, padding=1, bias=False)
 
     @classmethod
-    def from_yaml(cls, site: Site):
-        return cls(site.c1)
+    def from_yaml(cls, context: BuildContext):
+        return cls(context.c1)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x[:, : self.first], x[:, self.first :]
@@ -95,15 +105,17 @@ class Partial(nn.Module):
 
 
 class Hidden(nn.Module):
-    """As deformable convolution: a convolution whose weights are used without calling it, its inputs and outputs apart."""
+    """As deformable convolution: a convolution whose weights are used without calling it, its
+    inputs and outputs apart.
+    """
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
         self.weights = nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
 
     @classmethod
-    def from_yaml(cls, site: Site, outputs: int):
-        return cls(site.c1, outputs)
+    def from_yaml(cls, context: BuildContext, outputs: int):
+        return cls(context.c1, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         columns = nn.functional.unfold(x, 3, padding=1)
@@ -114,13 +126,16 @@ class Hidden(nn.Module):
 
     def channel_rule(self) -> list[Inner]:
         outputs, inputs = (range(n) for n in self.weights.weight.shape[:2])
-        return [Inner("weights", "in", inputs, inputs, "in"), Inner("weights", "out", outputs, outputs, "out")]
+        return [
+            Inner("weights", "in", inputs, inputs, "in"),
+            Inner("weights", "out", outputs, outputs, "out"),
+        ]
 
 
 class Spatial(Square):
     """LSK's way: two pictures from all channels, two gates from these, which stay two."""
 
-    keep_whole = {"squeeze": "two gates"}
+    no_prune = {"squeeze": "two gates"}
 
     def __init__(self, channels: int):
         super().__init__(channels)
@@ -129,13 +144,21 @@ class Spatial(Square):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.conv(x), self.other(x)
         both = torch.cat((a, b), 1)
-        seen = torch.cat((cut(both.sum(1, keepdim=True)), cut(both.square().sum(1, keepdim=True))), 1)
-        gates = cut(self.squeeze(seen).sigmoid())
+        seen = torch.cat(
+            (
+                detach_channels(both.sum(1, keepdim=True)),
+                detach_channels(both.square().sum(1, keepdim=True)),
+            ),
+            1,
+        )
+        gates = detach_channels(self.squeeze(seen).sigmoid())
         return a * gates[:, :1] + b * gates[:, 1:]
 
 
 class Attention(Square):
-    """Every cell looks at every other: matrix products between activations, whose cost shrinks with the channels."""
+    """Every cell looks at every other: matrix products between activations, whose cost shrinks with
+    the channels.
+    """
 
     def __init__(self, channels: int):
         super().__init__(channels)
@@ -143,7 +166,7 @@ class Attention(Square):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.query(x).flatten(2), self.key(x).flatten(2)
-        looks = cut((query.transpose(1, 2) @ key).softmax(2))
+        looks = detach_channels((query.transpose(1, 2) @ key).softmax(2))
         return (self.conv(x).flatten(2) @ looks).unflatten(2, x.shape[2:])
 
 

@@ -1,14 +1,20 @@
-"""Small networks with the couplings of the real ones, and statistics that make a wrong cut visible."""
+"""Small networks with the couplings of the real ones, and statistics that make a wrong
+cut visible.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from prune_methods import ChannelGroup, Criterion, GradientCriterion, gradient_evidence, zeroed
-from prune_methods.graph import raw_outputs
+from prune_methods.groups.graph import raw_outputs
 
 
 def unit(c1: int, c2: int, k: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c1, c2, k, padding=k // 2, groups=groups, bias=False), nn.BatchNorm2d(c2), nn.SiLU())
+    return nn.Sequential(
+        nn.Conv2d(c1, c2, k, padding=k // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(c2),
+        nn.SiLU(),
+    )
 
 
 class Chain(nn.Module):
@@ -23,7 +29,9 @@ class Chain(nn.Module):
 
 
 class Csp(nn.Module):
-    """C3-like: a residual, a concatenation, and SPPF's concatenation of one tensor with pooled copies of itself."""
+    """C3-like: a residual, a concatenation, and SPPF's concatenation of one tensor with pooled
+    copies of itself.
+    """
 
     def __init__(self):
         super().__init__()
@@ -43,14 +51,20 @@ class Csp(nn.Module):
 
 
 class Rep(nn.Module):
-    """RepConv-like branches with an identity batch norm, then YOLOv7's implicit vectors around the last convolution."""
+    """RepConv-like branches with an identity batch norm, then YOLOv7's implicit vectors around the
+    last convolution.
+    """
 
     deploy_free = ("point",)
 
     def __init__(self):
         super().__init__()
         self.stem = unit(3, 10, 3)
-        self.dense, self.point, self.same = unit(10, 10, 3)[:2], unit(10, 10)[:2], nn.BatchNorm2d(10)
+        self.dense, self.point, self.same = (
+            unit(10, 10, 3)[:2],
+            unit(10, 10)[:2],
+            nn.BatchNorm2d(10),
+        )
         self.implicit = nn.Parameter(torch.randn(1, 10, 1, 1))
         self.out = nn.Conv2d(10, 6, 1)
         self.factor = nn.Parameter(torch.randn(1, 6, 1, 1))
@@ -62,7 +76,9 @@ class Rep(nn.Module):
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Statistics, gamma and beta as after some training: with fresh ones (0, 1) many wrong cuts pass."""
+    """Statistics, gamma and beta as after some training: with fresh ones (0, 1) many wrong cuts
+    pass.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -81,7 +97,9 @@ def toy(kind: type[nn.Module], seed: int = 0) -> nn.Module:
 
 
 def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterion, size: int = 32):
-    """What `keep_masks` needs for this criterion: gradients of the squared outputs on two random images, or None."""
+    """What `keep_masks` needs for this criterion: gradients of the squared outputs on two random
+    images, or None.
+    """
     if not isinstance(criterion, GradientCriterion):
         return None
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -89,7 +107,9 @@ def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterio
     def losses(model: nn.Module, per_image: bool):
         for part in images.split(1 if per_image else 2):
             outputs = raw_outputs(model(part))
-            yield sum(y.square().mean() for y in (outputs if isinstance(outputs, list) else [outputs]))
+            yield sum(
+                y.square().mean() for y in (outputs if isinstance(outputs, list) else [outputs])
+            )
 
     return lambda masks: gradient_evidence(zeroed(model, found, masks), found, criterion, losses)
 

@@ -1,6 +1,8 @@
-"""The losses once more, slow and obvious: one target, one anchor, one cell at a time, straight from the formulas.
+"""The losses once more, slow and obvious: one target, one anchor, one cell at a time, straight from
+the formulas.
 
-Written apart from `utils/losses.py` and sharing nothing with it, so that the two can be held against each other.
+Written apart from `utils/losses.py` and sharing nothing with it, so that the two can be held
+against each other.
 """
 
 import math
@@ -26,7 +28,9 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def neighbours(x: float, y: float, columns: int, rows: int) -> list[tuple[int, int]]:
-    """Directions in which a centre (grid units) lies nearer to another cell that exists, in the order left, up, right, down."""
+    """Directions in which a centre (grid units) lies nearer to another cell that exists, in the
+    order left, up, right, down.
+    """
     found = []
     if x % 1 < 0.5 and x > 1:
         found.append(LEFT)
@@ -39,7 +43,9 @@ def neighbours(x: float, y: float, columns: int, rows: int) -> list[tuple[int, i
     return found
 
 
-def candidates(maps: list[Tensor], targets: Tensor, anchors: Tensor, anchor_t: float) -> list[Match]:
+def candidates(
+    maps: list[Tensor], targets: Tensor, anchors: Tensor, anchor_t: float
+) -> list[Match]:
     """Levels, then offsets, then anchors, then targets."""
     found = []
     for level, raw in enumerate(maps):
@@ -47,10 +53,16 @@ def candidates(maps: list[Tensor], targets: Tensor, anchors: Tensor, anchor_t: f
         for direction in [(0, 0), LEFT, UP, RIGHT, DOWN]:
             for anchor in range(count):
                 for number, target in enumerate(targets):
-                    x, y, w, h = (target[2:] * torch.tensor([columns, rows, columns, rows], dtype=target.dtype)).tolist()
+                    x, y, w, h = (
+                        target[2:]
+                        * torch.tensor([columns, rows, columns, rows], dtype=target.dtype)
+                    ).tolist()
                     if w == 0 or h == 0:
                         continue
-                    ratios = (w / float(anchors[level, anchor, 0]), h / float(anchors[level, anchor, 1]))
+                    ratios = (
+                        w / float(anchors[level, anchor, 0]),
+                        h / float(anchors[level, anchor, 1]),
+                    )
                     if max(max(r, 1 / r) for r in ratios) >= anchor_t:
                         continue
                     if direction != (0, 0) and direction not in neighbours(x, y, columns, rows):
@@ -72,13 +84,23 @@ def predicted_box(maps: list[Tensor], anchors: Tensor, match: Match) -> Tensor:
 
 def target_box(maps: list[Tensor], targets: Tensor, match: Match) -> Tensor:
     rows, columns = maps[match.level].shape[2:4]
-    return targets[match.target, 2:] * torch.tensor([columns, rows, columns, rows], dtype=targets.dtype)
+    return targets[match.target, 2:] * torch.tensor(
+        [columns, rows, columns, rows], dtype=targets.dtype
+    )
 
 
 def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Areas of intersection and union of two xywh boxes."""
-    width = torch.clamp(torch.minimum(a[0] + a[2] / 2, b[0] + b[2] / 2) - torch.maximum(a[0] - a[2] / 2, b[0] - b[2] / 2), min=0)
-    height = torch.clamp(torch.minimum(a[1] + a[3] / 2, b[1] + b[3] / 2) - torch.maximum(a[1] - a[3] / 2, b[1] - b[3] / 2), min=0)
+    width = torch.clamp(
+        torch.minimum(a[0] + a[2] / 2, b[0] + b[2] / 2)
+        - torch.maximum(a[0] - a[2] / 2, b[0] - b[2] / 2),
+        min=0,
+    )
+    height = torch.clamp(
+        torch.minimum(a[1] + a[3] / 2, b[1] + b[3] / 2)
+        - torch.maximum(a[1] - a[3] / 2, b[1] - b[3] / 2),
+        min=0,
+    )
     return width * height, a[2] * a[3] + b[2] * b[3] - width * height
 
 
@@ -86,8 +108,12 @@ def ciou(a: Tensor, b: Tensor) -> Tensor:
     """Complete IoU (Zheng et al. 2020) of two xywh boxes; alpha is a constant."""
     inner, union = overlap(a, b)
     iou = inner / (union + 1e-7)
-    width = torch.maximum(a[0] + a[2] / 2, b[0] + b[2] / 2) - torch.minimum(a[0] - a[2] / 2, b[0] - b[2] / 2)
-    height = torch.maximum(a[1] + a[3] / 2, b[1] + b[3] / 2) - torch.minimum(a[1] - a[3] / 2, b[1] - b[3] / 2)
+    width = torch.maximum(a[0] + a[2] / 2, b[0] + b[2] / 2) - torch.minimum(
+        a[0] - a[2] / 2, b[0] - b[2] / 2
+    )
+    height = torch.maximum(a[1] + a[3] / 2, b[1] + b[3] / 2) - torch.minimum(
+        a[1] - a[3] / 2, b[1] - b[3] / 2
+    )
     distance = (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
     v = 4 / math.pi**2 * (torch.atan(b[2] / b[3]) - torch.atan(a[2] / a[3])) ** 2
     alpha = (v / (1 - iou + v + 1e-7)).detach()
@@ -123,7 +149,10 @@ def ota_of_image(maps, targets, anchors, found, here, wanted) -> dict[int, int]:
         ious = {}
         for number in here:
             match = found[number]
-            inner, union = overlap(predicted_box(maps, anchors, match), target_box(maps, targets, match._replace(target=target)))
+            inner, union = overlap(
+                predicted_box(maps, anchors, match),
+                target_box(maps, targets, match._replace(target=target)),
+            )
             ious[number] = float(inner / union)
             raw = maps[match.level][match.image, match.anchor, match.row, match.column]
             entropy = 0.0
@@ -135,12 +164,16 @@ def ota_of_image(maps, targets, anchors, found, here, wanted) -> dict[int, int]:
         for number in sorted(here, key=lambda number: cost[target, number])[:k]:
             takers.setdefault(number, []).append(target)
     return {
-        number: takes[0] if len(takes) == 1 else min(wanted, key=lambda target: cost[target, number])
+        number: takes[0]
+        if len(takes) == 1
+        else min(wanted, key=lambda target: cost[target, number])
         for number, takes in takers.items()
     }
 
 
-def detection_loss(maps, targets, anchors, hyp, use_ota=False, balance=None) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+def detection_loss(
+    maps, targets, anchors, hyp, use_ota=False, balance=None
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
     """Loss, parts and the plain mean objectness loss of each level."""
     balance = balance or {3: [4.0, 1.0, 0.4]}.get(len(maps), [4.0, 1.0, 0.25, 0.06, 0.02])
     found = candidates(maps, targets, anchors, hyp.anchor_t)
@@ -154,10 +187,16 @@ def detection_loss(maps, targets, anchors, hyp, use_ota=False, balance=None) -> 
         for match in (m for m in found if m.level == level):
             value = ciou(predicted_box(maps, anchors, match), target_box(maps, targets, match))
             boxes.append(1 - value)
-            wanted_obj[match.image, match.anchor, match.row, match.column] = max(float(value.detach()), 0)
+            wanted_obj[match.image, match.anchor, match.row, match.column] = max(
+                float(value.detach()), 0
+            )
             logits = raw[match.image, match.anchor, match.row, match.column, 5:]
             for c, logit in enumerate(logits):
-                t = 1 - hyp.label_smoothing / 2 if c == int(targets[match.target, 1]) else hyp.label_smoothing / 2
+                t = (
+                    1 - hyp.label_smoothing / 2
+                    if c == int(targets[match.target, 1])
+                    else hyp.label_smoothing / 2
+                )
                 classes.append(bce(logit, t, hyp.cls_pw, hyp.fl_gamma))
         if boxes:
             box = box + sum(boxes) / len(boxes)

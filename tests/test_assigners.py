@@ -13,7 +13,10 @@ GRIDS = torch.tensor([[10.0, 10.0]])
 def cells_of(x, y, w=2.0, h=2.0, anchors=((2.0, 2.0),), grids=GRIDS, anchor_t=4.0):
     """Cells (column, row) trained by one target given in units of a 10 x 10 grid."""
     target = torch.tensor([[0, 0, x / 10, y / 10, w / 10, h / 10]])
-    return [tuple(cell) for cell in match_anchors(target, torch.tensor([anchors]), grids, anchor_t).cell.tolist()]
+    return [
+        tuple(cell)
+        for cell in match_anchors(target, torch.tensor([anchors]), grids, anchor_t).cell.tolist()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,15 @@ def test_a_centre_on_or_beyond_the_edge_stays_in_the_grid(x, cell):
 
 @pytest.mark.parametrize(
     ("w", "h", "fits"),
-    [(2, 2, True), (7.9, 2, True), (8, 2, False), (2, 0.51, True), (2, 0.5, False), (2, 8.5, False), (0, 2, False)],
+    [
+        (2, 2, True),
+        (7.9, 2, True),
+        (8, 2, False),
+        (2, 0.51, True),
+        (2, 0.5, False),
+        (2, 8.5, False),
+        (0, 2, False),
+    ],
 )
 def test_an_anchor_fits_below_the_ratio_on_both_sides(w, h, fits):
     assert bool(cells_of(4.5, 4.5, w, h, anchor_t=4.0)) == fits
@@ -49,10 +60,14 @@ def test_matches_come_in_the_order_level_offset_anchor_target():
     targets = torch.tensor([[0, 0, 0.425, 0.45, 0.2, 0.2], [1, 0, 0.425, 0.45, 0.3, 0.2]])
     anchors = torch.tensor([[[2.0, 2.0], [3.0, 3.0]], [[1.0, 1.0], [50.0, 50.0]]])
     matches = match_anchors(targets, anchors, torch.tensor([[10.0, 10.0], [5.0, 5.0]]), 4.0)
-    found = torch.column_stack((matches.level, matches.anchor, matches.cell, matches.target)).tolist()
+    found = torch.column_stack(
+        (matches.level, matches.anchor, matches.cell, matches.target)
+    ).tolist()
     assert found == [
         *([0, anchor, 4, 4, target] for anchor in (0, 1) for target in (0, 1)),
-        *([0, anchor, 3, 4, target] for anchor in (0, 1) for target in (0, 1)),  # the left neighbour
+        *(
+            [0, anchor, 3, 4, target] for anchor in (0, 1) for target in (0, 1)
+        ),  # the left neighbour
         *([1, 0, 2, 2, target] for target in (0, 1)),  # 2.125, 2.25 on the coarse grid
         *([1, 0, 1, 2, target] for target in (0, 1)),
         *([1, 0, 2, 1, target] for target in (0, 1)),
@@ -64,7 +79,9 @@ def test_columns_and_rows_may_differ():
 
 
 def test_a_centre_on_a_border_has_its_own_cell_twice():
-    """As in YOLOv5: it is near to both sides, and half a cell to the right of the border is still its own cell."""
+    """As in YOLOv5: it is near to both sides, and half a cell to the right of the border is still
+    its own cell.
+    """
     assert cells_of(4.0, 4.5) == [(4, 4), (3, 4), (4, 4)]
 
 
@@ -79,11 +96,15 @@ def test_pairwise_iou_equals_torchvision():
 
 
 def choose(boxes, owners, corners, images=1, target_images=None, cls=None, classes=None, obj=0.0):
-    """Run the choice on boxes that are all equally sure unless `cls` says otherwise; returns {candidate: target}."""
+    """Run the choice on boxes that are all equally sure unless `cls` says otherwise; returns
+    {candidate: target}.
+    """
     count = len(boxes)
     number = torch.arange(count)
     zeros = torch.zeros(count, dtype=torch.long)
-    candidates = Matches(zeros, number, torch.zeros(count, 2, dtype=torch.long), torch.tensor(owners))
+    candidates = Matches(
+        zeros, number, torch.zeros(count, 2, dtype=torch.long), torch.tensor(owners)
+    )
     targets = torch.zeros(len(corners), 6)
     targets[:, 0] = torch.tensor(target_images or [0] * len(corners))
     targets[:, 1] = torch.tensor(classes or [0] * len(corners))
@@ -100,7 +121,10 @@ def box(x, width=1.0):
 def test_k_is_the_sum_of_the_overlaps_rounded_down():
     # IoUs with the target 0..1: 1, 1/3, 1/3 -> 1.67 -> one; with another 1 -> 2.67 -> two
     assert choose([box(0.5), box(0.0), box(-0.5)], [0, 0, 0], [box(0.0)]) == {1: 0}
-    assert choose([box(0.5), box(0.0), box(-0.5), box(0.0)], [0, 0, 0, 0], [box(0.0)]) == {1: 0, 3: 0}
+    assert choose([box(0.5), box(0.0), box(-0.5), box(0.0)], [0, 0, 0, 0], [box(0.0)]) == {
+        1: 0,
+        3: 0,
+    }
 
 
 def test_a_target_without_any_overlap_still_takes_the_one_that_costs_least():
@@ -123,14 +147,21 @@ def test_a_prediction_taken_twice_goes_to_the_target_it_costs_least():
 
 def test_the_class_decides_between_equal_boxes():
     logits = [[4.0, -4.0], [-4.0, 4.0]]
-    assert choose([box(0.0, 0.7), box(0.0, 0.7)], [0, 0], [box(0.0)], cls=logits, classes=[1]) == {1: 0}
+    assert choose([box(0.0, 0.7), box(0.0, 0.7)], [0, 0], [box(0.0)], cls=logits, classes=[1]) == {
+        1: 0
+    }
 
 
 def test_images_keep_to_themselves():
-    # image 0 has two targets, image 1 none, image 2 one whose perfect box lies among image 0's candidates: it cannot have that
+    # image 0 has two targets, image 1 none, image 2 one whose perfect box lies among image 0's
+    # candidates: it cannot have that
     boxes = [box(0.0), box(9.0), box(5.0), box(5.9)]
     corners = [box(0.0), box(5.2), box(9.0)]
-    assert choose(boxes, [0, 0, 2, 1], corners, images=3, target_images=[0, 0, 2]) == {0: 0, 2: 2, 3: 1}
+    assert choose(boxes, [0, 0, 2, 1], corners, images=3, target_images=[0, 0, 2]) == {
+        0: 0,
+        2: 2,
+        3: 1,
+    }
 
 
 def test_what_fills_up_the_smaller_image_is_never_chosen_nor_counted():
@@ -142,15 +173,23 @@ def test_what_fills_up_the_smaller_image_is_never_chosen_nor_counted():
 
 
 def test_what_fills_up_the_smaller_image_takes_no_place():
-    # nothing overlaps image 0's target, and the surer last box of image 1 would cost it less than its own candidate
+    # nothing overlaps image 0's target, and the surer last box of image 1 would cost it less than
+    # its own candidate
     boxes, corners = [box(5.0), box(20.0), box(31.0)], [box(0.0), box(20.0)]
-    assert choose(boxes, [0, 1, 1], corners, images=2, target_images=[0, 1], cls=[[0.0], [0.0], [3.0]]) == {0: 0, 1: 1}
+    assert choose(
+        boxes, [0, 1, 1], corners, images=2, target_images=[0, 1], cls=[[0.0], [0.0], [3.0]]
+    ) == {0: 0, 1: 1}
 
 
 def test_probabilities_that_round_to_one_can_still_be_compared():
     logits = [[90.0, -90.0], [-90.0, 90.0]]
-    assert choose([box(0.0), box(0.0)], [0, 0], [box(0.5)], cls=logits, classes=[1], obj=90.0) == {1: 0}
+    assert choose([box(0.0), box(0.0)], [0, 0], [box(0.5)], cls=logits, classes=[1], obj=90.0) == {
+        1: 0
+    }
 
 
 def test_no_candidate_no_match():
-    assert choose(torch.zeros(0, 4).tolist(), torch.zeros(0, dtype=torch.long).tolist(), [box(0.0)]) == {}
+    assert (
+        choose(torch.zeros(0, 4).tolist(), torch.zeros(0, dtype=torch.long).tolist(), [box(0.0)])
+        == {}
+    )

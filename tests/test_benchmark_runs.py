@@ -9,13 +9,15 @@ import pytest
 from benchmarks.results_runs import METHODS, SPARSE_METHODS, Recipe, demo_recipe, runs_of
 from benchmarks.results_tables import curve_table, methods_table, noise
 from benchmarks.runner import Run, chosen, done, execute
-from utils.comparison import Row
+from utils.comparison import ComparisonRow
 from utils.errors import UserError
-from utils.prune_options import METHODS as PRUNING_METHODS
+from utils.options.prune import METHODS as PRUNING_METHODS
 
 
 def recipe(project: Path) -> Recipe:
-    return replace(demo_recipe(project, ("lamp", "slim"), seeds=(0, 1)), curve=(1.5, 2.0), longer=("slim",))
+    return replace(
+        demo_recipe(project, ("lamp", "slim"), seeds=(0, 1)), curve=(1.5, 2.0), longer=("slim",)
+    )
 
 
 def test_every_method_of_the_registry_is_compared():
@@ -30,7 +32,9 @@ def test_runs_come_after_those_they_need_and_count_their_epochs(tmp_path):
     total = {run.name: run.total for run in runs}
     assert total == {
         **dict.fromkeys(("base-0", "base-1", "base-2"), 40),
-        **dict.fromkeys(("control-0", "control-1", "lamp-2x", "lamp-2x-seed1", "lamp-1.5x", "scratch"), 60),
+        **dict.fromkeys(
+            ("control-0", "control-1", "lamp-2x", "lamp-2x-seed1", "lamp-1.5x", "scratch"), 60
+        ),
         "sparse-slim": 80,
         "slim-2x": 100,
         "slim-1.5x": 100,
@@ -68,14 +72,25 @@ def test_runs_are_done_once_and_failures_stop_what_needs_them(tmp_path):
     assert json.loads((tmp_path / "a" / "done.json").read_text())["command"] == list(runs[0].words)
 
 
-def row(name: str, value: float, parameters: int = 100, gflops: float = 4.0, latency: float = 2.0) -> Row:
-    return Row(name, parameters, parameters, gflops, gflops, 1.0, 2 * value, value, latency, 64, "x.pt")
+def row(
+    name: str, value: float, parameters: int = 100, gflops: float = 4.0, latency: float = 2.0
+) -> ComparisonRow:
+    return ComparisonRow(
+        name, parameters, parameters, gflops, gflops, 1.0, 2 * value, value, latency, 64, "x.pt"
+    )
 
 
 def test_tables_by_hand(tmp_path):
     made = recipe(tmp_path)
     runs = {run.name: run for run in runs_of(made)}
-    values = {"base-0": 0.30, "base-1": 0.32, "base-2": 0.34, "control-0": 0.3, "control-1": 0.4, "scratch": 0.2}
+    values = {
+        "base-0": 0.30,
+        "base-1": 0.32,
+        "base-2": 0.34,
+        "control-0": 0.3,
+        "control-1": 0.4,
+        "scratch": 0.2,
+    }
     rows = {name: row(name, value) for name, value in values.items()}
     for name, cut, tuned in [
         ("lamp-2x", 0.1, 0.3),
@@ -88,7 +103,12 @@ def test_tables_by_hand(tmp_path):
     rows["lamp-2x-seed1"] = row("lamp-2x-seed1", 0.32, 25, 2.0)
     lines = [line.strip("| ").split(" | ") for line in methods_table(made, runs, rows).splitlines()]
     first = ["base", "base + the finetune's epochs, uncut", "LAMP's 2x shape from new weights"]
-    assert [line[0] for line in lines[2:]] == [*first, "lamp", "slim, sparse-trained", "slim, 3x the epochs, sparse-trained"]
+    assert [line[0] for line in lines[2:]] == [
+        *first,
+        "lamp",
+        "slim, sparse-trained",
+        "slim, 3x the epochs, sparse-trained",
+    ]
     assert lines[2][7:9] == ["0.640 ± 0.040", "0.320 ± 0.020"]
     lamp = "lamp|60|25 (25%)|2.00 (2.00x)|1.00|0.200|0.100|0.620 ± 0.028|0.310 ± 0.014|1.60 (1.25x)"
     assert lines[5] == lamp.split("|")
@@ -102,22 +122,45 @@ def test_distillation_is_compared_by_seed(tmp_path):
     from benchmarks import distillation
 
     made = distillation.large_recipe(tmp_path)
-    runs = {run.name: run for run in [*distillation.student_runs(made), *distillation.pruned_runs(made)]}
+    runs = {
+        run.name: run for run in [*distillation.student_runs(made), *distillation.pruned_runs(made)]
+    }
     assert len(runs) == 10 * 3 + 5 * 3
     words = runs["cwd+ast-2"].words
     assert words[0] == "distill.py" and words[words.index("--feature-loss") + 1] == "cwd"
     assert words[words.index("--logit-loss") + 1] == "ast"
     assert float(words[words.index("--feature-weight") + 1]) == distillation.WEIGHTS["cwd"]
-    assert distillation.loss_words("cwd+mgd", 0.5) == ("--feature-loss", "cwd", "mgd", "--feature-weight", "0.5", "0.5")
+    assert distillation.loss_words("cwd+mgd", 0.5) == (
+        "--feature-loss",
+        "cwd",
+        "mgd",
+        "--feature-weight",
+        "0.5",
+        "0.5",
+    )
     pruned = runs["pruned-cwd-3"].words
-    assert pruned[0] == "prune.py" and pruned[pruned.index("--teacher") + 1] == str(made.best("alone-3"))
-    values = {"alone-1": 0.30, "alone-2": 0.32, "alone-3": 0.34, "cwd-1": 0.31, "cwd-2": 0.34, "cwd-3": 0.37, "ast-2": 0.30}
+    assert pruned[0] == "prune.py" and pruned[pruned.index("--teacher") + 1] == str(
+        made.best("alone-3")
+    )
+    values = {
+        "alone-1": 0.30,
+        "alone-2": 0.32,
+        "alone-3": 0.34,
+        "cwd-1": 0.31,
+        "cwd-2": 0.34,
+        "cwd-3": 0.37,
+        "ast-2": 0.30,
+    }
     for name, value in values.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.csv").write_text(f"epoch,metrics/mAP_0.5:0.95\n7,{value}\n")
         (tmp_path / name / "done.json").write_text("{}")
-    (tmp_path / "ast-2" / "done.json").rename(tmp_path / "done.json")  # ast is not complete at any seed
-    rows = distillation.comparison(made, "alone-{seed}", {row: f"{row}-{{seed}}" for row in ("ast", "cwd")}).splitlines()
+    (tmp_path / "ast-2" / "done.json").rename(
+        tmp_path / "done.json"
+    )  # ast is not complete at any seed
+    rows = distillation.comparison(
+        made, "alone-{seed}", {row: f"{row}-{{seed}}" for row in ("ast", "cwd")}
+    ).splitlines()
     assert rows[2:] == [
         "| alone | 0.320 ± 0.020 |  |  |",
         "| cwd | 0.340 ± 0.030 | +0.010 +0.020 +0.030 | +0.020 ± 0.010 |",

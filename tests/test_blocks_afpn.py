@@ -9,7 +9,7 @@ from torch import nn
 
 from models.blocks.afpn import AFPN, ASFF, resample
 from models.blocks.conv import Conv
-from models.registry import Site
+from models.registry import BuildContext
 from tests.custom_toys import check_cut, check_fuse, check_gradients, skipped_layers, toy_model
 from tests.prune_toys import randomised
 from utils.errors import UserError
@@ -30,7 +30,9 @@ def test_asff_is_a_weighted_sum_whose_weights_add_up_to_1() -> None:
     shares = [odds[:, i : i + 1] / odds.sum(1, keepdim=True) for i in range(3)]
     expected = block.conv(sum((a * x for a, x in zip(shares, maps, strict=True)), torch.zeros(1)))
     assert torch.allclose(block(maps), expected, atol=1e-6)
-    assert torch.allclose(block([maps[0]] * 3), block.conv(maps[0]), atol=1e-6)  # whatever the weights are
+    assert torch.allclose(
+        block([maps[0]] * 3), block.conv(maps[0]), atol=1e-6
+    )  # whatever the weights are
 
 
 def test_resampling_keeps_to_the_paper() -> None:
@@ -52,13 +54,16 @@ def test_three_levels_by_hand() -> None:
     for stage, number in ((block.stages[0], 2), (block.stages[1], 3)):
         maps = [a, b, c][:number]
         new = [
-            stage.blocks[t](stage.fuse_levels[t]([stage.resample[t][s](maps[s]) for s in range(number)])) for t in range(number)
+            stage.blocks[t](
+                stage.fuse_levels[t]([stage.resample[t][s](maps[s]) for s in range(number)])
+            )
+            for t in range(number)
         ]
         a, b, c = [*new, c][:3]
     for level, out, got in zip((a, b, c), block.out, block(x), strict=True):
         assert torch.allclose(got, out(level), atol=1e-5)
     with pytest.raises(ValueError, match="half the size"):
-        AFPN.from_yaml(Site(in_channels=(8, 8), in_strides=(8.0, 32.0)), 8)
+        AFPN.from_yaml(BuildContext(in_channels=(8, 8), in_strides=(8.0, 32.0)), 8)
 
 
 def test_pruning(tmp_path: Path) -> None:
@@ -67,7 +72,10 @@ def test_pruning(tmp_path: Path) -> None:
     check_gradients(model)
     check_fuse(model)
     groups, skipped, _ = check_cut(model, tmp_path)
-    weigh = {f"model.4.stages.{s}.fuse_levels.{t}.weigh" for s, t in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))}
+    weigh = {
+        f"model.4.stages.{s}.fuse_levels.{t}.weigh"
+        for s, t in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))
+    }
     assert skipped_layers(skipped) == weigh
     assert sum(g.size for g in groups) > 0
 

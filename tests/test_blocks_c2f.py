@@ -6,7 +6,7 @@ from torch import nn
 
 from models.blocks.c2f import C2f, TwoConvs
 from models.blocks.conv import Conv
-from models.registry import Site
+from models.registry import BuildContext
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.profiling import count_parameters
@@ -15,7 +15,12 @@ from utils.profiling import count_parameters
 def joined(one: Conv, other: Conv) -> Conv:
     """One convolution with the outputs of both."""
     both = Conv(one.conv.in_channels, 2 * one.conv.out_channels).eval()
-    pairs = ((a, b, c) for a, b, c in zip(one.state_dict().items(), other.state_dict().values(), both.state_dict(), strict=True))
+    pairs = (
+        (a, b, c)
+        for a, b, c in zip(
+            one.state_dict().items(), other.state_dict().values(), both.state_dict(), strict=True
+        )
+    )
     both.load_state_dict({name: torch.cat((a, b)) if a.dim() else a for (_, a), b, name in pairs})
     return both
 
@@ -29,14 +34,22 @@ def test_equals_the_form_with_halves_of_one_convolution(shortcut: bool):
     left, right = first(x).chunk(2, 1)
     step1 = block.m[0].cv2(block.m[0].cv1(right)) + (right if shortcut else 0)
     step2 = block.m[1].cv2(block.m[1].cv1(step1)) + (step1 if shortcut else 0)
-    torch.testing.assert_close(block(x), block.cv2(torch.cat((left, right, step1, step2), 1)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        block(x), block.cv2(torch.cat((left, right, step1, step2), 1)), atol=1e-5, rtol=1e-5
+    )
     assert count_parameters(block.cv0) + count_parameters(block.cv1) == count_parameters(first)
 
 
 def test_repeats_and_arguments_of_the_row():
-    block = C2f.from_yaml(Site((8,), (4.0,), width=0.5, repeats=3, act="nn.ReLU()"), 32, True, 2, 0.25)
+    block = C2f.from_yaml(
+        BuildContext((8,), (4.0,), width=0.5, repeats=3, act="nn.ReLU()"), 32, True, 2, 0.25
+    )
     assert [type(step) for step in block.m] == [TwoConvs] * 3
-    assert (block.cv0.conv.out_channels, block.cv2.conv.in_channels, block.cv2.conv.out_channels) == (4, 5 * 4, 16)
+    assert (
+        block.cv0.conv.out_channels,
+        block.cv2.conv.in_channels,
+        block.cv2.conv.out_channels,
+    ) == (4, 5 * 4, 16)
     assert block.m[0].add and block.m[0].cv2.conv.groups == 2 and isinstance(block.cv0.act, nn.ReLU)
 
 
@@ -48,4 +61,8 @@ def test_trains_folds_and_prunes(shortcut: bool, tmp_path):
     smaller, kept = assert_prunes(model, tmp_path)
     assert set(kept) == {"model.5.m.0"}
     block = smaller.model[3]
-    assert (block.cv0.conv.out_channels, block.cv1.conv.out_channels, block.cv2.conv.in_channels) == (8, 8, 32)
+    assert (
+        block.cv0.conv.out_channels,
+        block.cv1.conv.out_channels,
+        block.cv2.conv.in_channels,
+    ) == (8, 8, 32)

@@ -33,7 +33,9 @@ def by_formula(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: 
             for tap in range(9):
                 row = i * stride - 1 + tap // 3 + float(offset[0, 2 * tap, i, j])
                 column = j * stride - 1 + tap % 3 + float(offset[0, 2 * tap + 1, i, j])
-                out[:, i, j] += weight[:, :, tap // 3, tap % 3] @ at(row, column) * mask[0, tap, i, j]
+                out[:, i, j] += (
+                    weight[:, :, tap // 3, tap % 3] @ at(row, column) * mask[0, tap, i, j]
+                )
     return out
 
 
@@ -43,7 +45,10 @@ def test_both_forms_are_the_papers_formula(stride: int) -> None:
     conv = DeformableConv2d(3, 4, 3, stride, 1).double()
     x = torch.randn(1, 3, 5, 6, dtype=torch.double)
     size = (5, 6) if stride == 1 else (3, 3)
-    offset, mask = 2 * torch.randn(1, 18, *size, dtype=torch.double), torch.rand(1, 9, *size, dtype=torch.double)
+    offset, mask = (
+        2 * torch.randn(1, 18, *size, dtype=torch.double),
+        torch.rand(1, 9, *size, dtype=torch.double),
+    )
     bias = cast(Tensor, conv.bias)
     with torch.no_grad():
         expected = by_formula(x, offset, mask, conv.weight, stride) + bias[:, None, None]
@@ -51,7 +56,9 @@ def test_both_forms_are_the_papers_formula(stride: int) -> None:
         assert torch.allclose(deform_by_sampling(conv, x, offset, mask)[0], expected)
 
 
-def test_the_exported_form_is_torchvisions_at_any_batch_and_dilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exported_form_is_torchvisions_at_any_batch_and_dilation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     conv = DeformableConv2d(4, 2, 3, 2, 2, dilation=2)
     x, offset, mask = torch.randn(2, 4, 7, 9), 3 * torch.randn(2, 18, 4, 5), torch.rand(2, 9, 4, 5)
@@ -97,4 +104,8 @@ def test_pruning(tmp_path: Path) -> None:
 def test_moving_kernels_count_as_plain_ones() -> None:
     moving, plain = DCNv2(8, 4), torch.nn.Conv2d(8, 4, 3, padding=1)
     offsets = 27 * 9 * 8 * 16 * 16
-    assert count_macs(moving, 16, 8) == count_macs(plain, 16, 8) + offsets == 4 * 9 * 8 * 16 * 16 + offsets
+    assert (
+        count_macs(moving, 16, 8)
+        == count_macs(plain, 16, 8) + offsets
+        == 4 * 9 * 8 * 16 * 16 + offsets
+    )

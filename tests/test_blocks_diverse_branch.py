@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.blocks.diverse_branch import Bordered, DiverseBranchBlock
-from models.registry import Site
-from prune_methods.cost import deployed_macs
+from models.registry import BuildContext
+from prune_methods.search.cost import deployed_macs
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.profiling import count_parameters
@@ -27,7 +27,9 @@ def test_deployed_is_one_convolution_that_computes_the_same(k: int, s: int):
 
 
 def test_branches_by_the_formula():
-    """Each convolution with the border of the map before it, which is what it gives for zero pixels outside of the image."""
+    """Each convolution with the border of the map before it, which is what it gives for zero pixels
+    outside of the image.
+    """
     torch.manual_seed(0)
     block = randomised(DiverseBranchBlock(4, 6)).eval()
     x = torch.randn(1, 4, 7, 7)
@@ -37,7 +39,9 @@ def test_branches_by_the_formula():
     third = block.outer[1](F.conv2d(inner, block.outer[0].weight))
     fourth = block.mean_bn(F.avg_pool2d(mixed, 3, 1))
     first, second = block.dense[1](F.conv2d(x, block.dense[0].weight, padding=1)), block.point(x)
-    torch.testing.assert_close(block(x), F.silu(first + second + third + fourth), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        block(x), F.silu(first + second + third + fourth), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_inner_convolution_starts_as_the_identity():
@@ -54,14 +58,18 @@ def test_border_does_not_enter_the_statistics():
     torch.testing.assert_close(part.point[1].running_mean, expected)
 
 
-@pytest.mark.parametrize("arguments", [(8, 1), (8, 4), (8, 3, 1, 0), (8, 3, 1, None, 2), (8, [3, 3])])
+@pytest.mark.parametrize(
+    "arguments", [(8, 1), (8, 4), (8, 3, 1, 0), (8, 3, 1, None, 2), (8, [3, 3])]
+)
 def test_what_it_cannot_be(arguments: tuple[object, ...]):
     with pytest.raises(ValueError, match="odd k from 3"):
-        DiverseBranchBlock.from_yaml(Site((8,), (4.0,)), *arguments)
+        DiverseBranchBlock.from_yaml(BuildContext((8,), (4.0,)), *arguments)
 
 
 def test_yaml_arguments_are_those_of_conv():
-    block = DiverseBranchBlock.from_yaml(Site((8,), (4.0,), width=0.5), 32, 3, 2, 1, 1, "nn.ReLU()")
+    block = DiverseBranchBlock.from_yaml(
+        BuildContext((8,), (4.0,), width=0.5), 32, 3, 2, 1, 1, "nn.ReLU()"
+    )
     assert block(torch.zeros(1, 8, 8, 8)).shape == (1, 16, 4, 4)
     assert isinstance(block.act, nn.ReLU)
 
@@ -75,7 +83,12 @@ def test_trains_folds_and_prunes(tmp_path):
     assert kept["model.3.inner.point.0"] == f"its block (DiverseBranchBlock) keeps it whole: {why}"
     assert set(kept) == {"model.3.inner.point.0", "model.5.m.0"}
     block = smaller.model[3]
-    assert block.dense[0].weight.shape == (12, 16, 3, 3) and block.inner.point[0].weight.shape == (32, 16, 1, 1)
+    assert block.dense[0].weight.shape == (12, 16, 3, 3) and block.inner.point[0].weight.shape == (
+        32,
+        16,
+        1,
+        1,
+    )
     assert block.fuse().conv.weight.shape == (12, 16, 3, 3)
 
 

@@ -20,7 +20,7 @@ ROWS: list[Any] = [
 ]
 
 
-def stirred(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """Weights as after some training: new ones are nearly zero."""
     generator = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
@@ -42,9 +42,16 @@ def test_dyrelu_is_the_larger_line() -> None:
     y = block(x)
     hidden = x.mean((2, 3)) @ block.squeeze.weight.flatten(1).T + block.squeeze.bias
     lines = []
-    for convs, scale, start in (((block.slope1, block.shift1), 2, 1), ((block.slope2, block.shift2), 2, 0)):
+    for convs, scale, start in (
+        ((block.slope1, block.shift1), 2, 1),
+        ((block.slope2, block.shift2), 2, 0),
+    ):
         a, b = (
-            ((hidden.clamp(min=0) @ c.weight.flatten(1).T + c.bias + 3) / 6).clamp(0, 1)[:, :, None, None] - 0.5 for c in convs
+            ((hidden.clamp(min=0) @ c.weight.flatten(1).T + c.bias + 3) / 6).clamp(0, 1)[
+                :, :, None, None
+            ]
+            - 0.5
+            for c in convs
         )
         lines.append((scale * a + start) * x + b)
     assert torch.allclose(y, torch.where(lines[0] > lines[1], lines[0], lines[1]), atol=1e-5)
@@ -64,7 +71,9 @@ def test_the_average_of_the_neighbours_is_what_goes_into_dyrelu() -> None:
     expected = block.act(sum((gate(x) for x in middle), torch.zeros(1)) / 3)
     assert torch.allclose(block(maps)[1], expected, atol=1e-4)
     assert torch.allclose(
-        block(maps)[2], block.act((gate(part(block.finer, maps[1], 2)) + gate(part(block.own, maps[2], 1))) / 2), atol=1e-4
+        block(maps)[2],
+        block.act((gate(part(block.finer, maps[1], 2)) + gate(part(block.own, maps[2], 1))) / 2),
+        atol=1e-4,
     )
 
 
@@ -79,14 +88,20 @@ def test_the_scale_gate_is_between_a_half_and_one() -> None:
 
 def test_pruning_takes_whole_norm_groups(tmp_path: Path) -> None:
     model = toy_model(ROWS, [5, 6])
-    stirred(model)
+    randomized(model)
     check_gradients(model)
     check_fuse(model)
     groups, skipped, smaller = check_cut(model, tmp_path)
-    assert skipped_layers(skipped) == {f"model.5.blocks.{i}.{x}" for i in (0, 1) for x in ("offset.conv", "scale.conv")}
+    assert skipped_layers(skipped) == {
+        f"model.5.blocks.{i}.{x}" for i in (0, 1) for x in ("offset.conv", "scale.conv")
+    }
     block = smaller.get_submodule("model.5.blocks.0")
     assert isinstance(block, DyBlock)
-    assert (block.own.norm.num_groups, block.own.norm.num_channels, block.own.conv.out_channels) == (11, 22, 22)  # of 16 a third
+    assert (
+        block.own.norm.num_groups,
+        block.own.norm.num_channels,
+        block.own.conv.out_channels,
+    ) == (11, 22, 22)  # of 16 a third
     assert block.offset.conv.out_channels == 27
 
 

@@ -32,5 +32,7 @@ def test_they_train_fold_and_prune(name: str, args: list[int], tmp_path) -> None
     assert fused_difference(model) < 1e-4
     _, whole = assert_prunes(model, tmp_path)
     last = [f"model.3.m.{i}.conv.2.{part}.conv" for i in (0, 1) for part in ("cv1", "cv2")]
-    stream = ["model.3.cv1.conv", *last] if name == "C3Ghost" else []  # channels and their copies are added to others
+    stream = (
+        ["model.3.cv1.conv", *last] if name == "C3Ghost" else []
+    )  # channels and their copies are added to others
     assert sorted(whole) == sorted([*stream, "model.5.m.0"])

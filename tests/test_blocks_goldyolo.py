@@ -19,12 +19,12 @@ from models.blocks.goldyolo import (
     TopBasicLayer,
     resized,
 )
-from models.registry import Site
-from prune_methods import PRUNERS, apply, keep_masks, preflight, zeroed
-from prune_methods.cost import Cost
-from prune_methods.cut import largest_difference
-from prune_methods.verify import verify
-from prune_methods.wiring import Wiring
+from models.registry import BuildContext
+from prune_methods import PRUNERS, apply, keep_masks, run_preflight, zeroed
+from prune_methods.groups.channel_index import ChannelIndex
+from prune_methods.search.cost import Cost
+from prune_methods.surgery.cut import largest_difference
+from prune_methods.surgery.verify import verify
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.errors import UserError
@@ -63,8 +63,13 @@ def test_three_levels_by_their_equation() -> None:
     torch.manual_seed(0)
     block = SimFusion3((6, 4, 8), 4).eval()
     large, middle, small = torch.randn(1, 6, 8, 8), torch.randn(1, 4, 4, 4), torch.randn(1, 8, 2, 2)
-    a, c = block.align[0](F.avg_pool2d(large, 2)), block.align[2](F.interpolate(small, size=(4, 4), mode="bilinear"))
-    assert torch.allclose(block([large, middle, small]), block.fuse_levels(torch.cat((a, middle, c), 1)), atol=1e-6)
+    a, c = (
+        block.align[0](F.avg_pool2d(large, 2)),
+        block.align[2](F.interpolate(small, size=(4, 4), mode="bilinear")),
+    )
+    assert torch.allclose(
+        block([large, middle, small]), block.fuse_levels(torch.cat((a, middle, c), 1)), atol=1e-6
+    )
     assert isinstance(block.align[1], torch.nn.Identity)  # has c2 channels already
 
 
@@ -85,12 +90,12 @@ def test_injection_is_a_gated_sum_whether_it_pools_or_enlarges(size: int) -> Non
 
 
 def test_injection_refuses_a_part_that_is_not_there() -> None:
-    site = Site(in_channels=(8, 24), in_strides=(8.0, 16.0), width=0.25)
-    assert Injection.from_yaml(site, 512, [16, 8], 1).local.conv.out_channels == 512  # unscaled
+    context = BuildContext(in_channels=(8, 24), in_strides=(8.0, 16.0), width=0.25)
+    assert Injection.from_yaml(context, 512, [16, 8], 1).local.conv.out_channels == 512  # unscaled
     with pytest.raises(ValueError, match="part 2"):
-        Injection.from_yaml(site, 512, [16, 8], 2)
+        Injection.from_yaml(context, 512, [16, 8], 2)
     with pytest.raises(ValueError, match="input of 24"):
-        Injection.from_yaml(site, 512, [16, 16], 0)
+        Injection.from_yaml(context, 512, [16, 16], 0)
 
 
 def test_aggregation_rounds_sizes_up() -> None:
@@ -109,9 +114,14 @@ def test_attention_cell_by_cell() -> None:
             for head in range(2):
                 rows, wide = slice(3 * head, 3 * head + 3), slice(6 * head, 6 * head + 6)
                 for cell in range(6):
-                    scores = [float(query[n, rows, cell] @ key[n, rows, other]) / math.sqrt(3) for other in range(6)]
+                    scores = [
+                        float(query[n, rows, cell] @ key[n, rows, other]) / math.sqrt(3)
+                        for other in range(6)
+                    ]
                     weights = [math.exp(s) / sum(map(math.exp, scores)) for s in scores]
-                    seen[n, wide, cell] = sum(w * value[n, wide, other] for other, w in enumerate(weights))
+                    seen[n, wide, cell] = sum(
+                        w * value[n, wide, other] for other, w in enumerate(weights)
+                    )
         assert torch.allclose(block(x), block.project(seen.relu().view(2, 12, 2, 3)), atol=1e-5)
 
 
@@ -124,7 +134,7 @@ def test_transformer_blocks_are_residual() -> None:
     y = y + block.shrink(block.wise(block.expand(y)).clamp(0, 6))
     assert torch.allclose(layer(x), layer.split(y), atol=1e-6)
     with pytest.raises(ValueError, match="16 channels"):
-        TopBasicLayer.from_yaml(Site(in_channels=(16,), in_strides=(64.0,)), 8, [4, 4])
+        TopBasicLayer.from_yaml(BuildContext(in_channels=(16,), in_strides=(64.0,)), 8, [4, 4])
 
 
 def test_a_small_neck_trains_folds_and_prunes(tmp_path) -> None:
@@ -142,7 +152,7 @@ def test_an_attention_loses_whole_heads() -> None:
     """Three heads with keys of 4 channels and values of 8; the middle one goes."""
     torch.manual_seed(0)
     model = built([2, 1, "Conv", [16]], [-1, 1, "TopBasicLayer", [16, [8, 8], 1, 3, 4]])
-    found, _ = preflight(model)
+    found, _ = run_preflight(model)
     masks = {g.name: np.ones(g.size, dtype=bool) for g in found}
     heads = next(g for g in found if g.name == "model.4.m.0.attention.query.conv")
     assert (heads.size, heads.per_channel) == (3, 4)
@@ -156,22 +166,24 @@ def test_an_attention_loses_whole_heads() -> None:
     assert torch.equal(ours.project.conv.weight, theirs.project.conv.weight[:, values])
     assert largest_difference(smaller, zeroed(model, found, masks), 128) < 1e-5
 
-    cost, wiring = Cost(model, Wiring(model, found), 128), Wiring(model, found)
+    cost, index = Cost(model, ChannelIndex(model, found), 128), ChannelIndex(model, found)
     cells = (128 // 16) ** 2
     layers = sum(macs for macs, _, _ in macs_by_module(model, 128).values())
     assert cost.other == 0 and cost.base == layers + 3 * cells * cells * (4 + 8)
-    assert cost.macs(wiring.flatten(masks)) == count_macs(smaller.fuse(), 128)
+    assert cost.macs(index.flatten(masks)) == count_macs(smaller.fuse(), 128)
     plan = keep_masks(model, [heads], PRUNERS["lamp"](), 1e9, imgsz=128)
     assert plan.masks[heads.name].sum() == 1  # --min-channels counts channels: a head has four
 
 
 def test_ignored_heads_stay() -> None:
     model = built([2, 1, "Conv", [16]], [-1, 1, "TopBasicLayer", [16, [8, 8], 1, 3, 4]])
-    found, skipped = preflight(model, ["model.4.m.0.attention.key"])
+    found, skipped = run_preflight(model, ["model.4.m.0.attention.key"])
     parts = {f"model.4.m.0.attention.{part}.conv" for part in ("query", "key", "value")}
     assert not parts & {m.name for g in found for m in g.members if m.kind == "out"}
     assert {s.layer for s in skipped if s.reason == "ignored by the user"} == parts
-    found, _ = preflight(model, ["model.4.m.0.attention.project"])  # whose outputs stay; what it reads may go
+    found, _ = run_preflight(
+        model, ["model.4.m.0.attention.project"]
+    )  # whose outputs stay; what it reads may go
     assert "model.4.m.0.attention.query.conv" in [g.name for g in found]
 
 
@@ -184,7 +196,7 @@ def test_the_model_of_the_tables_prunes_to_half_its_cost() -> None:
     torch.manual_seed(0)
     model = build_model("models/configs/custom/yolov5n-fasternet-goldyolo-asf.yaml", nc=2)
     assert (count_parameters(model), count_parameters(model.fuse())) == (6_455_662, 6_408_866)
-    found, skipped = preflight(model)
+    found, skipped = run_preflight(model)
     assert len(skipped) == 5  # both splits, the head's three
     plan = keep_masks(model, found, PRUNERS["lamp"](), target=2.0)
     smaller = apply(model, found, plan.masks)

@@ -10,7 +10,7 @@ from torchvision.models import mobilenet_v3_small
 
 from models.blocks.lsk import LSKBlock
 from models.blocks.mobilenet import MobileNetV3, multiple_of_8
-from prune_methods import apply, preflight
+from prune_methods import apply, run_preflight
 from tests.custom_toys import check_cut, check_gradients, skipped_layers, thinned, toy_model
 from tests.prune_toys import randomised
 
@@ -37,7 +37,15 @@ def test_the_same_weights_give_what_torchvision_gives() -> None:
 
 
 def test_squeezed_widths_are_multiples_of_8_near_a_quarter() -> None:
-    assert [multiple_of_8(c / 4) for c in (16, 96, 240, 120, 144, 288, 576)] == [8, 24, 64, 32, 40, 72, 144]
+    assert [multiple_of_8(c / 4) for c in (16, 96, 240, 120, 144, 288, 576)] == [
+        8,
+        24,
+        64,
+        32,
+        40,
+        72,
+        144,
+    ]
 
 
 def test_lsk_by_its_equations() -> None:
@@ -58,7 +66,11 @@ def test_lsk_by_its_equations() -> None:
 def test_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "models.blocks.mobilenet.SMALL",
-        ((3, 16, 16, True, "ReLU", 2), (5, 72, 24, True, "Hardswish", 2), (3, 88, 24, False, "ReLU", 1)),
+        (
+            (3, 16, 16, True, "ReLU", 2),
+            (5, 72, 24, True, "Hardswish", 2),
+            (3, 88, 24, False, "ReLU", 1),
+        ),
     )
     model = toy_model([[-1, 1, "MobileNetV3", []]], [4])
     check_gradients(model, 128)
@@ -67,11 +79,17 @@ def test_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pruning_of_lsk() -> None:
-    """Its gate is not exactly that of zeros, so the cut is checked by the preflight's proof and for shape and finiteness."""
-    rows: list[Any] = [[-1, 1, "Conv", [24, 3, 2]], [-1, 1, "LSKBlock", []], [-1, 1, "Conv", [16, 1]]]
+    """Its gate is not exactly that of zeros, so the cut is checked by the preflight's proof and for
+    shape and finiteness.
+    """
+    rows: list[Any] = [
+        [-1, 1, "Conv", [24, 3, 2]],
+        [-1, 1, "LSKBlock", []],
+        [-1, 1, "Conv", [16, 1]],
+    ]
     model = toy_model(rows, [4])
     check_gradients(model, 128)
-    groups, skipped = preflight(model)
+    groups, skipped = run_preflight(model)
     assert skipped_layers(skipped) == {"model.3.select"}
     smaller = apply(model, groups, thinned(groups))
     block = smaller.get_submodule("model.3")

@@ -6,19 +6,21 @@ import torch.nn.functional as F
 
 from models import build_model
 from models.blocks.repvit import SIZES, ChannelMixer, Gate, RepDepthwise, RepViT
-from models.registry import Site
+from models.registry import BuildContext
 from models.yolo import fuse_children
-from prune_methods.cost import Cost, deployed_macs
-from prune_methods.wiring import Wiring
+from prune_methods.groups.channel_index import ChannelIndex
+from prune_methods.search.cost import Cost, deployed_macs
 from tests.block_checks import assert_prunes, without_gradient
 from tests.prune_toys import randomised
 from utils.profiling import count_parameters
 
-IMAGE = Site(in_channels=(3,), in_strides=(1.0,))
+IMAGE = BuildContext(in_channels=(3,), in_strides=(1.0,))
 
 
 def test_published_parameters_as_trained_and_deployed():
-    """timm's repvit_m1 as a feature extractor: 4,713,712, and 4,682,056 with its branches folded."""
+    """timm's repvit_m1 as a feature extractor: 4,713,712, and 4,682,056 with its
+    branches folded.
+    """
     model = RepViT.from_yaml(IMAGE, "m1").eval()
     assert count_parameters(model) == 4_713_712
     with torch.no_grad():
@@ -33,7 +35,9 @@ def test_token_mixer_deploys_as_one_depthwise_convolution():
     fused = block.fuse()
     torch.testing.assert_close(fused(x), block(x), atol=1e-12, rtol=1e-12)
     assert (fused.groups, count_parameters(fused)) == (6, 6 * 9 + 6)
-    by_hand = x + block.dense[1](F.conv2d(x, block.dense[0].weight, padding=1, groups=6)) + block.point(x)
+    by_hand = (
+        x + block.dense[1](F.conv2d(x, block.dense[0].weight, padding=1, groups=6)) + block.point(x)
+    )
     torch.testing.assert_close(block(x), by_hand)
 
 
@@ -48,14 +52,19 @@ def test_gate_and_channel_mixer_by_their_formulas():
     torch.testing.assert_close(mixer(x), x + mixer.project.bn(mixer.project.conv(hidden)))
 
 
-@pytest.mark.parametrize(("channels", "hidden"), [(48, 16), (96, 24), (192, 48), (384, 96), (16, 8)])
+@pytest.mark.parametrize(
+    ("channels", "hidden"), [(48, 16), (96, 24), (192, 48), (384, 96), (16, 8)]
+)
 def test_gates_are_a_quarter_rounded_to_8(channels: int, hidden: int):
     assert Gate(channels).squeeze.out_channels == hidden
 
 
 def test_every_other_block_has_a_gate_but_none_before_a_down_sampling():
     model = RepViT(3, 16, (2, 3, 1))
-    gates = [[any(isinstance(part, Gate) for part in block) for block in list(stage)[1:]] for stage in model.stages]
+    gates = [
+        [any(isinstance(part, Gate) for part in block) for block in list(stage)[1:]]
+        for stage in model.stages
+    ]
     assert gates == [[True, False, False], [True, False, True, False], [True]]
 
 
@@ -76,5 +85,5 @@ def test_trains_folds_and_prunes(tmp_path, monkeypatch):
     assert set(kept) == {"model.5.m.0", "model.5.m.1", "model.5.m.2"}
     mixer = smaller.get_submodule("model.0.stages.1.1.0")
     assert mixer.dense[0].weight.shape == (16, 1, 3, 3) and mixer.dense[0].groups == 16
-    cost = Cost(smaller, Wiring(smaller, []), 64)
+    cost = Cost(smaller, ChannelIndex(smaller, []), 64)
     assert cost.base == deployed_macs(smaller, 64) and cost.other == 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.blocks.rexnet import ReXBlock, ReXNet
-from models.registry import Site
+from models.registry import BuildContext
 from tests.custom_toys import check_cut, check_gradients, skipped_layers, toy_model
 from tests.prune_toys import randomised
 from utils.errors import UserError
@@ -17,10 +17,18 @@ from utils.errors import UserError
 def test_widths_and_parameters_are_the_published_ones() -> None:
     net = ReXNet().eval()
     maps = net(torch.zeros(1, 3, 64, 64))
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (38, 16, 16), (61, 8, 8), (128, 4, 4), (185, 2, 2)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 32, 32),
+        (38, 16, 16),
+        (61, 8, 8),
+        (128, 4, 4),
+        (185, 2, 2),
+    ]
     squeezed = sum(m.squeeze.conv.out_channels for m in net.modules() if hasattr(m, "squeeze"))
     assert squeezed == 687
-    assert sum(p.numel() for p in net.parameters()) + squeezed == 3_276_513  # with the biases that we leave out
+    assert (
+        sum(p.numel() for p in net.parameters()) + squeezed == 3_276_513
+    )  # with the biases that we leave out
 
 
 def test_the_same_weights_give_what_timm_gives() -> None:
@@ -70,4 +78,4 @@ def test_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_widths_are_told() -> None:
     with pytest.raises(UserError, match="no width"):
-        ReXNet.from_yaml(Site(in_channels=(3,), in_strides=(1.0,)), "90")
+        ReXNet.from_yaml(BuildContext(in_channels=(3,), in_strides=(1.0,)), "90")

@@ -5,13 +5,15 @@ from pathlib import Path
 import torch
 
 from models.blocks.slim_neck import GSConv, VoVGSCSP
-from models.registry import Site
+from models.registry import BuildContext
 from tests.custom_toys import check_cut, check_fuse, check_gradients, skipped_layers, toy_model
 from tests.prune_toys import randomised
 
 
 def test_the_next_layer_absorbs_the_shuffle() -> None:
-    """The paper's GSConv, its halves interleaved, then a 1x1; ours, then the same 1x1 with its inputs in our order."""
+    """The paper's GSConv, its halves interleaved, then a 1x1; ours, then the same 1x1 with its
+    inputs in our order.
+    """
     torch.manual_seed(0)
     block, following = GSConv(6, 8, 3).eval(), torch.nn.Conv2d(8, 5, 1)
     x = torch.randn(1, 6, 7, 7)
@@ -34,8 +36,8 @@ def test_one_block_by_its_definition() -> None:
 
 
 def test_dead_convolutions_only_count() -> None:
-    site = Site(in_channels=(8,), in_strides=(4.0,), repeats=2)
-    plain, counting = VoVGSCSP.from_yaml(site, 16), VoVGSCSP.from_yaml(site, 16, 0.5, True)
+    context = BuildContext(in_channels=(8,), in_strides=(4.0,), repeats=2)
+    plain, counting = VoVGSCSP.from_yaml(context, 16), VoVGSCSP.from_yaml(context, 16, 0.5, True)
     extra = {n: p for n, p in counting.named_parameters() if n.startswith("dead.")}
     assert sum(p.numel() for p in extra.values()) == 9 * 8 * 8 + 2 * 8
     assert not any(p.requires_grad for p in extra.values())

@@ -7,16 +7,16 @@ import torch
 
 from models import build_model, load_model, save_model
 from models.blocks.timm_backbone import Timm
-from models.registry import Site
-from prune_methods import apply, groups
-from prune_methods.cost import Cost, deployed_macs
-from prune_methods.wiring import Wiring
+from models.registry import BuildContext
+from prune_methods import apply, find_groups
+from prune_methods.groups.channel_index import ChannelIndex
+from prune_methods.search.cost import Cost, deployed_macs
 from tests.block_checks import assert_prunes, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.errors import UserError
 from utils.profiling import count_parameters
 
-SITE = Site(in_channels=(3,), in_strides=(1.0,))
+SITE = BuildContext(in_channels=(3,), in_strides=(1.0,))
 
 
 def with_backbone(*row) -> dict:
@@ -37,19 +37,31 @@ def test_a_missing_timm_is_named_with_the_command(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"backbone row 0 \[-1, 1, Timm.*pip install timm"):
         build_model(with_backbone("Timm", ["mobilenetv3_small_100"]))
-    with pytest.raises(UserError, match=r"unknown block 'edgenext_small'; as a model of timm .*pip install timm"):
+    with pytest.raises(
+        UserError, match=r"unknown block 'edgenext_small'; as a model of timm .*pip install timm"
+    ):
         build_model(with_backbone("edgenext_small", [False]))
-    with pytest.raises(UserError, match="unknown block 'Covn'; did you mean 'Conv'"):  # not taken for one of theirs
+    with pytest.raises(
+        UserError, match="unknown block 'Covn'; did you mean 'Conv'"
+    ):  # not taken for one of theirs
         build_model(with_backbone("Covn", [8]))
 
 
 def test_levels_count_from_stride_2() -> None:
     pytest.importorskip("timm")
     maps = Timm.from_yaml(SITE, "mobilenetv3_small_050").eval()(torch.zeros(1, 3, 64, 64))
-    assert [(y.shape[1], 64 // y.shape[2]) for y in maps if y is not None] == [(16, 2), (8, 4), (16, 8), (24, 16), (288, 32)]
+    assert [(y.shape[1], 64 // y.shape[2]) for y in maps if y is not None] == [
+        (16, 2),
+        (8, 4),
+        (16, 8),
+        (24, 16),
+        (288, 32),
+    ]
     first, *rest = Timm.from_yaml(SITE, "resnet10t").eval()(torch.zeros(1, 3, 64, 64))
     assert first is not None and len(rest) == 4
-    assert [y is None for y in Timm.from_yaml(SITE, "repvit_m0_9").eval()(torch.zeros(1, 3, 64, 64))] == [True, *[False] * 4]
+    assert [
+        y is None for y in Timm.from_yaml(SITE, "repvit_m0_9").eval()(torch.zeros(1, 3, 64, 64))
+    ] == [True, *[False] * 4]
 
 
 def test_an_unknown_model_is_met_with_a_suggestion() -> None:
@@ -58,7 +70,9 @@ def test_an_unknown_model_is_met_with_a_suggestion() -> None:
         Timm.from_yaml(SITE, "mobilenetv3_smal_100")
 
 
-def test_weights_are_downloaded_when_asked_for_and_not_by_a_checkpoint(monkeypatch, tmp_path) -> None:
+def test_weights_are_downloaded_when_asked_for_and_not_by_a_checkpoint(
+    monkeypatch, tmp_path
+) -> None:
     timm = pytest.importorskip("timm")
     asked, create = [], timm.create_model
 
@@ -90,11 +104,13 @@ def test_it_trains_folds_and_prunes_under_its_own_name(tmp_path) -> None:
 def test_what_a_cut_leaves_is_known_before_it() -> None:
     pytest.importorskip("timm")
     model = build_model(with_backbone("mobilenetv3_small_050", [False]))
-    found = groups(model)
-    wiring = Wiring(model, found)
-    half = wiring.all_kept()
-    for start, size in zip(wiring.starts, wiring.sizes, strict=True):
+    found = find_groups(model)
+    index = ChannelIndex(model, found)
+    half = index.all_kept()
+    for start, size in zip(index.starts, index.sizes, strict=True):
         half[start + 1 : start + size : 2] = False
-    smaller, cost = apply(model, found, wiring.by_group(half)), Cost(model, wiring, 64)
-    assert cost.parameters(half) == count_parameters(smaller)  # its norms with an activation inside count once
+    smaller, cost = apply(model, found, index.by_group(half)), Cost(model, index, 64)
+    assert cost.parameters(half) == count_parameters(
+        smaller
+    )  # its norms with an activation inside count once
     assert cost.macs(half) == deployed_macs(smaller, 64)

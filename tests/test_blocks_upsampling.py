@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.blocks.upsampling import CARAFE, DySample
-from models.registry import Site
+from models.registry import BuildContext
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 
 
@@ -19,7 +19,9 @@ def test_carafe_cell_by_cell() -> None:
         expected = torch.zeros(1, 2, 6, 8)
         for row in range(6):
             for column in range(8):
-                window = padded[0, :, row // 2 : row // 2 + 3, column // 2 : column // 2 + 3].flatten(1)
+                window = padded[
+                    0, :, row // 2 : row // 2 + 3, column // 2 : column // 2 + 3
+                ].flatten(1)
                 expected[0, :, row, column] = window @ kernels[0, :, row, column]
         assert torch.allclose(block(x), expected, atol=1e-6)
 
@@ -31,7 +33,9 @@ def test_dysample_is_bilinear_without_offsets_and_reads_aside_with_them() -> Non
     x = torch.randn(2, 3, 5, 7)
     assert torch.allclose(block(x), F.interpolate(x, scale_factor=2.0, mode="bilinear"), atol=1e-5)
     block.offset.bias.data[:4] = 4.0  # a quarter of it: one cell to the right
-    aside = F.interpolate(torch.cat((x[..., 1:], x[..., -1:]), 3), scale_factor=2.0, mode="bilinear")
+    aside = F.interpolate(
+        torch.cat((x[..., 1:], x[..., -1:]), 3), scale_factor=2.0, mode="bilinear"
+    )
     assert torch.allclose(block(x)[..., 1:-3], aside[..., 1:-3], atol=1e-5)  # away from the border
 
 
@@ -50,4 +54,4 @@ def test_they_train_fold_and_prune(name: str, args: list[int], tmp_path) -> None
 
 def test_a_window_needs_a_middle() -> None:
     with pytest.raises(ValueError, match="odd"):
-        CARAFE.from_yaml(Site(in_channels=(4,), in_strides=(8.0,)), 2, 4)
+        CARAFE.from_yaml(BuildContext(in_channels=(4,), in_strides=(8.0,)), 2, 4)

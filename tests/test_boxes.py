@@ -52,12 +52,18 @@ def test_iou_of_a_quarter_overlap():
 def test_ciou_equals_the_formula_by_hand(seed: int):
     a, b = random_xywh(50, seed), random_xywh(50, seed + 10)
     expected = [ciou_by_hand(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
-    torch.testing.assert_close(bbox_iou(a, b), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        bbox_iou(a, b), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6
+    )
     # float32, as the loss computes it
-    torch.testing.assert_close(bbox_iou(a.float(), b.float()).double(), bbox_iou(a, b), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        bbox_iou(a.float(), b.float()).double(), bbox_iou(a, b), rtol=1e-4, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("kind", "peer"), [("giou", generalized_box_iou_loss), ("ciou", complete_box_iou_loss)])
+@pytest.mark.parametrize(
+    ("kind", "peer"), [("giou", generalized_box_iou_loss), ("ciou", complete_box_iou_loss)]
+)
 def test_values_and_gradients_equal_torchvision(kind, peer):
     a, b = random_xywh(40, 5).requires_grad_(), random_xywh(40, 6).requires_grad_()
     (1 - bbox_iou(a, b, kind=kind)).sum().backward()
@@ -75,7 +81,9 @@ def test_equal_and_degenerate_boxes_stay_finite():
     assert overlap[0].item() == pytest.approx(1, abs=1e-6)
     overlap.sum().backward()
     assert a.grad is not None and a.grad.isfinite().all()
-    flat = torch.tensor([[5.0, 5.0, 0.0, 0.0], [5.0, 5.0, 1e-30, 1e-30]], requires_grad=True)  # what underflow makes of a size
+    flat = torch.tensor(
+        [[5.0, 5.0, 0.0, 0.0], [5.0, 5.0, 1e-30, 1e-30]], requires_grad=True
+    )  # what underflow makes of a size
     bbox_iou(flat, torch.tensor([[5.0, 5.0, 2.0, 3.0]] * 2)).sum().backward()
     assert flat.grad is not None and flat.grad.isfinite().all()
 
@@ -86,15 +94,22 @@ def test_rounding_of_equal_boxes_in_float32_does_not_divide_zero_by_zero():
     boxes.requires_grad_()
     overlap = bbox_iou(boxes, boxes.detach())
     overlap.sum().backward()
-    assert (overlap - 1).abs().max() < 1e-4 and boxes.grad is not None and boxes.grad.isfinite().all()
+    assert (
+        (overlap - 1).abs().max() < 1e-4 and boxes.grad is not None and boxes.grad.isfinite().all()
+    )
 
 
 def test_letterbox_is_undone_and_clipped():
     # a 200 x 100 (w x h) photo in a 128 x 128 square: factor .64, 32 px of padding above and below
     shapes = ((100, 200), ((0.64, 0.64), (0.0, 32.0)))
-    inside, outside = torch.tensor([[0.0, 32.0, 64.0, 64.0]]), torch.tensor([[-10.0, 0.0, 128.0, 128.0]])
+    inside, outside = (
+        torch.tensor([[0.0, 32.0, 64.0, 64.0]]),
+        torch.tensor([[-10.0, 0.0, 128.0, 128.0]]),
+    )
     torch.testing.assert_close(scale_boxes(inside, shapes), torch.tensor([[0.0, 0.0, 100.0, 50.0]]))
-    torch.testing.assert_close(scale_boxes(outside, shapes), torch.tensor([[0.0, 0.0, 200.0, 100.0]]))
+    torch.testing.assert_close(
+        scale_boxes(outside, shapes), torch.tensor([[0.0, 0.0, 200.0, 100.0]])
+    )
     assert inside.tolist() == [[0.0, 32.0, 64.0, 64.0]]  # the input is not written to
 
 

@@ -7,21 +7,37 @@ from pathlib import Path
 
 import cv2
 
-from utils.comparison import Conditions, Row, markdown, notes, plot, write
+from utils.comparison import ComparisonRow, Conditions, markdown, notes, plot, write
 
-BASE = Row("base", 1_000_000, 1_000_000, 4.0, 0.16, 4.0, 0.700, 0.400, 2.0, 128, "base.pt")
-FAST = Row("fast", 250_000, 250_000, 2.0, 0.08, 1.0, 0.690, 0.385, 1.0, 128, "fast.pt")
-SLOW = Row("slow", 500_000, 500_000, 2.0, 0.08, 2.0, 0.710, 0.410, 1.9, 128, "slow.pt")
+BASE = ComparisonRow(
+    "base", 1_000_000, 1_000_000, 4.0, 0.16, 4.0, 0.700, 0.400, 2.0, 128, "base.pt"
+)
+FAST = ComparisonRow("fast", 250_000, 250_000, 2.0, 0.08, 1.0, 0.690, 0.385, 1.0, 128, "fast.pt")
+SLOW = ComparisonRow("slow", 500_000, 500_000, 2.0, 0.08, 2.0, 0.710, 0.410, 1.9, 128, "slow.pt")
 CONDITIONS = Conditions("demo", 100, 32, "CPU", "fp32", 2)
 
 
 def cells(text: str, name: str) -> list[str]:
-    return [c.strip() for line in text.splitlines() if line.startswith(f"| {name} ") for c in line.strip("|").split("|")]
+    return [
+        c.strip()
+        for line in text.splitlines()
+        if line.startswith(f"| {name} ")
+        for c in line.strip("|").split("|")
+    ]
 
 
 def test_every_figure_with_its_change_against_the_first_row():
     text = markdown([BASE, FAST], CONDITIONS)
-    assert cells(text, "base") == ["base", "1,000,000", "4.00", "0.160", "4.00", "0.700", "0.400", "2.00"]
+    assert cells(text, "base") == [
+        "base",
+        "1,000,000",
+        "4.00",
+        "0.160",
+        "4.00",
+        "0.700",
+        "0.400",
+        "2.00",
+    ]
     assert cells(text, "fast") == [
         "fast",
         "250,000 (-75 %, 4.00x)",
@@ -44,7 +60,10 @@ def test_yolov7_shows_what_is_deployed_beside_what_tables_count():
 def test_fewer_gflops_without_speed_are_named():
     assert notes([BASE, FAST]) == []
     (note,) = notes([BASE, SLOW])
-    assert note.startswith("slow has 2.00x fewer GFLOPs but runs only 1.05x faster") and "--round-to 8" in note
+    assert (
+        note.startswith("slow has 2.00x fewer GFLOPs but runs only 1.05x faster")
+        and "--round-to 8" in note
+    )
 
 
 def test_files_hold_the_same_figures(tmp_path: Path):

@@ -1,4 +1,6 @@
-"""docs/custom_block.md as it stands: the block is found, and its model is checked, trained, pruned, saved and exported."""
+"""docs/custom_block.md as it stands: the block is found, and its model is checked, trained, pruned,
+saved and exported.
+"""
 
 import re
 import sys
@@ -13,17 +15,17 @@ import models.blocks.custom
 import recipes.check
 from models import Model, build_model, load_model, save_model
 from models.registry import BLOCKS
-from prune_methods import PRUNERS, apply, keep_masks, preflight
-from prune_methods.verify import verify
+from prune_methods import PRUNERS, apply, keep_masks, run_preflight
+from prune_methods.surgery.verify import verify
 from recipes.check import check, fates_of_rows, row_reports
 from tests.conftest import ROOT
-from utils.check_options import CheckOptions
-from utils.distill_options import DistillOptions
 from utils.errors import UserError
-from utils.options import parse_options
-from utils.prune_options import PruneOptions
+from utils.options.base import parse_options
+from utils.options.check import CheckOptions
+from utils.options.distill import DistillOptions
+from utils.options.prune import PruneOptions
+from utils.options.train import TrainOptions
 from utils.registry import import_files_of
-from utils.train_options import TrainOptions
 
 PAGE = (ROOT / "docs/custom_block.md").read_text(encoding="utf-8")
 SCRIPTS = {"train.py": TrainOptions, "prune.py": PruneOptions, "distill.py": DistillOptions}
@@ -36,7 +38,9 @@ def snippets(language: str) -> list[str]:
 @pytest.fixture
 def my_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The page's block as a file of `models/blocks/custom`, and its YAML."""
-    monkeypatch.setattr(models.blocks.custom, "__path__", [*models.blocks.custom.__path__, str(tmp_path / "custom")])
+    monkeypatch.setattr(
+        models.blocks.custom, "__path__", [*models.blocks.custom.__path__, str(tmp_path / "custom")]
+    )
     monkeypatch.setattr(BLOCKS, "_items", dict(BLOCKS._items))
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "two_views.py").write_text(snippets("python")[0], encoding="utf-8")
@@ -58,15 +62,24 @@ def test_a_file_is_found_and_its_model_trains_and_is_pruned(my_yaml: Path, tmp_p
     assert [row.block for row in model.rows].count("TwoViews") == 2
     sum(y.square().mean() for y in model(torch.rand(2, 3, 64, 64))).backward()
     assert all(p.grad is not None for p in model.parameters())
-    found, skipped = preflight(model)
-    assert {s.layer for s in skipped} == {"model.3.share", "model.5.share", "model.6.m.0", "model.6.m.1"}
+    found, skipped = run_preflight(model)
+    assert {s.layer for s in skipped} == {
+        "model.3.share",
+        "model.5.share",
+        "model.6.m.0",
+        "model.6.m.1",
+    }
     plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0, imgsz=64)
     smaller = apply(model, found, plan.masks)
     verify(model, found, plan, smaller, 64)
     block = smaller.model[3]
     assert 4 <= block.near.conv.out_channels == block.far.conv.out_channels < 48
     rows = row_reports(model, 64, found, skipped)
-    assert rows[3].pruning == "2 of 3 layers (inexact)" and rows[0].pruning == "yes" and rows[3].shape == "48x8x8"
+    assert (
+        rows[3].pruning == "2 of 3 layers (inexact)"
+        and rows[0].pruning == "yes"
+        and rows[3].shape == "48x8x8"
+    )
 
     save_model(smaller, tmp_path / "best.pt")
     x = torch.rand(1, 3, 64, 64)
@@ -102,8 +115,26 @@ def printed(monkeypatch: pytest.MonkeyPatch, **options) -> str:
 def test_check_shows_every_row(my_yaml: Path, monkeypatch: pytest.MonkeyPatch):
     text = printed(monkeypatch, cfg=(str(my_yaml),), nc=2, imgsz=64)
     rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()[1:9]]
-    assert rows[0] == ["row", "from", "block", "output", "parameters", "deployed", "GFLOPs", "prunes"]
-    assert rows[1] == ["0", "image", "Conv", "16x32x32", "464", "448", "0.001", "yes"]  # 3 x 16 x 9 + 32; 1024 cells x 432 x 2
+    assert rows[0] == [
+        "row",
+        "from",
+        "block",
+        "output",
+        "parameters",
+        "deployed",
+        "GFLOPs",
+        "prunes",
+    ]
+    assert rows[1] == [
+        "0",
+        "image",
+        "Conv",
+        "16x32x32",
+        "464",
+        "448",
+        "0.001",
+        "yes",
+    ]  # 3 x 16 x 9 + 32; 1024 cells x 432 x 2
     assert rows[4][:6] == [
         "3",
         "2",
@@ -113,8 +144,14 @@ def test_check_shows_every_row(my_yaml: Path, monkeypatch: pytest.MonkeyPatch):
         "41,571",
     ]  # 2 (48 x 48 x 9 + 96) + 3; the norms of 2 x 48 fold
     assert rows[7][2] == "Detect" and rows[7][7] == "no: makes the output of the model"
-    assert "model.3 is cut, but not provably: the share of a place comes from means over all channels" in text
-    assert "its block (TwoViews) keeps it whole: one gate for both views: model.3.share, model.5.share" in text
+    assert (
+        "model.3 is cut, but not provably: the share of a place comes from means over all channels"
+        in text
+    )
+    assert (
+        "its block (TwoViews) keeps it whole: one gate for both views: model.3.share, model.5.share"
+        in text
+    )
     short = printed(monkeypatch, cfg=(str(my_yaml),), imgsz=64, prune=False)
     assert "yes" not in short and "GFLOPs deployed" in short
 
@@ -132,7 +169,10 @@ def test_check_says_where_an_error_is(my_yaml: Path):
     content = yaml.safe_load(my_yaml.read_text())
     content["backbone"][3] = [-1, 1, "TwoVeiws", [48]]
     my_yaml.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=r"my\.yaml: backbone row 3 .*unknown block 'TwoVeiws'; did you mean 'TwoViews'\?"):
+    with pytest.raises(
+        UserError,
+        match=r"my\.yaml: backbone row 3 .*unknown block 'TwoVeiws'; did you mean 'TwoViews'\?",
+    ):
         check(CheckOptions(cfg=(str(my_yaml),)))
 
 
@@ -142,4 +182,6 @@ def test_the_module_is_a_command(tmp_path: Path):
 
     words = [sys.executable, "-m", "models.check", "nowhere.yaml"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere.yaml" in done.stderr
+    assert (
+        done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere.yaml" in done.stderr
+    )

@@ -1,9 +1,17 @@
-"""The published figures of the custom structures, each by the tables' own way of counting, and what we deploy beside it."""
+"""The published figures of the custom structures, each by the tables' own way of counting, and what
+we deploy beside it.
+"""
 
 import pytest
 import torch
 
-from benchmarks.published import NC, PUBLISHED, cfg_as_published, count_as_published, fused_as_published
+from benchmarks.published import (
+    NC,
+    PUBLISHED,
+    cfg_as_published,
+    count_as_published,
+    fused_as_published,
+)
 from models import build_model
 from utils.config import ROOT
 from utils.profiling import count_parameters
@@ -40,7 +48,9 @@ def test_as_deployed(name: str):
 
 @pytest.mark.parametrize("name", [n for n in DEPLOYED if n in PRESENT])
 def test_images_need_only_be_multiples_of_32_px(name: str):
-    """As rectangular batches are: maps of 5 cells are halved to 3, and what is doubled again must meet 5."""
+    """As rectangular batches are: maps of 5 cells are halved to 3, and what is doubled again must
+    meet 5.
+    """
     model = build_model(name, nc=NC).train()
     with torch.no_grad():
         maps = model(torch.rand(2, 3, 96, 160))  # two, for batch norms over single cells
@@ -48,12 +58,16 @@ def test_images_need_only_be_multiples_of_32_px(name: str):
 
 
 def test_only_the_named_blocks_fold():
-    """Unfolded, a RepConv of c -> c channels at stride 2 has c^2 + 3c parameters more (a 1x1, and 2 x 2c - c of batch norms)."""
+    """Unfolded, a RepConv of c -> c channels at stride 2 has c^2 + 3c parameters more (a 1x1, and 2
+    x 2c - c of batch norms).
+    """
     model = build_model("yolov7-tiny", nc=NC)
     assert count_parameters(fused_as_published(model, {"Conv"}, ())) == 6_010_302
     assert count_parameters(fused_as_published(model, (), ())) == count_parameters(model)
     cfg = dict(model.cfg)
-    cfg["head"] = [row if i != 29 else [row[0], 1, "RepConv", [128, 3, 2]] for i, row in enumerate(cfg["head"])]
+    cfg["head"] = [
+        row if i != 29 else [row[0], 1, "RepConv", [128, 3, 2]] for i, row in enumerate(cfg["head"])
+    ]
     rep = next(m for m in build_model(cfg, nc=NC).modules() if type(m).__name__ == "RepConv")
     c1, c2 = rep.rbr_1x1[0].in_channels, rep.rbr_1x1[0].out_channels
     assert count_parameters(rep) - count_parameters(rep.eval().fuse()) == c1 * c2 + 3 * c2

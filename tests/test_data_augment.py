@@ -2,7 +2,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data.augment import GREY, blend, jitter_colours, letterbox, mosaic, random_matrix, warp, warp_boxes
+from data.augment import (
+    GREY,
+    blend,
+    jitter_colours,
+    letterbox,
+    mosaic,
+    random_matrix,
+    warp,
+    warp_boxes,
+)
 from utils.config import Hyp
 
 STILL = Hyp(translate=0, scale=0, fliplr=0, mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0)
@@ -39,7 +48,12 @@ def test_no_augmentation_is_the_identity():
 def test_flips_turn_pixels_and_boxes_exactly(axis):
     image = rng().integers(0, 256, (16, 20, 3), np.uint8)
     hyp = STILL.replace(flipud=1.0 * (axis == 0), fliplr=1.0 * (axis == 1))
-    out, boxes = warp(image, np.array([[0, 2, 3, 8, 9]], np.float32), random_matrix(16, 20, (16, 20), hyp, rng()), (16, 20))
+    out, boxes = warp(
+        image,
+        np.array([[0, 2, 3, 8, 9]], np.float32),
+        random_matrix(16, 20, (16, 20), hyp, rng()),
+        (16, 20),
+    )
     assert (out == np.flip(image, axis)).all()
     expected = [0, 2, 16 - 9, 8, 16 - 3] if axis == 0 else [0, 20 - 8, 3, 20 - 2, 9]
     np.testing.assert_allclose(boxes, [expected], atol=1e-5)
@@ -56,7 +70,9 @@ def test_flips_turn_pixels_and_boxes_exactly(axis):
     ],
 )
 def test_boxes_follow_the_pixels(change):
-    """A white rectangle is warped; the tight box of its pixels lies in the warped box, and equals it where nothing turns."""
+    """A white rectangle is warped; the tight box of its pixels lies in the warped box, and equals
+    it where nothing turns.
+    """
     for seed in range(10):
         image = np.zeros((96, 128, 3), np.uint8)
         image[30:60, 40:90] = 255
@@ -94,7 +110,10 @@ def test_poor_boxes_are_dropped():
 
 def test_mosaic_puts_each_tile_at_its_corner_with_its_boxes():
     size = 32
-    tiles = [(np.full((24, 32, 3), 10 * (k + 1), np.uint8), np.array([[k, 0, 0, 32, 24]], np.float32)) for k in range(4)]
+    tiles = [
+        (np.full((24, 32, 3), 10 * (k + 1), np.uint8), np.array([[k, 0, 0, 32, 24]], np.float32))
+        for k in range(4)
+    ]
     for seed in range(20):
         canvas, boxes = mosaic(tiles, size, rng(seed))
         assert canvas.shape == (64, 64, 3)

@@ -26,7 +26,10 @@ def test_kmeans_finds_clusters_and_evolution_never_loses():
     rng = np.random.default_rng(0)
     centres = np.array([[8.0, 8.0], [30.0, 60.0], [90.0, 40.0]])
     wh = (centres[:, None] * rng.uniform(0.95, 1.05, (3, 50, 2))).reshape(-1, 2)
-    found = min((kmeans_anchors(wh, 3, np.random.default_rng(s)) for s in range(5)), key=lambda a: np.abs(a - centres).max())
+    found = min(
+        (kmeans_anchors(wh, 3, np.random.default_rng(s)) for s in range(5)),
+        key=lambda a: np.abs(a - centres).max(),
+    )
     np.testing.assert_allclose(found, centres, rtol=0.03)
     poor = np.array([[4.0, 4.0], [12.0, 13.0], [21.0, 9.0]])
     better = evolve_anchors(wh, poor, 4.0, rng)
@@ -37,7 +40,10 @@ def test_kmeans_finds_clusters_and_evolution_never_loses():
 def test_anchors_that_fit_stay():
     model = build_model("yolov5n", nc=2)
     before = model.head.anchors.clone()
-    assert check_anchors(fake_dataset(np.array([[30.0, 40.0], [90.0, 50.0]])), model, 4.0, imgsz=640) == 1.0  # type: ignore[arg-type]
+    assert (
+        check_anchors(fake_dataset(np.array([[30.0, 40.0], [90.0, 50.0]])), model, 4.0, imgsz=640)
+        == 1.0
+    )  # type: ignore[arg-type]
     assert torch.equal(before, model.head.anchors)
 
 
@@ -51,8 +57,12 @@ def test_anchors_that_do_not_fit_are_replaced_smallest_level_first():
     assert (pixels.prod(1)[1:] >= pixels.prod(1)[:-1]).all()
     again = build_model("yolov5n", nc=2)
     check_anchors(fake_dataset(wh), again, 4.0, imgsz=100)  # type: ignore[arg-type]
-    assert torch.equal(again.head.anchors, model.head.anchors), "the same seed finds the same anchors"
+    assert torch.equal(again.head.anchors, model.head.anchors), (
+        "the same seed finds the same anchors"
+    )
 
 
 def test_no_boxes():
-    assert check_anchors(fake_dataset(np.zeros((0, 2))), build_model("yolov5n"), 4.0, imgsz=64) == 0.0  # type: ignore[arg-type]
+    assert (
+        check_anchors(fake_dataset(np.zeros((0, 2))), build_model("yolov5n"), 4.0, imgsz=64) == 0.0
+    )  # type: ignore[arg-type]

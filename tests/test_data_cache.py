@@ -21,13 +21,21 @@ from utils.errors import UserError
         ("", [], []),
         ("\n  \n", [], []),
         ("1 .5 .5 .2 .4", [[1, 0.5, 0.5, 0.2, 0.4]], []),
-        ("\ufeff0 .5 .5 .2 .4\r\n2 .5 .5 .2 .4\r\n", [[0, 0.5, 0.5, 0.2, 0.4], [2, 0.5, 0.5, 0.2, 0.4]], []),
+        (
+            "\ufeff0 .5 .5 .2 .4\r\n2 .5 .5 .2 .4\r\n",
+            [[0, 0.5, 0.5, 0.2, 0.4], [2, 0.5, 0.5, 0.2, 0.4]],
+            [],
+        ),
         ("2.0 .5 .5 .2 .4", [[2, 0.5, 0.5, 0.2, 0.4]], []),
         ("0 .1 .2 .5 .2 .3 .8", [[0, 0.3, 0.5, 0.4, 0.6]], []),
         ("0 .5 .5 .2 .4\n0 .5 .5 .2 .4", [[0, 0.5, 0.5, 0.2, 0.4]], [(2, "twice", False)]),
         ("0 .5 .5 0 .4", [], [(1, "no area", False)]),
         ("0 1.005 .5 .2 .4", [[0, 1, 0.5, 0.2, 0.4]], [(1, "clipped", False)]),
-        ("0 .5 .5 .2 .4\n0 .5 1.5 .2 .4", [[0, 0.5, 0.5, 0.2, 0.4]], [(2, "value 1.5 is out of range", True)]),
+        (
+            "0 .5 .5 .2 .4\n0 .5 1.5 .2 .4",
+            [[0, 0.5, 0.5, 0.2, 0.4]],
+            [(2, "value 1.5 is out of range", True)],
+        ),
         ("0 -.5 .5 .2 .4", [], [(1, "value -0.5 is out of range", True)]),
         ("3 .5 .5 .2 .4", [], [(1, "class id 3 is not one of 0 to 2", True)]),
         ("-1 .5 .5 .2 .4", [], [(1, "class id -1", True)]),
@@ -83,7 +91,9 @@ def scanned_names(monkeypatch) -> list[str]:
     """Fills up with the images that are looked at from now on."""
     seen: list[str] = []
     original = cache.probe_image
-    monkeypatch.setattr(cache, "probe_image", lambda path: (seen.append(path.name), original(path))[1])
+    monkeypatch.setattr(
+        cache, "probe_image", lambda path: (seen.append(path.name), original(path))[1]
+    )
     return seen
 
 
@@ -191,7 +201,9 @@ def test_label_path_of_report_names_the_text_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"precious", None])
-def test_a_file_of_the_users_with_the_name_of_the_cache_is_left_alone(tmp_path, monkeypatch, content):
+def test_a_file_of_the_users_with_the_name_of_the_cache_is_left_alone(
+    tmp_path, monkeypatch, content
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     write_set(tmp_path, [(20, 10)] * 2)
     file = tmp_path / "labels/train.cache.npz"

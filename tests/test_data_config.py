@@ -35,13 +35,21 @@ def test_files_of_other_tools_without_path(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     yolov7 = write_yaml(tmp_path / "data", train="./coco/images", names=["x"])
-    assert load_data(yolov7).train == [tmp_path / "coco" / "images"], "relative to the working directory"
+    assert load_data(yolov7).train == [tmp_path / "coco" / "images"], (
+        "relative to the working directory"
+    )
     (tmp_path / "data" / "coco" / "images").mkdir(parents=True)
-    assert load_data(yolov7).train == [tmp_path / "data" / "coco" / "images"], "beside the YAML comes first"
+    assert load_data(yolov7).train == [tmp_path / "data" / "coco" / "images"], (
+        "beside the YAML comes first"
+    )
     (tmp_path / "data" / "x").mkdir()
     with_path = write_yaml(tmp_path / "data", path="x", train="coco/images", names=["x"])
-    assert load_data(with_path).train == [tmp_path / "data" / "x" / "coco" / "images"], "path counts, nothing else is tried"
-    roboflow = write_yaml(tmp_path / "export", train="../train/images", names=["x"], roboflow={"workspace": "w"})
+    assert load_data(with_path).train == [tmp_path / "data" / "x" / "coco" / "images"], (
+        "path counts, nothing else is tried"
+    )
+    roboflow = write_yaml(
+        tmp_path / "export", train="../train/images", names=["x"], roboflow={"workspace": "w"}
+    )
     assert load_data(roboflow).train == [tmp_path / "export" / "train" / "images"]
 
 
@@ -63,7 +71,10 @@ def test_names_as_list_mapping_or_from_nc(tmp_path):
         ({"trian": ".", "names": ["a"]}, "did you mean 'train'?"),
         ({"train": 5, "names": ["a"]}, "train: expected a folder"),
         ({"train": ".", "names": ["a"], "fraction": 1.5}, "fraction: 1.5 is out of range"),
-        ({"train": ".", "names": ["a"], "generator": "os.system"}, "generator: 'os.system' is not known"),
+        (
+            {"train": ".", "names": ["a"], "generator": "os.system"},
+            "generator: 'os.system' is not known",
+        ),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_file(tmp_path, content, message):
@@ -90,7 +101,11 @@ def test_download_is_never_run(tmp_path, caplog):
 def test_missing_split_and_empty_folder(tmp_path):
     data = load_data(write_yaml(tmp_path, train="void", val="absent", names=["a"]))
     (tmp_path / "void").mkdir()
-    for split, message in (("test", "no 'test' split"), ("val", "no such folder"), ("train", "no images found")):
+    for split, message in (
+        ("test", "no 'test' split"),
+        ("val", "no such folder"),
+        ("train", "no images found"),
+    ):
         with pytest.raises(UserError, match=message):
             data.images(split)
 
@@ -102,23 +117,32 @@ def test_entries_are_folders_lists_or_both(tmp_path):
     listing.write_bytes(b"\xef\xbb\xbf./images/train/000.png\r\n\r\n")
     (tmp_path / "a" / "images" / "notes.md").write_text("no image")
     found = list_images([tmp_path / "a" / "images", listing, tmp_path / "a" / "images" / "train"])
-    assert found == [tmp_path / f for f in ("a/images/train/000.png", "a/images/train/001.png", "b/images/train/000.png")]
+    assert found == [
+        tmp_path / f
+        for f in ("a/images/train/000.png", "a/images/train/001.png", "b/images/train/000.png")
+    ]
 
 
 def test_linked_folders_are_looked_into_once(tmp_path):
-    """As a data set spread over disks has them; a link back up must not list everything again and again."""
+    """As a data set spread over disks has them; a link back up must not list everything again and
+    again.
+    """
     write_image(tmp_path / "images" / "a.png", 8, 8)
     write_image(tmp_path / "elsewhere" / "b.png", 8, 8)
     (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "images" / "up").symlink_to(tmp_path / "images", target_is_directory=True)
-    assert [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "images"])] == [
+    assert [
+        path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "images"])
+    ] == [
         "images/a.png",
         "images/more/b.png",
     ]
 
 
 def test_labels_replace_the_last_images_folder_only():
-    assert label_path(Path("/images/my/images/train/images.jpg")) == Path("/images/my/labels/train/images.txt")
+    assert label_path(Path("/images/my/images/train/images.jpg")) == Path(
+        "/images/my/labels/train/images.txt"
+    )
     assert label_path(Path("/my_images/a.b.jpg")) == Path("/my_images/a.b.txt")
 
 
@@ -133,13 +157,18 @@ def test_hash_notices_data_and_names(tmp_path):
 
 def test_published_hyper_parameters():
     low, med, high = (load_hyp(f"hyp.scratch-{size}.yaml") for size in ("low", "med", "high"))
-    assert [(h.lrf, h.box, h.cls, h.obj, h.scale, h.mixup, h.copy_paste, h.loss) for h in (low, med, high)] == [
+    assert [
+        (h.lrf, h.box, h.cls, h.obj, h.scale, h.mixup, h.copy_paste, h.loss)
+        for h in (low, med, high)
+    ] == [
         (0.01, 0.05, 0.5, 1.0, 0.5, 0.0, 0.0, "yolo"),
         (0.1, 0.05, 0.3, 0.7, 0.9, 0.1, 0.0, "yolo"),
         (0.1, 0.05, 0.3, 0.7, 0.9, 0.1, 0.1, "yolo"),
     ]
     tiny, p5 = load_hyp("hyp.scratch.tiny.yaml"), load_hyp("data/hyp.scratch.p5.yaml")
-    assert [(h.lrf, h.cls, h.obj, h.translate, h.scale, h.mixup, h.paste_in, h.loss) for h in (tiny, p5)] == [
+    assert [
+        (h.lrf, h.cls, h.obj, h.translate, h.scale, h.mixup, h.paste_in, h.loss) for h in (tiny, p5)
+    ] == [
         (0.01, 0.5, 1.0, 0.1, 0.5, 0.05, 0.05, "ota"),
         (0.1, 0.3, 0.7, 0.2, 0.9, 0.15, 0.15, "ota"),
     ]

@@ -11,14 +11,16 @@ from data.config import load_data
 from data.demo import CLASSES, PHOTOS, Recipe, Scene, compose
 from data.files import list_images
 from utils.errors import UserError
-from utils.label_plots import plot_images, plot_labels
+from utils.plots.labels import plot_images, plot_labels
 
 SMALL = Recipe(96, 12, 4)
 
 
 def digest(folder) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".npz")
-    return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
+    return hashlib.sha256(
+        b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)
+    ).hexdigest()
 
 
 def test_composes_once_deterministically_and_anew_for_another_version(tmp_path, monkeypatch):
@@ -49,7 +51,14 @@ def older_set(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "stamp", [None, "v3", "demo set version 1: mine\n", b"\xff\xfe", "demo set version 1: 4 + 2 images of 96 px\n"]
+    "stamp",
+    [
+        None,
+        "v3",
+        "demo set version 1: mine\n",
+        b"\xff\xfe",
+        "demo set version 1: 4 + 2 images of 96 px\n",
+    ],
 )
 def test_a_folder_of_the_users_is_never_touched(tmp_path, stamp):
     mine = users_photo(tmp_path / "mine")
@@ -65,7 +74,9 @@ def test_a_folder_of_the_users_is_never_touched(tmp_path, stamp):
 def test_a_data_yaml_cannot_point_the_generator_at_the_users_files(tmp_path):
     mine = users_photo(tmp_path / "mine")
     (mine / "version.txt").write_text("v3")
-    (tmp_path / "my.yaml").write_text("path: mine\ngenerator: demo\ntrain: images/train\nval: images/val\nnames: [a]\n")
+    (tmp_path / "my.yaml").write_text(
+        "path: mine\ngenerator: demo\ntrain: images/train\nval: images/val\nnames: [a]\n"
+    )
     before = digest(mine)
     with pytest.raises(UserError, match="not of the demo set.*leave 'generator' out"):
         load_data(tmp_path / "my.yaml")
@@ -131,7 +142,9 @@ def test_first_use_by_several_at_once(tmp_path):
 
 def test_splits_share_neither_photographs_nor_garments():
     assert not set(PHOTOS["train"]) & set(PHOTOS["val"])
-    train, val = ({s.tobytes() for kind in demo._sprites(split) for s in kind} for split in ("train", "val"))
+    train, val = (
+        {s.tobytes() for kind in demo._sprites(split) for s in kind} for split in ("train", "val")
+    )
     assert len(train) > 500 and len(val) > 180
     assert not train & val
 
@@ -153,7 +166,10 @@ def test_boxes_are_tight_around_what_is_visible():
 
     def patch(w: int, h: int, kind: int | None) -> demo.Patch:
         return demo.Patch(
-            np.full((h, w, 3), 255, np.float32), np.ones((h, w), np.float32), float(w * h) if kind is not None else 0.0, kind
+            np.full((h, w, 3), 255, np.float32),
+            np.ones((h, w), np.float32),
+            float(w * h) if kind is not None else 0.0,
+            kind,
         )
 
     assert scene.paste(patch(20, 10, 3), np.array([10, 10]))
@@ -170,7 +186,9 @@ def test_pictures_are_written_at_a_legible_size(tmp_path):
     from data.loader import build_loader
 
     compose(SMALL, tmp_path / "set")
-    data = load_data({"path": str(tmp_path / "set"), "train": "images/train", "names": list(CLASSES)})
+    data = load_data(
+        {"path": str(tmp_path / "set"), "train": "images/train", "names": list(CLASSES)}
+    )
     loader = build_loader(data, "train", imgsz=96, batch_size=5)
     batch = next(iter(loader))
     plot_images(batch, data.names, tmp_path / "batch.jpg")

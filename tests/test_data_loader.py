@@ -32,7 +32,9 @@ def epoch_of(loader, epoch: int) -> list:
 
 def same(first: list, second: list) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and (a.files, a.shapes) == (b.files, b.shapes)
+        torch.equal(a.images, b.images)
+        and torch.equal(a.targets, b.targets)
+        and (a.files, a.shapes) == (b.files, b.shapes)
         for a, b in zip(first, second, strict=True)
     )
 
@@ -61,13 +63,25 @@ def test_shapes_undo_the_letterbox(data):
         xywh = batch.targets[batch.targets[:, 0] == i][:, 2:].numpy() * 64
         x, y = (xywh[:, 0] - pad_w) / ratio_w / w0, (xywh[:, 1] - pad_h) / ratio_h / h0
         w, h = xywh[:, 2] / ratio_w / w0, xywh[:, 3] / ratio_h / h0
-        np.testing.assert_allclose(np.stack([x, y, w, h], 1), loader.dataset.labels[i][:, 1:], atol=1e-5)
+        np.testing.assert_allclose(
+            np.stack([x, y, w, h], 1), loader.dataset.labels[i][:, 1:], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("rect", [False, True])
 def test_number_of_workers_changes_nothing_and_epochs_differ(data, rect):
     alone, helped = (
-        build_loader(data, "train", imgsz=64, batch_size=3, augment=True, hyp=STRONG, rect=rect, seed=5, workers=workers)
+        build_loader(
+            data,
+            "train",
+            imgsz=64,
+            batch_size=3,
+            augment=True,
+            hyp=STRONG,
+            rect=rect,
+            seed=5,
+            workers=workers,
+        )
         for workers in (0, 2)
     )
     first = epoch_of(alone, 0)
@@ -76,7 +90,9 @@ def test_number_of_workers_changes_nothing_and_epochs_differ(data, rect):
     assert same(later, epoch_of(helped, 3)), "workers that live on see the epoch"
     assert not same(first, later)
     assert same(first, epoch_of(alone, 0)), "an epoch can be repeated"
-    other_seed = build_loader(data, "train", imgsz=64, batch_size=3, augment=True, hyp=STRONG, rect=rect, seed=6)
+    other_seed = build_loader(
+        data, "train", imgsz=64, batch_size=3, augment=True, hyp=STRONG, rect=rect, seed=6
+    )
     assert not same(first, epoch_of(other_seed, 0))
 
 
@@ -96,19 +112,29 @@ def test_global_generators_are_left_alone(data):
 def test_caches_give_the_same_batches(data, tmp_path, monkeypatch, augment):
     monkeypatch.setattr(dataset_module, "user_cache_folder", lambda: tmp_path / "user")
     options = {"imgsz": 48, "batch_size": 3, "augment": augment, "hyp": STRONG}
-    plain, ram, disk = (epoch_of(build_loader(data, "train", cache=c, **options), 1) for c in (None, "ram", "disk"))
+    plain, ram, disk = (
+        epoch_of(build_loader(data, "train", cache=c, **options), 1) for c in (None, "ram", "disk")
+    )
     assert same(plain, ram)
     assert same(plain, disk)
     written = list((tmp_path / "user/images-48").glob("*.npy"))
     assert len(written) == 7
     monkeypatch.setattr(dataset_module, "read_image", None)
-    assert same(plain, epoch_of(build_loader(data, "train", cache="disk", **options), 1)), "read from the cache"
+    assert same(plain, epoch_of(build_loader(data, "train", cache="disk", **options), 1)), (
+        "read from the cache"
+    )
 
 
 def test_mosaic_and_mixup_stop_for_the_last_epochs(data):
-    hyp = Hyp(mosaic=1, mixup=1, close_mosaic=2, translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0)
+    hyp = Hyp(
+        mosaic=1, mixup=1, close_mosaic=2, translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0
+    )
     loader = build_loader(data, "train", imgsz=64, batch_size=7, augment=True, hyp=hyp, epochs=5)
-    plain = {b.files[i]: b.images[i] for b in build_loader(data, "train", imgsz=64, batch_size=7) for i in range(7)}
+    plain = {
+        b.files[i]: b.images[i]
+        for b in build_loader(data, "train", imgsz=64, batch_size=7)
+        for i in range(7)
+    }
     for epoch, mixed in ((2, True), (3, False), (4, False)):
         batch = epoch_of(loader, epoch)[0]
         square = [i for i, shape in enumerate(batch.shapes) if shape[0] == (64, 64)]
@@ -117,7 +143,9 @@ def test_mosaic_and_mixup_stop_for_the_last_epochs(data):
 
 
 def test_rect_shapes_by_hand():
-    shapes = np.array([[100, 40], [100, 50], [100, 100], [50, 100]])  # width, height; sorted by height / width
+    shapes = np.array(
+        [[100, 40], [100, 50], [100, 100], [50, 100]]
+    )  # width, height; sorted by height / width
     assert rect_shapes(shapes, 2, 64, 32, 0.0) == [(32, 64), (64, 64)]
     assert rect_shapes(shapes, 2, 64, 32, 0.5) == [(64, 96), (96, 96)]
     assert rect_shapes(shapes, 1, 64, 32, 0.0) == [(32, 64), (32, 64), (64, 64), (64, 32)]
@@ -133,7 +161,10 @@ def test_rect_batches_hold_their_images(data):
         for (h0, w0), ((ratio_h, ratio_w), (pad_w, pad_h)) in batch.shapes:
             assert max(h0 * ratio_h, w0 * ratio_w) == pytest.approx(96)
             assert pad_w >= 0 and pad_h >= 0
-            assert 2 * pad_w + w0 * ratio_w <= width + 1e-6 and 2 * pad_h + h0 * ratio_h <= height + 1e-6
+            assert (
+                2 * pad_w + w0 * ratio_w <= width + 1e-6
+                and 2 * pad_h + h0 * ratio_h <= height + 1e-6
+            )
     assert len({tuple(b.images.shape[2:]) for b in loader}) > 1
 
 
@@ -157,7 +188,17 @@ def test_the_last_samples_fill_up_so_that_rect_batches_keep_their_shape():
 
 def test_rect_batches_of_all_ranks_fit_their_shape(data):
     for rank in range(2):
-        loader = build_loader(data, "train", imgsz=64, batch_size=2, rect=True, augment=True, stride=8, rank=rank, world_size=2)
+        loader = build_loader(
+            data,
+            "train",
+            imgsz=64,
+            batch_size=2,
+            rect=True,
+            augment=True,
+            stride=8,
+            rank=rank,
+            world_size=2,
+        )
         assert [b.images.shape[0] for b in loader] == [2, 2]
 
 
@@ -167,7 +208,8 @@ def test_shrinking_averages_areas_for_evaluation_only(data):
     cv2.imwrite(str(data.root / "images/train/000.png"), picture)
     hyp = Hyp(mosaic=0, translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0)
     plain, training = (
-        build_loader(data, "train", imgsz=2, batch_size=1, augment=a, hyp=hyp).dataset[0].image for a in (False, True)
+        build_loader(data, "train", imgsz=2, batch_size=1, augment=a, hyp=hyp).dataset[0].image
+        for a in (False, True)
     )
     assert (abs(plain.astype(int) - 64) <= 1).all(), "a quarter of the pixels is white"
     assert (training == 0).all(), "bilinear reads only the black ones in the middle"
@@ -186,7 +228,10 @@ def test_single_cls_and_missing_labels(data):
 def test_fraction_draws_a_subset_by_seed(tmp_path):
     content = write_set(tmp_path, [(16, 16)] * 20) | {"fraction": 0.2, "val": "images/train"}
     data = load_data(content)
-    files = {seed: build_loader(data, "train", imgsz=32, batch_size=4, seed=seed).dataset.files for seed in (0, 0, 1)}
+    files = {
+        seed: build_loader(data, "train", imgsz=32, batch_size=4, seed=seed).dataset.files
+        for seed in (0, 0, 1)
+    }
     assert len(files[0]) == len(files[1]) == 4
     assert files[0] == build_loader(data, "train", imgsz=32, batch_size=4, seed=0).dataset.files
     assert files[0] != files[1]
@@ -194,7 +239,11 @@ def test_fraction_draws_a_subset_by_seed(tmp_path):
 
 
 def test_image_weights_favour_rare_classes():
-    labels = [np.array([[0.0, 0, 0, 0, 0]] * 3), np.array([[0.0] * 5, [1.0, 0, 0, 0, 0]]), np.zeros((0, 5))]
+    labels = [
+        np.array([[0.0, 0, 0, 0, 0]] * 3),
+        np.array([[0.0] * 5, [1.0, 0, 0, 0, 0]]),
+        np.zeros((0, 5)),
+    ]
     weights = image_sampling_weights(labels, nc=2)  # class 0: 4 objects, class 1: 1
     np.testing.assert_allclose(weights, np.array([3 / 4, 1 / 4 + 1, 0]) / 2)
     plan = BatchPlan(3, 3, weights=weights, seed=1)
@@ -226,7 +275,9 @@ def test_an_image_that_went_away_is_one_line_from_a_worker_too(data, workers):
 
 
 @pytest.mark.parametrize(("failure", "told"), [("hang up", False), ("nonsense", True)])
-def test_a_worker_says_nothing_of_a_main_process_that_hung_up(data, monkeypatch, capfd, failure, told):
+def test_a_worker_says_nothing_of_a_main_process_that_hung_up(
+    data, monkeypatch, capfd, failure, told
+):
     """Interrupted while a batch is handed over. Whatever else goes wrong there is still printed."""
 
     class Interrupted(Exception):
@@ -244,7 +295,10 @@ def test_a_worker_says_nothing_of_a_main_process_that_hung_up(data, monkeypatch,
     loader = build_loader(data, "train", imgsz=64, batch_size=4, workers=1)
     with pytest.raises(Interrupted):
         next(iter(loader))
-    printed, end = "", time.time() + (20 if told else 0.5)  # the worker prints on its own, after the connection is closed
+    printed, end = (
+        "",
+        time.time() + (20 if told else 0.5),
+    )  # the worker prints on its own, after the connection is closed
     while "Traceback" not in printed and time.time() < end:
         time.sleep(0.02)
         printed += capfd.readouterr().err

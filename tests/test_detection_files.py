@@ -19,7 +19,11 @@ def test_coco_records_give_the_top_left_corner_and_the_size():
 
 def test_coco_ids_have_the_gaps_of_the_official_list():
     assert len(COCO_IDS) == 80 and COCO_IDS[0] == 1 and COCO_IDS[-1] == 90
-    assert (COCO_IDS[10], COCO_IDS[11], COCO_IDS[79]) == (11, 13, 90)  # fire hydrant, stop sign, toothbrush
+    assert (COCO_IDS[10], COCO_IDS[11], COCO_IDS[79]) == (
+        11,
+        13,
+        90,
+    )  # fire hydrant, stop sign, toothbrush
     assert coco_records(BOXES[:1], "1.jpg", COCO_IDS)[0]["category_id"] == 3
     assert coco_category_ids(["person", *map(str, range(78)), "toothbrush"]) == COCO_IDS
     assert coco_category_ids(["a", "b"]) is None

@@ -1,4 +1,6 @@
-"""Feature losses: hand-computed cases, the properties each must have, and what tells it from its neighbours."""
+"""Feature losses: hand-computed cases, the properties each must have, and what tells it from its
+neighbours.
+"""
 
 import math
 import re
@@ -18,12 +20,20 @@ from utils.errors import UserError
 from utils.registry import registered_names
 
 NAMES = ["cwd", "mgd", "mimic", "pkd"]
-VARIANTS = [("cwd", {}), ("cwd", {"norm": True}), ("mimic", {}), ("mimic", {"norm": True}), ("pkd", {})]  # MGD draws
+VARIANTS = [
+    ("cwd", {}),
+    ("cwd", {"norm": True}),
+    ("mimic", {}),
+    ("mimic", {"norm": True}),
+    ("pkd", {}),
+]  # MGD draws
 WHOLE = {"mask_ratio": 0.0}  # MGD that keeps every position
 
 
 def maps(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def made(name, student=4, teacher=4, dtype=torch.float64, **options):
@@ -59,7 +69,10 @@ def test_zero_where_student_is_teacher_and_positive_elsewhere(name, options, dty
     assert loss(maps(2, 4, 5, 3, seed=1, dtype=dtype), t) > 0.1
 
 
-@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("mgd", WHOLE), ("mgd", WHOLE | {"form": "paper", "norm": True})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*VARIANTS, ("mgd", WHOLE), ("mgd", WHOLE | {"form": "paper", "norm": True})],
+)
 def test_a_batch_twice_has_the_value_of_the_batch(name, options):
     loss, s, t = made(name, **options), maps(2, 4, 5, 3), maps(2, 4, 5, 3, seed=1)
     n = 30  # values of a channel; PKD's unbiased deviation feels their number
@@ -67,9 +80,15 @@ def test_a_batch_twice_has_the_value_of_the_batch(name, options):
     assert_close(loss(torch.cat((s, s)), torch.cat((t, t))), loss(s, t) * factor, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("mgd", WHOLE), ("mgd", WHOLE | {"norm": True})])
+@pytest.mark.parametrize(
+    ("name", "options"), [*VARIANTS, ("mgd", WHOLE), ("mgd", WHOLE | {"norm": True})]
+)
 def test_gradients_are_those_of_finite_differences(name, options):
-    loss, s, t = made(name, 2, 3, **options), maps(2, 2, 3, 2).requires_grad_(), maps(2, 3, 3, 2, seed=1)
+    loss, s, t = (
+        made(name, 2, 3, **options),
+        maps(2, 2, 3, 2).requires_grad_(),
+        maps(2, 3, 3, 2, seed=1),
+    )
     assert torch.autograd.gradcheck(lambda student: loss(student, t), s)
 
 
@@ -82,21 +101,31 @@ def test_adapters_only_where_channels_differ_and_no_gradient_to_the_teacher(name
         s, t = maps(2, student, 5, 3).requires_grad_(), maps(2, 4, 5, 3, seed=1).requires_grad_()
         loss(s, t).backward()
         assert t.grad is None and s.grad is not None and s.grad.abs().sum() > 0
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters() if p.dim() > 1)
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters() if p.dim() > 1
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_against_the_gradient_makes_it_smaller(name):
-    loss, s, t = made(name, **(WHOLE if name == "mgd" else {})), maps(2, 4, 5, 3).requires_grad_(), maps(2, 4, 5, 3, seed=1)
+    loss, s, t = (
+        made(name, **(WHOLE if name == "mgd" else {})),
+        maps(2, 4, 5, 3).requires_grad_(),
+        maps(2, 4, 5, 3, seed=1),
+    )
     (gradient,) = torch.autograd.grad(loss(s, t), s)
     assert loss(s - 0.01 * gradient / gradient.norm(), t) < loss(s, t)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("mgd", WHOLE), ("mgd", WHOLE | {"form": "paper"})])
+@pytest.mark.parametrize(
+    ("name", "options"), [*VARIANTS, ("mgd", WHOLE), ("mgd", WHOLE | {"form": "paper"})]
+)
 def test_half_precision_is_computed_in_float32_even_under_autocast(name, options, dtype):
     loss = made(name, 3, dtype=torch.float32, **options)
-    s, t = (maps(2, c, 5, 4, seed=c).clamp(-2, 2).mul(5e3).to(dtype) for c in (3, 4))  # up to 1e4: squares are beyond fp16
+    s, t = (
+        maps(2, c, 5, 4, seed=c).clamp(-2, 2).mul(5e3).to(dtype) for c in (3, 4)
+    )  # up to 1e4: squares are beyond fp16
     s.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(s, t)
@@ -121,7 +150,11 @@ def test_a_dead_channel_and_a_single_value_say_nothing(name, options):
     s[:, 2] = 0.3
     s.requires_grad_()
     (gradient,) = torch.autograd.grad(made(name, **options)(s, t), s)
-    assert gradient.isfinite().all() and gradient[:, 2].abs().max() == 0 and gradient[:, 1].abs().max() > 0
+    assert (
+        gradient.isfinite().all()
+        and gradient[:, 2].abs().max() == 0
+        and gradient[:, 1].abs().max() > 0
+    )
     one = maps(1, 4, 1, 1).requires_grad_()
     value = made(name, **options)(one, maps(1, 4, 1, 1, seed=1))
     assert value == 0 and torch.autograd.grad(value, one)[0].abs().max() == 0
@@ -132,7 +165,9 @@ def test_a_dead_channel_and_a_single_value_say_nothing(name, options):
 
 def test_mimic_by_hand():
     assert made("mimic", 1, 1)(row(1, 2), row(3, 6)) == (2**2 + 4**2) / 2
-    assert_close(made("mimic", 1, 1, norm=True)(row(1, 2, 4), -row(1, 2, 4)).item(), 4.0, rtol=1e-4, atol=0)  # opposite
+    assert_close(
+        made("mimic", 1, 1, norm=True)(row(1, 2, 4), -row(1, 2, 4)).item(), 4.0, rtol=1e-4, atol=0
+    )  # opposite
 
 
 def test_norm_takes_scale_and_offset_away():
@@ -146,9 +181,15 @@ def test_norm_takes_scale_and_offset_away():
 # CWD
 
 
-@pytest.mark.parametrize(("temperature", "value", "slope"), [(1, 0.130812035941137, 0.25), (2, 0.145363131481895, 0.26794919243)])
+@pytest.mark.parametrize(
+    ("temperature", "value", "slope"),
+    [(1, 0.130812035941137, 0.25), (2, 0.145363131481895, 0.26794919243)],
+)
 def test_cwd_by_hand(temperature, value, slope):
-    s, t = row(0, 0).requires_grad_(), row(0, math.log(3))  # the teacher looks at the second cell three times as much
+    s, t = (
+        row(0, 0).requires_grad_(),
+        row(0, math.log(3)),
+    )  # the teacher looks at the second cell three times as much
     loss = made("cwd", 1, 1, temperature=temperature)(s, t)
     assert_close(loss.item(), value, rtol=1e-12, atol=0)
     assert_close(torch.autograd.grad(loss, s)[0], row(slope, -slope), rtol=1e-9, atol=0)
@@ -191,19 +232,26 @@ def test_cwd_sees_where_not_how_much_and_channels_apart():
 
 
 def test_mgd_by_hand(monkeypatch):
-    for form, value in (("paper", 10.0), ("mean", 2.5)):  # (1 - 2)^2 + (0 - 2)^2 + (3 - 2)^2 + (0 - 2)^2
+    for form, value in (
+        ("paper", 10.0),
+        ("mean", 2.5),
+    ):  # (1 - 2)^2 + (0 - 2)^2 + (3 - 2)^2 + (0 - 2)^2
         loss = made("mgd", 1, 1, form=form, alpha=1)
         loss.generator = Same()
         monkeypatch.setattr(loss, "mask", lambda maps: row(1, 0, 1, 0))
         s = row(1, 2, 3, 4).requires_grad_()
         result = loss(s, row(2, 2, 2, 2))
         assert result == value
-        assert_close(torch.autograd.grad(result, s)[0], row(-2, 0, 2, 0) * value / 10, rtol=0, atol=0)
+        assert_close(
+            torch.autograd.grad(result, s)[0], row(-2, 0, 2, 0) * value / 10, rtol=0, atol=0
+        )
 
 
 def test_mgd_forms_and_alpha():
     s, t = maps(2, 4, 5, 3), maps(2, 4, 5, 3, seed=1)
-    mean, paper, half = (made("mgd", **WHOLE, **o)(s, t) for o in ({}, {"form": "paper"}, {"alpha": 0.5}))
+    mean, paper, half = (
+        made("mgd", **WHOLE, **o)(s, t) for o in ({}, {"form": "paper"}, {"alpha": 0.5})
+    )
     assert_close(paper, mean * 4 * 5 * 3 * 2e-5, rtol=1e-9, atol=0)
     assert_close(half, mean / 2, rtol=1e-12, atol=0)
 
@@ -211,8 +259,16 @@ def test_mgd_forms_and_alpha():
 def test_mgd_generator_is_the_papers():
     loss, s = made("mgd", 4, 6, **WHOLE), maps(2, 4, 5, 3)
     first, second = (layer for layer in loss.generator if isinstance(layer, nn.Conv2d))
-    assert first.weight.shape == second.weight.shape == (6, 6, 3, 3) and first.padding == second.padding == (1, 1)
-    assert_close(loss(s, maps(2, 6, 5, 3)), (second(first(loss.align(s)).relu()) - maps(2, 6, 5, 3)).square().mean())
+    assert first.weight.shape == second.weight.shape == (
+        6,
+        6,
+        3,
+        3,
+    ) and first.padding == second.padding == (1, 1)
+    assert_close(
+        loss(s, maps(2, 6, 5, 3)),
+        (second(first(loss.align(s)).relu()) - maps(2, 6, 5, 3)).square().mean(),
+    )
 
 
 def test_mgd_mask_statistics():
@@ -221,13 +277,18 @@ def test_mgd_mask_statistics():
     first, second = loss.mask(x), loss.mask(x)
     assert first.shape == (8, 1, 100, 100) and set(first.unique().tolist()) == {0.0, 1.0}
     kept = first.mean((1, 2, 3))
-    assert abs(kept.mean() - 0.35) < 0.006 and ((kept - 0.35).abs() < 0.02).all()  # deviations: .0017 and .0048
+    assert (
+        abs(kept.mean() - 0.35) < 0.006 and ((kept - 0.35).abs() < 0.02).all()
+    )  # deviations: .0017 and .0048
     agree = 0.35**2 + 0.65**2  # of two independent masks
     assert abs((first == second).double().mean() - agree) < 0.01
     assert abs((first[1:] == first[:-1]).double().mean() - agree) < 0.01
     torch.manual_seed(3)
     assert torch.equal(loss.mask(x), first)
-    assert made("mgd", mask_ratio=0).mask(x).min() == 1 and made("mgd", mask_ratio=1).mask(x).max() == 0
+    assert (
+        made("mgd", mask_ratio=0).mask(x).min() == 1
+        and made("mgd", mask_ratio=1).mask(x).max() == 0
+    )
 
 
 def test_mgd_masks_the_aligned_student_in_all_channels(monkeypatch):
@@ -269,8 +330,13 @@ def test_pkd_does_not_feel_positive_scale_and_offset():
 def test_neighbours_differ():
     s, t = maps(2, 4, 5, 3), maps(2, 4, 5, 3, seed=1)
     # one offset for all cells: only mimic sees it. One factor for all: PKD alone does not
-    values = {name: [made(name)(x, t).item() for x in (s, s + 3, 2 * s)] for name in ("mimic", "cwd", "pkd")}
-    changes = {name: [abs(v - plain) > 0.05 for v in moved] for name, (plain, *moved) in values.items()}
+    values = {
+        name: [made(name)(x, t).item() for x in (s, s + 3, 2 * s)]
+        for name in ("mimic", "cwd", "pkd")
+    }
+    changes = {
+        name: [abs(v - plain) > 0.05 for v in moved] for name, (plain, *moved) in values.items()
+    }
     assert changes == {"mimic": [True, True], "cwd": [False, True], "pkd": [False, False]}
     # MGD is mimic behind a generator
     mgd = made("mgd", **WHOLE)

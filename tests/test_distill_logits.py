@@ -1,4 +1,6 @@
-"""Logit losses: hand-computed cases, a slow reference that goes anchor by anchor, and the properties each must have."""
+"""Logit losses: hand-computed cases, a slow reference that goes anchor by anchor, and the
+properties each must have.
+"""
 
 import math
 from types import SimpleNamespace
@@ -16,7 +18,13 @@ from utils.losses import build_loss
 from utils.registry import registered_names
 
 NAMES = ["ast", "l1", "l2"]
-ANCHORS = torch.tensor([[[1.25, 1.625], [2.0, 3.75]], [[1.875, 3.8125], [3.875, 2.8125]], [[3.625, 2.8125], [4.875, 6.1875]]])
+ANCHORS = torch.tensor(
+    [
+        [[1.25, 1.625], [2.0, 3.75]],
+        [[1.875, 3.8125], [3.875, 2.8125]],
+        [[3.625, 2.8125], [4.875, 6.1875]],
+    ]
+)
 GRIDS = ((4, 3), (2, 2), (1, 1))
 
 
@@ -30,7 +38,12 @@ def made(name, dtype=torch.float64, **options):
 
 def maps(nc=3, images=2, seed=0, dtype=torch.float64, grids=GRIDS):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(images, 2, h, w, 5 + nc, generator=generator, dtype=torch.float64).mul(2).to(dtype) for h, w in grids]
+    return [
+        torch.randn(images, 2, h, w, 5 + nc, generator=generator, dtype=torch.float64)
+        .mul(2)
+        .to(dtype)
+        for h, w in grids
+    ]
 
 
 def teacher(nc=3, images=2, seed=1, dtype=torch.float64):
@@ -57,10 +70,14 @@ def test_setup_of_a_head_has_the_detection_losses_gains_and_balance():
     head = SimpleNamespace(anchors=ANCHORS.clone(), stride=torch.tensor([8.0, 16, 32]), nc=5)
     found = LogitSetup.of(head, hyp)
     assert (found.nc, found.box, found.obj, found.cls) == (5, hyp.box, hyp.obj, hyp.cls)
-    assert torch.equal(torch.tensor(found.balance), build_loss(SimpleNamespace(head=head), hyp).balance)
+    assert torch.equal(
+        torch.tensor(found.balance), build_loss(SimpleNamespace(head=head), hyp).balance
+    )
     head.anchors.zero_()
     assert torch.equal(found.anchors, ANCHORS)
-    assert not LOGIT_LOSSES["ast"](found).state_dict() and not list(LOGIT_LOSSES["l1"](found).parameters())
+    assert not LOGIT_LOSSES["ast"](found).state_dict() and not list(
+        LOGIT_LOSSES["l1"](found).parameters()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -87,7 +104,9 @@ def test_a_batch_twice_has_the_value_of_the_batch(name):
 @pytest.mark.parametrize("nc", [1, 3])
 def test_gradients_are_those_of_finite_differences(name, nc):
     loss, t = made(name, nc=nc), teacher(nc, images=1)
-    assert torch.autograd.gradcheck(lambda *s: loss(s, t), [x.requires_grad_() for x in maps(nc, images=1)])
+    assert torch.autograd.gradcheck(
+        lambda *s: loss(s, t), [x.requires_grad_() for x in maps(nc, images=1)]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,14 +131,18 @@ def test_one_class_has_no_class_term(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_computed_in_float32_even_under_autocast(name, dtype):
-    s, t = ([x.clamp(-2, 2).mul(5e3).to(dtype) for x in side] for side in (maps(), teacher()))  # up to 1e4
+    s, t = (
+        [x.clamp(-2, 2).mul(5e3).to(dtype) for x in side] for side in (maps(), teacher())
+    )  # up to 1e4
     s = [x.requires_grad_() for x in s]
     loss = made(name, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(s, t)
     value.backward()
     assert value.dtype == torch.float32 and all(x.grad.isfinite().all() for x in s)
-    assert_close(value.double(), loss([x.double() for x in s], [x.double() for x in t]), rtol=1e-4, atol=0)
+    assert_close(
+        value.double(), loss([x.double() for x in s], [x.double() for x in t]), rtol=1e-4, atol=0
+    )
 
 
 def test_maps_of_other_forms_are_refused():
@@ -131,7 +154,10 @@ def test_maps_of_other_forms_are_refused():
 
 
 def test_raw_outputs_by_hand():
-    s, t = one_cell(1, 2, 3, 4, 1, 5, 0), one_cell(0, 0, 0, 0, math.log(3), 2, 2)  # teacher's objectness .75
+    s, t = (
+        one_cell(1, 2, 3, 4, 1, 5, 0),
+        one_cell(0, 0, 0, 0, math.log(3), 2, 2),
+    )  # teacher's objectness .75
     options = {"nc": 2, "anchors": ONE, "box": 1, "obj": 0, "cls": 0}
     assert_close(made("l1", **options)(s, t).item(), 0.75 * (1 + 2 + 3 + 4) / 4)
     assert_close(made("l2", **options)(s, t).item(), 0.75 * (1 + 4 + 9 + 16) / 4)
@@ -157,7 +183,11 @@ def test_raw_outputs_are_silent_where_the_teacher_sees_nothing():
     for x in t:
         x[..., 4] = -40.0  # the student's own objectness does not matter
     s = [x.requires_grad_() for x in maps()]
-    assert all(g.abs().max() < 1e-15 for name in ("l1", "l2") for g in torch.autograd.grad(made(name)(s, t), s))
+    assert all(
+        g.abs().max() < 1e-15
+        for name in ("l1", "l2")
+        for g in torch.autograd.grad(made(name)(s, t), s)
+    )
 
 
 # ast
@@ -171,7 +201,9 @@ def reference_ciou(a, b):
     """Of two boxes (x, y, w, h), with the arithmetic of Zheng et al. 2020."""
     sides = []
     for axis in (0, 1):
-        low_a, high_a, low_b, high_b = (x[axis] + k * x[axis + 2] / 2 for x in (a, b) for k in (-1, 1))
+        low_a, high_a, low_b, high_b = (
+            x[axis] + k * x[axis + 2] / 2 for x in (a, b) for k in (-1, 1)
+        )
         inner = min(high_a, high_b) - max(low_a, low_b)
         sides.append((inner if inner > 0 else 0 * inner, max(high_a, high_b) - min(low_a, low_b)))
     overlap = sides[0][0] * sides[1][0]
@@ -189,9 +221,17 @@ def reference_soft(s, t):
 
 def reference_ast(student, teacher, given):
     box, obj, cls, objects = 0.0, 0.0, 0.0, 0.0
-    for s, t, anchors, balance in zip(student, teacher, given.anchors.double(), given.balance, strict=True):
+    for s, t, anchors, balance in zip(
+        student, teacher, given.anchors.double(), given.balance, strict=True
+    ):
         images, count, height, width, _ = s.shape
-        cells = [(i, a, y, x) for i in range(images) for a in range(count) for y in range(height) for x in range(width)]
+        cells = [
+            (i, a, y, x)
+            for i in range(images)
+            for a in range(count)
+            for y in range(height)
+            for x in range(width)
+        ]
         level_obj = 0.0
         for cell in cells:
             p, q, anchor = s[cell], t[cell], anchors[cell[1]]
@@ -208,13 +248,22 @@ def reference_ast(student, teacher, given):
             box = box + gap * (1 - reference_ciou(*boxes))
             level_obj = level_obj + reference_soft(p[4], q[4])
             if given.nc > 1:
-                cls = cls + g * sum(reference_soft(a, b) for a, b in zip(p[5:], q[5:], strict=True)) / given.nc
+                cls = (
+                    cls
+                    + g
+                    * sum(reference_soft(a, b) for a, b in zip(p[5:], q[5:], strict=True))
+                    / given.nc
+                )
             objects = objects + g
         obj = obj + balance * level_obj / len(cells)
-    return given.box * box / max(objects, 1.0) + given.obj * obj + given.cls * cls / max(objects, 1.0)
+    return (
+        given.box * box / max(objects, 1.0) + given.obj * obj + given.cls * cls / max(objects, 1.0)
+    )
 
 
-@pytest.mark.parametrize(("nc", "shift"), [(1, 0.0), (3, 0.0), (3, -8.0)])  # -8: the teacher's objectness adds up to less than 1
+@pytest.mark.parametrize(
+    ("nc", "shift"), [(1, 0.0), (3, 0.0), (3, -8.0)]
+)  # -8: the teacher's objectness adds up to less than 1
 def test_ast_equals_the_slow_reference(nc, shift):
     s, t = [x.requires_grad_() for x in maps(nc)], teacher(nc)
     for x in t:
@@ -222,12 +271,17 @@ def test_ast_equals_the_slow_reference(nc, shift):
     assert (sum(x[..., 4].sigmoid().sum() for x in t) > 1) == (shift == 0)
     loss, expected = made("ast", nc=nc)(s, t), reference_ast(s, t, setup(nc=nc))
     assert_close(loss, expected, rtol=1e-6, atol=0)
-    for ours, theirs in zip(torch.autograd.grad(loss, s), torch.autograd.grad(expected, s), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, s), torch.autograd.grad(expected, s), strict=True
+    ):
         assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
 
 
 def test_soft_target_by_hand():
-    s, t = torch.zeros(1, dtype=torch.float64, requires_grad=True), torch.tensor([math.log(3)], dtype=torch.float64)
+    s, t = (
+        torch.zeros(1, dtype=torch.float64, requires_grad=True),
+        torch.tensor([math.log(3)], dtype=torch.float64),
+    )
     value = soft_target_loss(s, t)
     assert_close(value.item(), math.log(2) / 4, rtol=1e-12, atol=0)  # p_s .5, p_t .75
     # with the gap held constant it would be -.0625
@@ -243,11 +297,14 @@ def test_soft_target_pulls_towards_the_teacher_and_grows_with_the_distance():
         assert (value.diff(dim=1) > 0).all()
         assert (torch.autograd.grad(value.sum(), s)[0].sign() == side).all()
     a, b = torch.tensor(0.0), torch.tensor(2.0)
-    assert abs(soft_target_loss(a, b) - soft_target_loss(b, a)) > 0.1  # the gap is symmetric, cross-entropy is not
+    assert (
+        abs(soft_target_loss(a, b) - soft_target_loss(b, a)) > 0.1
+    )  # the gap is symmetric, cross-entropy is not
 
 
 def test_ast_box_is_decoded_in_grid_units():
-    # student: objectness 0, and one cell to the right of the teacher, which is sure. Boxes 2 x 2: IoU 2 / 6, distance 1 / 13
+    # student: objectness 0, and one cell to the right of the teacher, which is sure. Boxes 2 x 2:
+    # IoU 2 / 6, distance 1 / 13
     s, t = one_cell(40, 0, 0, 0, -40, 0), one_cell(0, 0, 0, 0, 40, 0)
     loss = made("ast", nc=1, anchors=torch.tensor([[[2.0, 2.0]]]), box=1, obj=0)
     assert_close(loss(s, t).item(), 1 - 1 / 3 + 1 / 13, rtol=1e-6, atol=0)
@@ -278,7 +335,9 @@ def test_ast_follows_the_sigmoids_not_their_order():
 def test_ast_of_extreme_logits_has_finite_gradients():
     for size in (1e2, 1e4):
         s = [(x.sign() * size).requires_grad_() for x in maps(dtype=torch.float32)]
-        value = made("ast", torch.float32)(s, [x.sign() * size for x in teacher(dtype=torch.float32)])
+        value = made("ast", torch.float32)(
+            s, [x.sign() * size for x in teacher(dtype=torch.float32)]
+        )
         assert value.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(value, s))
 
 
@@ -289,4 +348,8 @@ def test_neighbours_differ():
     # of raw outputs that are beyond doubt on both sides, ast sees no difference
     sure = [x.abs() + 40 for x in t]
     further = [x + 5 for x in sure]
-    assert made("ast")(further, sure) < 1e-12 and made("l1")(further, sure) > 1 and made("l2")(further, sure) > 5
+    assert (
+        made("ast")(further, sure) < 1e-12
+        and made("l1")(further, sure) > 1
+        and made("l2")(further, sure) > 5
+    )

@@ -9,7 +9,11 @@ from utils.registry import registered_names
 
 
 def test_names():
-    assert KD_SCHEDULES.names() == ["constant", "linear", "cosine"] == registered_names(ROOT / "distill", "KD_SCHEDULES")
+    assert (
+        KD_SCHEDULES.names()
+        == ["constant", "linear", "cosine"]
+        == registered_names(ROOT / "distill", "KD_SCHEDULES")
+    )
     with pytest.raises(UserError, match="did you mean 'cosine'"):
         kd_weight("cosin", 0, 10)
 
@@ -23,7 +27,9 @@ def test_names():
     ],
 )
 def test_quarters_by_hand(schedule, weights):
-    assert [kd_weight(schedule, quarter, 4) for quarter in range(5)] == pytest.approx(weights, rel=1e-12)
+    assert [kd_weight(schedule, quarter, 4) for quarter in range(5)] == pytest.approx(
+        weights, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
@@ -43,7 +49,10 @@ def test_a_longer_run_has_the_same_curve():
 def test_stop_ends_at_the_epoch_and_does_not_bend_the_curve():
     for epochs in (10, 100, 300):
         for last in range(1, epochs):
-            at = [kd_weight("linear", step, epochs * 7, stop=last / epochs) for step in (last * 7 - 1, last * 7)]
+            at = [
+                kd_weight("linear", step, epochs * 7, stop=last / epochs)
+                for step in (last * 7 - 1, last * 7)
+            ]
             assert at == [kd_weight("linear", last * 7 - 1, epochs * 7), 0]
     assert kd_weight("constant", 10, 10, stop=1) == 1
     assert kd_weight("constant", 0, 10, stop=0) == 0

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from utils.ema import ModelEMA
+from utils.engine.ema import ModelEMA
 
 
 def net():
@@ -26,7 +26,9 @@ def test_average_follows_the_formula_buffers_too():
         d = 0.9 * (1 - math.exp(-update / 5))
         for name, value in model.state_dict().items():
             old = expected[name]
-            expected[name] = d * old + (1 - d) * value if value.is_floating_point() else value.clone()
+            expected[name] = (
+                d * old + (1 - d) * value if value.is_floating_point() else value.clone()
+            )
     for name, value in ema.model.state_dict().items():
         assert torch.allclose(value.float(), expected[name].float(), atol=1e-6), name
     assert ema.model[1].num_batches_tracked == 3 and ema.updates == 3

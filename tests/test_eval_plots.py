@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from tests.test_evaluator import LABELS, PERFECT, Replay, loader_of
-from utils.drawing import TILE, class_colour, save_mosaic
-from utils.eval_plots import batch_pictures, label_boxes, plot_evaluation
 from utils.evaluator import evaluate
+from utils.plots.drawing import TILE, class_colour, save_mosaic
+from utils.plots.evaluation import batch_pictures, label_boxes, plot_evaluation
 
 CURVES = ("PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png")
 
@@ -18,7 +18,10 @@ def pixels(path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize(("nc", "answers", "labels"), [(2, PERFECT, LABELS), (2, [[]] * 3, [[]] * 3), (60, PERFECT, LABELS)])
+@pytest.mark.parametrize(
+    ("nc", "answers", "labels"),
+    [(2, PERFECT, LABELS), (2, [[]] * 3, [[]] * 3), (60, PERFECT, LABELS)],
+)
 def test_every_picture_is_written_also_with_nothing_to_show(tmp_path, nc, answers, labels):
     names = [f"class {i}" for i in range(nc)]
     result = evaluate(Replay(answers, nc), loader_of(labels), names=names, progress=False)
@@ -26,7 +29,9 @@ def test_every_picture_is_written_also_with_nothing_to_show(tmp_path, nc, answer
     for name in CURVES:
         picture = pixels(tmp_path / name)
         assert min(picture.shape[:2]) > 500 and picture.std() > 5
-        assert (picture[[0, -1]] == 255).all() and (picture[:, [0, -1]] == 255).all()  # nothing is cut off at the border
+        assert (picture[[0, -1]] == 255).all() and (
+            picture[:, [0, -1]] == 255
+        ).all()  # nothing is cut off at the border
 
 
 def test_confusion_picture_depends_on_the_counts(tmp_path):

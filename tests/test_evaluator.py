@@ -20,7 +20,9 @@ class Batch(NamedTuple):
 
 
 class Replay(nn.Module):
-    """A "model" that answers image k, marked by its first pixel's value, with prepared boxes (xyxy, confidence, class)."""
+    """A "model" that answers image k, marked by its first pixel's value, with prepared boxes (xyxy,
+    confidence, class).
+    """
 
     def __init__(self, answers: list[list[list[float]]], nc: int):
         super().__init__()
@@ -30,7 +32,9 @@ class Replay(nn.Module):
         self.decoded = torch.zeros(len(answers), 10, 5 + nc)
         for k, boxes in enumerate(answers):
             for row, (x1, y1, x2, y2, conf, cls) in enumerate(boxes):
-                self.decoded[k, row, :5] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, conf])
+                self.decoded[k, row, :5] = torch.tensor(
+                    [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, conf]
+                )
                 self.decoded[k, row, 5 + int(cls)] = 1
 
     def forward(self, x):
@@ -49,10 +53,24 @@ def loader_of(labels: list[list[list[float]]], batch_size: int = 2, shapes=None)
         for i, boxes in enumerate(part):
             images[i] = start + i
             for cls, x1, y1, x2, y2 in boxes:
-                rows.append([i, cls, (x1 + x2) / 2 / SIZE, (y1 + y2) / 2 / SIZE, (x2 - x1) / SIZE, (y2 - y1) / SIZE])
+                rows.append(
+                    [
+                        i,
+                        cls,
+                        (x1 + x2) / 2 / SIZE,
+                        (y1 + y2) / 2 / SIZE,
+                        (x2 - x1) / SIZE,
+                        (y2 - y1) / SIZE,
+                    ]
+                )
         native = shapes or ((SIZE, SIZE), ((1.0, 1.0), (0.0, 0.0)))
         batches.append(
-            Batch(images, torch.tensor(rows).reshape(-1, 6), [f"{start + i}.jpg" for i in range(len(part))], [native] * len(part))
+            Batch(
+                images,
+                torch.tensor(rows).reshape(-1, 6),
+                [f"{start + i}.jpg" for i in range(len(part))],
+                [native] * len(part),
+            )
         )
     return batches
 
@@ -74,20 +92,33 @@ def test_perfect_detections_over_two_batches():
     assert result.coco is not None and result.coco["AP"] == pytest.approx(1)
     assert result.confusion.matrix.tolist() == [[1, 0, 0], [0, 2, 0], [0, 0, 0]]
     assert result.fitness == pytest.approx(0.995)
-    assert result.losses == {} and set(result.speed) == {"pre", "inference", "nms"} and min(result.speed.values()) > 0
+    assert (
+        result.losses == {}
+        and set(result.speed) == {"pre", "inference", "nms"}
+        and min(result.speed.values()) > 0
+    )
 
 
 def test_a_false_and_a_missed_one_by_hand():
-    answers = [PERFECT[0], [[2, 2, 9, 9, 0.95, 1]], []]  # class 1: first wrong, then right, one missed
+    answers = [
+        PERFECT[0],
+        [[2, 2, 9, 9, 0.95, 1]],
+        [],
+    ]  # class 1: first wrong, then right, one missed
     result = run(answers)
     assert result.ap[0, 0] == pytest.approx(0.995)
-    # class 1: recall 0, .5 at precision 0, .5. Envelope: from (0, 1) straight... np.interp: (0,1) (0,.5) (.5,.5) (1,0)
+    # class 1: recall 0, .5 at precision 0, .5. Envelope: from (0, 1) straight... np.interp: (0,1)
+    # (0,.5) (.5,.5) (1,0)
     x = np.linspace(0, 1, 101)
-    assert result.ap[1, 0] == pytest.approx(np.trapezoid(np.interp(x, [0, 0, 0.5, 1], [1, 0.5, 0.5, 0]), x))
+    assert result.ap[1, 0] == pytest.approx(
+        np.trapezoid(np.interp(x, [0, 0, 0.5, 1], [1, 0.5, 0.5, 0]), x)
+    )
     assert result.confusion.matrix.tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 0]]
 
 
-@pytest.mark.parametrize(("answers", "labels"), [([[]] * 3, LABELS), (PERFECT, [[]] * 3), ([[]] * 3, [[]] * 3)])
+@pytest.mark.parametrize(
+    ("answers", "labels"), [([[]] * 3, LABELS), (PERFECT, [[]] * 3), ([[]] * 3, [[]] * 3)]
+)
 def test_nothing_detected_or_nothing_labelled(answers, labels):
     result = run(answers, labels, coco=True)
     assert (result.map50, result.map, result.fitness, result.seen) == (0, 0, 0, 3)
@@ -96,7 +127,9 @@ def test_nothing_detected_or_nothing_labelled(answers, labels):
 
 def test_one_class():
     labels = [[[0, *box] for _, *box in boxes] for boxes in LABELS]
-    assert run([[[*box, 0.9, 0] for _, *box in boxes] for boxes in labels], labels, names=["a"]).map == pytest.approx(0.995)
+    assert run(
+        [[[*box, 0.9, 0] for _, *box in boxes] for boxes in labels], labels, names=["a"]
+    ).map == pytest.approx(0.995)
 
 
 def test_single_cls_counts_every_detection_as_class_0():
@@ -112,7 +145,9 @@ def test_a_box_may_be_of_two_classes():
     labels = [[[0, 4, 4, 24, 24], [1, 4, 4, 24, 24]]]
     model = Replay([[[4, 4, 24, 24, 0.9, 0]]], 2)
     model.decoded[0, 0, 5:] = torch.tensor([1.0, 0.8])
-    assert evaluate(model, loader_of(labels), names=["a", "b"], progress=False).map50 == pytest.approx(0.995)
+    assert evaluate(
+        model, loader_of(labels), names=["a", "b"], progress=False
+    ).map50 == pytest.approx(0.995)
 
 
 def test_more_classes_in_the_model_than_in_the_data():
@@ -122,11 +157,15 @@ def test_more_classes_in_the_model_than_in_the_data():
 
 
 def test_boxes_are_compared_in_the_original_image():
-    """A label and a detection reach into the padding by different amounts: in the photo they are the same box."""
+    """A label and a detection reach into the padding by different amounts: in the photo they are
+    the same box.
+    """
     shapes = ((32, 64), ((1.0, 1.0), (0.0, 16.0)))  # 32 rows of photo between two grey bars of 16
     labels, answers = [[[0, 0, 16, 64, 48]]], [[[0, 0, 64, 64, 0.9, 0]]]
     loader = loader_of(labels, shapes=shapes)
-    assert evaluate(Replay(answers, 1), loader, names=["a"], progress=False).map == pytest.approx(0.995)
+    assert evaluate(Replay(answers, 1), loader, names=["a"], progress=False).map == pytest.approx(
+        0.995
+    )
 
 
 def test_modes_and_callback_and_loss():
@@ -142,7 +181,9 @@ def test_modes_and_callback_and_loss():
         batches.append(batch)
         found.extend(detections)
 
-    result = evaluate(model, loader_of(LABELS), names=["a", "b"], loss=loss, on_batch=on_batch, progress=False)
+    result = evaluate(
+        model, loader_of(LABELS), names=["a", "b"], loss=loss, on_batch=on_batch, progress=False
+    )
     assert result.losses == {"box": 1.5, "obj": 2.0}  # 3 and 0 labels in two batches
     assert model.training and not model.frozen.training
     assert len(batches) == 2 and [len(f) for f in found] == [2, 1, 0]
@@ -164,14 +205,24 @@ def test_table(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(LOGGER, "info", lines.append)
     log_table(run(PERFECT, names=["a", "a name that is longer than its column"]), per_class=True)
-    assert lines[0] == HEADER and lines[0].split() == ["Class", "Images", "Instances", "P", "R", "mAP50", "mAP50-95"]
+    assert lines[0] == HEADER and lines[0].split() == [
+        "Class",
+        "Images",
+        "Instances",
+        "P",
+        "R",
+        "mAP50",
+        "mAP50-95",
+    ]
     assert lines[1].split() == ["all", "3", "3", "1", "1", "0.995", "0.995"]
     assert lines[2].split() == ["a", "3", "1", "1", "1", "0.995", "0.995"]
     assert len({len(line) for line in lines}) == 1  # columns stay aligned
 
 
 class Corner(nn.Module):
-    """Finds the brightest pixel: one box of 8 x 4 px around it in each of two levels (3 + 1 rows, padded with zeros)."""
+    """Finds the brightest pixel: one box of 8 x 4 px around it in each of two levels (3 + 1 rows,
+    padded with zeros).
+    """
 
     stride = torch.tensor([8.0, 16.0])
 
@@ -179,19 +230,28 @@ class Corner(nn.Module):
         assert x.shape[2] % 16 == 0 and x.shape[3] % 16 == 0
         flat = x[:, 0].flatten(1).argmax(1)
         row, column = flat // x.shape[3], flat % x.shape[3]
-        box = torch.stack((column + 0.5, row + 0.5, torch.full_like(row, 8.0), torch.full_like(row, 4.0)), 1).float()
+        box = torch.stack(
+            (column + 0.5, row + 0.5, torch.full_like(row, 8.0), torch.full_like(row, 4.0)), 1
+        ).float()
         fine = torch.zeros(len(x), 3, 6)
         coarse = torch.zeros(len(x), 1, 6)
         fine[:, 0, :4], coarse[:, 0, :4] = box, box
         fine[:, 0, 4:], coarse[:, 0, 4:] = 0.5, 0.6
-        return torch.cat((fine, coarse), 1), [torch.zeros(len(x), 3, 1, 1, 6), torch.zeros(len(x), 1, 1, 1, 6)]
+        return torch.cat((fine, coarse), 1), [
+            torch.zeros(len(x), 3, 1, 1, 6),
+            torch.zeros(len(x), 1, 1, 1, 6),
+        ]
 
 
 def test_augmented_views_are_mapped_back():
     images = torch.zeros(1, 3, 64, 96)
     images[0, :, 30:34, 70:74] = 1
     found = predict_augmented(Corner(), images)
-    assert found.shape == (1, 3 + 4 + 1, 6)  # without the coarse level of the large view, the fine one of the small
+    assert found.shape == (
+        1,
+        3 + 4 + 1,
+        6,
+    )  # without the coarse level of the large view, the fine one of the small
     boxes = found[0][found[0, :, 4] > 0]
     assert boxes[:, 4].tolist() == pytest.approx([0.5, 0.5, 0.6, 0.6])
     assert (boxes[:, 0] - 72).abs().max() < 3 and (boxes[:, 1] - 32).abs().max() < 3

@@ -16,13 +16,13 @@ import yaml
 from torch import nn
 
 from models import Model, build_model, load_model, save_model
-from models.registry import BLOCKS, Site
-from prune_methods import apply, preflight, zeroed
-from prune_methods.cost import Cost, deployed_macs
-from prune_methods.cut import largest_difference
-from prune_methods.graph import MAKERS
-from prune_methods.inexact import inexact_blocks
-from prune_methods.wiring import Wiring
+from models.registry import BLOCKS, BuildContext
+from prune_methods import apply, run_preflight, zeroed
+from prune_methods.groups.channel_index import ChannelIndex
+from prune_methods.groups.graph import PRODUCERS
+from prune_methods.groups.inexact import inexact_blocks
+from prune_methods.search.cost import Cost, deployed_macs
+from prune_methods.surgery.cut import largest_difference
 from tests.conftest import ROOT
 from tests.every_block import CASES, FIRST, blocks_to_test, model_of, must_have_a_row
 from tests.prune_toys import randomised
@@ -46,7 +46,7 @@ class Prepared:
         torch.manual_seed(0)
         self.model = randomised(build_model(model_of(self.case)))
         self.row = f"model.{len(self.case.rows) - 1 + (0 if self.case.backbone else FIRST)}"
-        self.found, self.skipped = preflight(self.model)
+        self.found, self.skipped = run_preflight(self.model)
         rng = np.random.default_rng(0)
         self.masks = {g.name: rng.random(g.size) < 0.6 for g in self.found}
         for mask in self.masks.values():
@@ -66,14 +66,20 @@ def image(seed: int = 0, n: int = 1) -> torch.Tensor:
 
 
 def assert_trains(model: Model, row: str, shut: str = "") -> None:
-    """Finite maps, and a finite gradient at every parameter of the block, which is not zero but in the layer `shut`."""
+    """Finite maps, and a finite gradient at every parameter of the block, which is not zero but in
+    the layer `shut`.
+    """
     model.train().requires_grad_(True).zero_grad()
     maps = model(image(n=2))
     assert all(y.isfinite().all() for y in maps)
     sum(y.square().mean() for y in maps).backward()
     own = {n: p for n, p in model.named_parameters() if inside(n, row)}
     missing = [n for n, p in own.items() if p.grad is None or not p.grad.isfinite().all()]
-    missing += [n for n, p in own.items() if p.grad is not None and not p.grad.any() and not (shut and shut in n)]
+    missing += [
+        n
+        for n, p in own.items()
+        if p.grad is not None and not p.grad.any() and not (shut and shut in n)
+    ]
     assert not missing, f"no gradient: {missing}"
 
 
@@ -83,25 +89,35 @@ def assert_fuses(model: Model) -> None:
     with torch.no_grad():
         ours, theirs = model(image())[1], model.fuse()(image())[1]
     scale = max(float(y.abs().max()) for y in ours)
-    assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) <= 1e-4 * scale
+    assert (
+        max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) <= 1e-4 * scale
+    )
 
 
 def test_every_block_has_a_row():
     missing = [name for name in blocks_to_test() if name not in CASES and must_have_a_row(name)]
-    assert not missing, f"{missing}: add a row for each to CASES in tests/every_block.py (docs/custom_block.md says how)"
+    assert not missing, (
+        f"{missing}: add a row for each to CASES in tests/every_block.py (docs/custom_block.md says"
+        " how)"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if must_have_a_row(name)])
 def test_its_file_says_what_it_is(name: str):
-    """What differs from the paper, shapes, pruning, and a row to copy whose arguments the block takes."""
+    """What differs from the paper, shapes, pruning, and a row to copy whose arguments the block
+    takes.
+    """
     page = sys.modules[BLOCKS[name].__module__].__doc__ or ""
     missing = [word for word in ("What differs", "(N, ", "Pruning: ") if word not in page]
     assert not missing, f"the docstring of its file says nothing of: {missing}"
-    examples = [yaml.safe_load(row) for row in re.findall(r"^ +- (\[.*?\])(?= {2,}|$)", page, flags=re.MULTILINE)]
+    examples = [
+        yaml.safe_load(row)
+        for row in re.findall(r"^ +- (\[.*?\])(?= {2,}|$)", page, flags=re.MULTILINE)
+    ]
     rows = [row for row in examples if row[2] == name]
     assert rows or name.startswith("nn."), f"no row of {name} in its file's docstring"
     for _, _, _, args in rows:
-        inspect.signature(BLOCKS[name].from_yaml).bind(Site, *args)
+        inspect.signature(BLOCKS[name].from_yaml).bind(BuildContext, *args)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,8 +132,12 @@ def test_trains_and_deploys(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_prunes_or_says_why_not(name: str):
     block = prepared(name)
-    cut = {m.name for g in block.found for m in g.members if m.kind in MAKERS}
-    own = [n for n, m in block.model.named_modules() if inside(n, block.row) and isinstance(m, nn.Conv2d | nn.Linear)]
+    cut = {m.name for g in block.found for m in g.members if m.kind in PRODUCERS}
+    own = [
+        n
+        for n, m in block.model.named_modules()
+        if inside(n, block.row) and isinstance(m, nn.Conv2d | nn.Linear)
+    ]
     own_cut = [n for n in own if n in cut]
     reasons = {s.layer: s.reason for s in block.skipped}
     if block.case.whole:
@@ -134,8 +154,8 @@ def test_prunes_or_says_why_not(name: str):
 def test_cut_equals_zeroed_channels_and_costs_what_was_predicted(name: str):
     block = prepared(name)
     assert largest_difference(block.smaller, zeroed(block.model, block.found, block.masks)) < 1e-4
-    wiring = Wiring(block.model, block.found)
-    predicted = Cost(block.model, wiring, 64).macs(wiring.flatten(block.masks))
+    index = ChannelIndex(block.model, block.found)
+    predicted = Cost(block.model, index, 64).macs(index.flatten(block.masks))
     assert predicted == deployed_macs(block.smaller, 64) < deployed_macs(block.model, 64)
 
 
@@ -153,7 +173,10 @@ def test_what_is_left_trains_deploys_and_is_loaded_again(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exports_to_onnx_or_says_why_not(name: str, tmp_path: Path):
-    """The exporter knows every operator. It converts the whole graph before it misses the package onnx."""
+    """The exporter knows every operator.
+
+    It converts the whole graph before it misses the package onnx.
+    """
     block = prepared(name)
     if block.case.export:
         with pytest.raises((RuntimeError, torch.onnx.errors.OnnxExporterError)):
@@ -172,7 +195,9 @@ def test_onnx_runtime_gives_the_same_maps(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structures_export_to_onnx(name: str, tmp_path: Path):
-    """Blocks also stand behind maps whose size the exporter has lost, as after an upsampling to the size of another map."""
+    """Blocks also stand behind maps whose size the exporter has lost, as after an upsampling to the
+    size of another map.
+    """
     torch.manual_seed(0)
     deployed = build_model(name, nc=2).fuse()
     to_onnx(deployed, tmp_path / "x.onnx")
@@ -192,7 +217,9 @@ def to_onnx(deployed: nn.Module, path: Path) -> None:
 
 
 def assert_same_maps(deployed: nn.Module, path: Path) -> None:
-    """ONNX Runtime's boxes and raw maps are PyTorch's, on an image that the exporter has not seen."""
+    """ONNX Runtime's boxes and raw maps are PyTorch's, on an image that the exporter
+    has not seen.
+    """
     onnxruntime = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     theirs = session.run(None, {session.get_inputs()[0].name: image(1).numpy()})
@@ -204,7 +231,11 @@ def assert_same_maps(deployed: nn.Module, path: Path) -> None:
 
 def test_inexact_blocks_are_known():
     """A block that is not proved in full is an exception with a reason."""
-    named = {name: BLOCKS[name].inexact for name in blocks_to_test() if getattr(BLOCKS[name], "inexact", "")}
+    named = {
+        name: BLOCKS[name].inexact
+        for name in blocks_to_test()
+        if getattr(BLOCKS[name], "inexact", "")
+    }
     assert all(isinstance(reason, str) and len(reason) > 20 for reason in named.values())
     assert {name for name in NAMES if name in ("ECA", "CBAM")} <= set(named)
     assert not inexact_blocks(build_model(model_of(CASES["C3"])))

@@ -5,11 +5,13 @@ import signal
 
 import pytest
 
-from utils.run_hooks import GracefulStop
+from utils.engine.run_hooks import GracefulStop
 
 
 class Finalized:
-    """A signal arrives while this is thrown away, where Python cannot raise what its handler raises."""
+    """A signal arrives while this is thrown away, where Python cannot raise what its handler
+    raises.
+    """
 
     def __init__(self, act):
         self.act = act
@@ -35,7 +37,9 @@ def test_a_signal_in_a_finalizer_is_no_traceback_and_stops_at_the_next_batch(mon
 
 
 def test_a_data_worker_that_ends_in_the_same_moment_is_no_traceback(monkeypatch):
-    """Both signals wait; SIGINT's handler runs first, and the one of SIGCHLD, as torch sets it, would report a dead worker."""
+    """Both signals wait; SIGINT's handler runs first, and the one of SIGCHLD, as torch sets it,
+    would report a dead worker.
+    """
     printed, both = [], {signal.SIGINT, signal.SIGCHLD}
     monkeypatch.setattr("sys.unraisablehook", lambda found: printed.append(found.exc_value))
     before = signal.signal(signal.SIGCHLD, lambda *_: fail())

@@ -26,20 +26,33 @@ def test_each_anchor_gets_its_box_objectness_and_classes() -> None:
     assert [tuple(m.shape) for m in maps] == [(1, 2, 4, 4, 8), (1, 2, 2, 2, 8)]
     level = cast(Branches, block.eval().m[1])
     y = level.stem(x[1])
-    boxes, objects, classes = level.box(level.box_conv(y)), level.obj(level.box_conv(y)), level.cls(level.cls_conv(y))
+    boxes, objects, classes = (
+        level.box(level.box_conv(y)),
+        level.obj(level.box_conv(y)),
+        level.cls(level.cls_conv(y)),
+    )
     _, maps = block(x)
     for anchor in range(2):
-        assert torch.equal(maps[1][0, anchor, ..., :4], boxes[0, 4 * anchor : 4 * anchor + 4].permute(1, 2, 0))
+        assert torch.equal(
+            maps[1][0, anchor, ..., :4], boxes[0, 4 * anchor : 4 * anchor + 4].permute(1, 2, 0)
+        )
         assert torch.equal(maps[1][0, anchor, ..., 4], objects[0, anchor])
-        assert torch.equal(maps[1][0, anchor, ..., 5:], classes[0, 3 * anchor : 3 * anchor + 3].permute(1, 2, 0))
+        assert torch.equal(
+            maps[1][0, anchor, ..., 5:], classes[0, 3 * anchor : 3 * anchor + 3].permute(1, 2, 0)
+        )
 
 
 def test_parameters_of_a_level() -> None:
     c, na, nc = 16, 2, 3
     level = Branches(c, na, nc)
     predictions = (c + 1) * na * (nc + 5)
-    assert sum(p.numel() for p in level.parameters()) == 19 * c * c + 6 * c + predictions + 3 * c + na * (nc + 5)
-    assert sum(p.numel() for p in Branches(c, na, nc, implicit=False).parameters()) == 19 * c * c + 6 * c + predictions
+    assert sum(
+        p.numel() for p in level.parameters()
+    ) == 19 * c * c + 6 * c + predictions + 3 * c + na * (nc + 5)
+    assert (
+        sum(p.numel() for p in Branches(c, na, nc, implicit=False).parameters())
+        == 19 * c * c + 6 * c + predictions
+    )
 
 
 def test_predictions_start_from_expected_frequencies() -> None:
@@ -47,7 +60,9 @@ def test_predictions_start_from_expected_frequencies() -> None:
     before = [cast(Branches, level).obj.bias.clone() for level in block.m]
     block.initialise_bias(torch.tensor([1.0, 1.0, 2.0]))
     for level, stride, old in zip(block.m, (8, 16), before, strict=True):
-        assert torch.allclose(cast(Branches, level).obj.bias - old, torch.tensor(math.log(8 / (640 / stride) ** 2)))
+        assert torch.allclose(
+            cast(Branches, level).obj.bias - old, torch.tensor(math.log(8 / (640 / stride) ** 2))
+        )
 
 
 def test_class_counts_reach_every_anchor() -> None:
@@ -73,5 +88,12 @@ def test_pruning(tmp_path: Path) -> None:
     check_gradients(model)
     check_fuse(model)
     groups, skipped, _ = check_cut(model, tmp_path)
-    assert skipped_layers(skipped) == {f"model.3.m.{i}.{x}.conv" for i in (0, 1) for x in ("cls", "box", "obj")}
-    assert {g.name for g in groups} >= {"model.0.conv", "model.1.conv", "model.2.conv", "model.3.m.0.stem.conv"}
+    assert skipped_layers(skipped) == {
+        f"model.3.m.{i}.{x}.conv" for i in (0, 1) for x in ("cls", "box", "obj")
+    }
+    assert {g.name for g in groups} >= {
+        "model.0.conv",
+        "model.1.conv",
+        "model.2.conv",
+        "model.3.m.0.stem.conv",
+    }

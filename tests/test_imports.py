@@ -38,10 +38,15 @@ def test_packages_import_downwards_only(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     forbidden = (set(ALLOWED) | SCRIPTS) - ALLOWED[package] - {package}
-    wrong = {str(f.relative_to(ROOT)): imported(f.read_text(encoding="utf-8")) & forbidden for f in files}
+    wrong = {
+        str(f.relative_to(ROOT)): imported(f.read_text(encoding="utf-8")) & forbidden for f in files
+    }
     assert {file: names for file, names in wrong.items() if names} == {}
 
 
 def test_scripts_import_recipes_and_utils_only() -> None:
     for path in ROOT.glob("*.py"):
-        assert imported(path.read_text(encoding="utf-8")) & (set(ALLOWED) | SCRIPTS) <= {"recipes", "utils"}, path.name
+        assert imported(path.read_text(encoding="utf-8")) & (set(ALLOWED) | SCRIPTS) <= {
+            "recipes",
+            "utils",
+        }, path.name

@@ -11,36 +11,42 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from models import Model, build_model
-from prune_methods import PRUNERS, Limits, Plan, apply, groups, keep_masks, reachable_speed_up
-from prune_methods.cost import Cost
-from prune_methods.latency import LayerClock, TimeModel, deployed_layers, fit, narrowed
-from prune_methods.loop import floors
-from prune_methods.wiring import Wiring
-from recipes import prune_latency
-from recipes.prune_latency import (
-    Setting,
+from prune_methods import PRUNERS, Limits, Plan, apply, find_groups, keep_masks, reachable_speed_up
+from prune_methods.groups.channel_index import ChannelIndex
+from prune_methods.search.cost import Cost
+from prune_methods.search.latency import (
+    LayerClock,
+    TimeModel,
+    deployed_layers,
+    fit_time_model,
+    narrowed,
+)
+from prune_methods.search.loop import floors
+from recipes.prune import latency as prune_latency
+from recipes.prune.latency import (
+    LatencySetup,
     Timing,
     both_ratios,
     close_the_loop,
     compare,
+    cost_fn_of,
+    latency_setup,
     next_goal,
-    price_of,
-    setting_of,
     time_model,
     timing_of,
 )
 from tests.prune_toys import TINY_REP, Chain, Csp, toy
 from utils.comparison import slow_note
 from utils.errors import UserError
-from utils.prune_options import PruneOptions
+from utils.options.prune import PruneOptions
 
 CPU = torch.device("cpu")
 
 
-def parts(kind: type[nn.Module] = Chain) -> tuple[Any, Wiring, Cost]:
+def parts(kind: type[nn.Module] = Chain) -> tuple[Any, ChannelIndex, Cost]:
     model = toy(kind)
-    wiring = Wiring(model, groups(model))
-    return model, wiring, Cost(model, wiring, 32)
+    index = ChannelIndex(model, find_groups(model))
+    return model, index, Cost(model, index, 32)
 
 
 @contextmanager
@@ -60,37 +66,44 @@ def time_is_macs():
 
 
 def test_time_by_hand():
-    _, wiring, cost = parts()  # stem 3 -> 8, mid 8 -> 6, out 6 -> 4
+    _, index, cost = parts()  # stem 3 -> 8, mid 8 -> 6, out 6 -> 4
     assert cost.layers == ("stem.0", "mid.0", "out")
     terms = np.array([[1.0, 2, 3], [10, 20, 30], [100, 200, 300], [1000, 2000, 3000]])
-    price, keep = TimeModel(cost, wiring.all_kept(), terms), wiring.all_kept()
-    assert price(keep) == pytest.approx(terms.sum())
+    cost_fn, keep = TimeModel(cost, index.all_kept(), terms), index.all_kept()
+    assert cost_fn(keep) == pytest.approx(terms.sum())
     keep[[0, 1, 8, 9, 10]] = False  # 6 of 8 and 3 of 6 stay
     stem = 1 + 10 * 0.75 + 100 + 1000 * 0.75
     mid = 2 + 20 * 0.5 + 200 * 0.75 + 2000 * 0.375
-    assert price(keep) == pytest.approx(stem + mid + 3 + 30 + 300 * 0.5 + 3000 * 0.5)
+    assert cost_fn(keep) == pytest.approx(stem + mid + 3 + 30 + 300 * 0.5 + 3000 * 0.5)
 
 
 def test_fit_finds_the_terms_behind_the_times():
-    _, wiring, cost = parts(Csp)
-    generator, everything = np.random.default_rng(1), wiring.all_kept()
-    keeps = [everything, *(narrowed(wiring, np.ones_like(wiring.sizes), 1, generator) for _ in range(12))]
+    _, index, cost = parts(Csp)
+    generator, everything = np.random.default_rng(1), index.all_kept()
+    keeps = [
+        everything,
+        *(narrowed(index, np.ones_like(index.sizes), 1, generator) for _ in range(12)),
+    ]
     truth = TimeModel(cost, everything, generator.uniform(0.5, 1.5, (4, len(cost.layers))))
     truth.terms[2, 1:] = 0  # a term that is not there is found to be none, not a negative one
     seconds = np.stack([(truth.terms * truth.features(keep)).sum(0) for keep in keeps])
-    found = fit(cost, everything, keeps, seconds)
+    found = fit_time_model(cost, everything, keeps, seconds)
     assert (found.terms >= 0).all()
-    other = narrowed(wiring, np.ones_like(wiring.sizes), 1, generator)
-    np.testing.assert_allclose((found.terms * found.features(other)).sum(0), (truth.terms * truth.features(other)).sum(0))
-    free = [cost.layers.index(f"{name}.0") for name in ("right", "join", "merge")]  # both sides vary, each for itself
+    other = narrowed(index, np.ones_like(index.sizes), 1, generator)
+    np.testing.assert_allclose(
+        (found.terms * found.features(other)).sum(0), (truth.terms * truth.features(other)).sum(0)
+    )
+    free = [
+        cost.layers.index(f"{name}.0") for name in ("right", "join", "merge")
+    ]  # both sides vary, each for itself
     np.testing.assert_allclose(found.terms[:, free], truth.terms[:, free], atol=1e-9)
 
 
 def test_narrowed_copies_keep_to_the_limits():
-    _, wiring, _ = parts(Csp)
-    lowest = floors(wiring.sizes, Limits(min_channels=8, round_to=4))
-    counts = [wiring.counts(narrowed(wiring, lowest, 4, np.random.default_rng(n))) for n in range(20)]
-    assert (np.array(counts) >= lowest).all() and (np.array(counts) <= wiring.sizes).all()
+    _, index, _ = parts(Csp)
+    lowest = floors(index.sizes, Limits(min_channels=8, round_to=4))
+    counts = [index.counts(narrowed(index, lowest, 4, np.random.default_rng(n))) for n in range(20)]
+    assert (np.array(counts) >= lowest).all() and (np.array(counts) <= index.sizes).all()
     assert (np.array(counts) % 4 == 0).all() and len({tuple(c) for c in counts}) > 10
 
 
@@ -124,66 +137,101 @@ def test_layer_clock_shares_out_all_of_the_time():
 
 def test_layers_are_found_again_in_the_deployed_model():
     model = build_model(TINY_REP)
-    wiring = Wiring(model, groups(model))
-    cost, deployed = Cost(model, wiring, 64), model.fuse()
+    index = ChannelIndex(model, find_groups(model))
+    cost, deployed = Cost(model, index, 64), model.fuse()
     names = deployed_layers(cost, deployed)
-    assert names[cost.layers.index("model.2.rbr_dense.0")] == "model.2.conv" and names[0] == "model.0.conv"
+    assert (
+        names[cost.layers.index("model.2.rbr_dense.0")] == "model.2.conv"
+        and names[0] == "model.0.conv"
+    )
     for trained, name in zip(cost.layers, names, strict=True):
-        assert model.get_submodule(trained).weight.shape == deployed.get_submodule(name).weight.shape
+        assert (
+            model.get_submodule(trained).weight.shape == deployed.get_submodule(name).weight.shape
+        )
     cost.layers = cost.layers[1:]
     with pytest.raises(UserError, match="--target macs would be right"):
         deployed_layers(cost, deployed)
 
 
 def test_the_fastest_samples_of_the_time_model_are_warm(monkeypatch):
-    """Each of the thirteen models runs twice in a row: between two turns the others may have taken its kernels' place."""
+    """Each of the thirteen models runs twice in a row: between two turns the others may have taken
+    its kernels' place.
+    """
     model, order = build_model(TINY_REP), []
     run = prune_latency._run
-    monkeypatch.setattr(prune_latency, "_run", lambda layers, images: order.append(id(layers)) or run(layers, images))
+    monkeypatch.setattr(
+        prune_latency,
+        "_run",
+        lambda layers, images: order.append(id(layers)) or run(layers, images),
+    )
     with time_is_macs() as clock:
-        time_model(model, groups(model), Limits(), Setting(CPU, 2, 64, 0.0), clock)
+        time_model(model, find_groups(model), Limits(), LatencySetup(CPU, 2, 64, 0.0), clock)
     assert len(set(order)) == 13 and order[::2] == order[1::2]
 
 
 def test_where_time_is_macs_the_prediction_is_the_macs():
     model = build_model(TINY_REP)
-    found = groups(model)
+    found = find_groups(model)
     with time_is_macs() as clock:
-        price = time_model(model, found, Limits(), Setting(CPU, 2, 64, 0.0), clock)
-        plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, price=price)
+        cost_fn = time_model(model, found, Limits(), LatencySetup(CPU, 2, 64, 0.0), clock)
+        plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, cost_fn=cost_fn)
         smaller = cast(Model, apply(model, found, plan.masks))
-        timing = compare(model, smaller, Setting(CPU, 2, 64, 0.0), clock)
-    wiring = Wiring(model, found)
-    cost, keep = Cost(model, wiring), wiring.flatten(plan.masks)
-    assert price(wiring.all_kept()) / price(keep) == pytest.approx(cost.base / cost.macs(keep), rel=1e-6)
-    assert plan.ratio == pytest.approx(plan.speed_up, rel=1e-6) and plan.met and plan.speed_up < 1.55
+        timing = compare(model, smaller, LatencySetup(CPU, 2, 64, 0.0), clock)
+    index = ChannelIndex(model, found)
+    cost, keep = Cost(model, index), index.flatten(plan.masks)
+    assert cost_fn(index.all_kept()) / cost_fn(keep) == pytest.approx(
+        cost.base / cost.macs(keep), rel=1e-6
+    )
+    assert (
+        plan.ratio == pytest.approx(plan.speed_up, rel=1e-6) and plan.met and plan.speed_up < 1.55
+    )
     assert timing.ratio == pytest.approx(plan.speed_up, rel=1e-6) and timing.error < 1e-6
 
 
 def test_a_price_counts_instead_of_macs_and_the_ranking_stays():
-    """The price of one group's channels: the search stops where half of them are gone, whatever the MACs."""
-    model, wiring, cost = parts(Csp)
-    found, limits, kept = groups(model), Limits(min_channels=1), []
-    mine = np.append(wiring.group_of == 2, False)
+    """The cost_fn of one group's channels: the search stops where half of them are gone, whatever
+    the MACs.
+    """
+    model, index, cost = parts(Csp)
+    found, limits, kept = find_groups(model), Limits(min_channels=1), []
+    mine = np.append(index.group_of == 2, False)
 
-    def price(keep: np.ndarray) -> float:
+    def cost_fn(keep: np.ndarray) -> float:
         return float((keep & mine).sum())
 
-    plan = keep_masks(model, found, PRUNERS["l1"](), 2.0, limits=limits, price=price, imgsz=32)
-    keep_masks(model, found, PRUNERS["l1"](), 99.0, limits=limits, imgsz=32, on_step=lambda step, masks: kept.append(masks))
+    plan = keep_masks(model, found, PRUNERS["l1"](), 2.0, limits=limits, cost_fn=cost_fn, imgsz=32)
+    keep_masks(
+        model,
+        found,
+        PRUNERS["l1"](),
+        99.0,
+        limits=limits,
+        imgsz=32,
+        on_step=lambda step, masks: kept.append(masks),
+    )
     left, size = int(plan.masks[found[2].name].sum()), found[2].size
     assert left == size // 2 and plan.ratio == size / left != plan.speed_up and plan.met
-    before, after = (wiring.flatten(kept[len(plan.steps) - n]) for n in (2, 1))  # the same steps as for MACs, the last one partly
-    keep = wiring.flatten(plan.masks)
+    before, after = (
+        index.flatten(kept[len(plan.steps) - n]) for n in (2, 1)
+    )  # the same steps as for MACs, the last one partly
+    keep = index.flatten(plan.masks)
     assert (keep <= before).all() and (keep >= after).all() and plan.macs == cost.macs(keep)
-    assert reachable_speed_up(model, found, limits, 32, price) == size
+    assert reachable_speed_up(model, found, limits, 32, cost_fn) == size
 
 
 def test_ratio_and_error_by_hand():
     timing = timing_of([2.0, 3.0, 4.0, 6.0], [1.0, 1.0, 2.0, 2.0])  # pair by pair 2, 3, 2, 3
-    assert (timing.base_ms, timing.pruned_ms, timing.ratio, timing.rounds) == (3500.0, 1500.0, 2.5, 4)
+    assert (timing.base_ms, timing.pruned_ms, timing.ratio, timing.rounds) == (
+        3500.0,
+        1500.0,
+        2.5,
+        4,
+    )
     assert timing.error == pytest.approx(2 * 1.2533 * 1.4826 * 0.5 / 2)
-    assert str(timing) == "3500.0 -> 1500.0 ms, 2.50x ± 0.93 (median of 4), on a machine too busy to tell"
+    assert (
+        str(timing)
+        == "3500.0 -> 1500.0 ms, 2.50x ± 0.93 (median of 4), on a machine too busy to tell"
+    )
     assert "busy" not in str(replace(timing, error=0.14 * 2.5))
 
 
@@ -203,24 +251,42 @@ def test_the_loop_corrects_until_the_measured_time_meets_the_target():
         goals.append(goal)
         return plan_of(goal)
 
-    plan = close_the_loop(search, lambda plan: timing(1 + 0.5 * (plan.ratio - 1)), 1.5)  # half of what is predicted comes true
-    assert goals[:2] == [1.5, pytest.approx(1.5 * 1.515 / 1.25)] and len(goals) == 4  # aims at the middle of 1.5 to 1.53
+    plan = close_the_loop(
+        search, lambda plan: timing(1 + 0.5 * (plan.ratio - 1)), 1.5
+    )  # half of what is predicted comes true
+    assert (
+        goals[:2] == [1.5, pytest.approx(1.5 * 1.515 / 1.25)] and len(goals) == 4
+    )  # aims at the middle of 1.5 to 1.53
     assert plan.target == 1.5 and plan.met and 1.5 <= plan.ratio <= 1.53
     goals.clear()
-    plan = close_the_loop(search, lambda plan: timing(1.25 * plan.ratio), 1.5)  # quicker than predicted: less is cut
-    assert len(goals) == 2 and plan.ratio == pytest.approx(1.515) and plan.speed_up == pytest.approx(1.212**2)
+    plan = close_the_loop(
+        search, lambda plan: timing(1.25 * plan.ratio), 1.5
+    )  # quicker than predicted: less is cut
+    assert (
+        len(goals) == 2
+        and plan.ratio == pytest.approx(1.515)
+        and plan.speed_up == pytest.approx(1.212**2)
+    )
 
 
 def test_the_next_goal_lies_between_what_was_too_slow_and_what_was_too_quick():
     assert next_goal([(1.5, 1.2)], 1.5) == pytest.approx(1.875)
-    assert next_goal([(1.5, 1.2), (2.0, 1.6)], 1.5) == pytest.approx(1.875)  # a quarter back from 2.0
-    assert next_goal([(1.5, 1.2), (2.5, 1.9), (2.0, 1.6)], 1.5) == pytest.approx(1.875)  # the nearest ones, in any order
-    assert next_goal([(1.8, 1.6), (1.9, 1.4)], 1.5) == pytest.approx(1.85)  # noise: the larger goal came out slower
+    assert next_goal([(1.5, 1.2), (2.0, 1.6)], 1.5) == pytest.approx(
+        1.875
+    )  # a quarter back from 2.0
+    assert next_goal([(1.5, 1.2), (2.5, 1.9), (2.0, 1.6)], 1.5) == pytest.approx(
+        1.875
+    )  # the nearest ones, in any order
+    assert next_goal([(1.8, 1.6), (1.9, 1.4)], 1.5) == pytest.approx(
+        1.85
+    )  # noise: the larger goal came out slower
     assert next_goal([(1.2, 5.0)], 1.5) == 1.001
 
 
 def test_the_loop_does_not_swing_where_the_time_falls_faster_than_predicted():
-    """Measured = predicted^1.6: correcting each cut in proportion would swing around 1.5 with ever the same error."""
+    """Measured = predicted^1.6: correcting each cut in proportion would swing around 1.5 with ever
+    the same error.
+    """
     measured = []
 
     def measure(plan: Plan) -> Timing:
@@ -228,11 +294,18 @@ def test_the_loop_does_not_swing_where_the_time_falls_faster_than_predicted():
         return timing(measured[-1])
 
     plan = close_the_loop(plan_of, measure, 1.5)
-    assert len(measured) == 3 and measured[0] > 1.9 and measured[1] < 1.4 and plan.ratio == pytest.approx(1.515, rel=0.01)
+    assert (
+        len(measured) == 3
+        and measured[0] > 1.9
+        and measured[1] < 1.4
+        and plan.ratio == pytest.approx(1.515, rel=0.01)
+    )
 
 
 def test_the_loop_converges_on_a_noisy_clock():
-    """The same, each measuring up to 3 % off while it says 1 %: what is chosen is near the target in truth."""
+    """The same, each measuring up to 3 % off while it says 1 %: what is chosen is near the target
+    in truth.
+    """
     errors = []
     for seed in range(100):
         generator = np.random.default_rng(seed)
@@ -244,7 +317,9 @@ def test_the_loop_converges_on_a_noisy_clock():
         predicted = plan.speed_up**0.5  # as plan_of makes it
         errors.append(predicted**1.6 / 1.5 - 1)
         assert plan.met
-    assert np.sqrt(np.mean(np.square(errors))) < 0.025 and np.median(np.abs(errors)) < 0.02  # in proportion: .053
+    assert (
+        np.sqrt(np.mean(np.square(errors))) < 0.025 and np.median(np.abs(errors)) < 0.02
+    )  # in proportion: .053
 
 
 def test_the_noise_of_the_clock_decides_what_is_met():
@@ -253,38 +328,55 @@ def test_the_noise_of_the_clock_decides_what_is_met():
 
 
 def test_a_time_that_cannot_be_reached_gives_the_quickest():
-    plan = close_the_loop(lambda goal: plan_of(goal, 1.8), lambda plan: timing(plan.ratio / 1.5), 1.5)
+    plan = close_the_loop(
+        lambda goal: plan_of(goal, 1.8), lambda plan: timing(plan.ratio / 1.5), 1.5
+    )
     assert not plan.met and plan.ratio == pytest.approx(1.2)
 
 
 def test_batch_of_a_cpu_fits_the_model():
     model, opt = build_model("yolov5n", nc=3), PruneOptions(latency_seconds=1.5)
     assert model.info(640)["macs"] == pytest.approx(2.07e9, rel=0.02)  # 16e9 holds 7 images: 4
-    assert setting_of(model, replace(opt, imgsz=640)).batch == 4
-    assert setting_of(model, replace(opt, imgsz=128)).batch == 32
-    setting = setting_of(model, replace(opt, imgsz=640, latency_batch=3))
-    assert str(setting) == f"batch 3 at 640 px, CPU, fp32, {torch.get_num_threads()} threads" and setting.seconds == 1.5
+    assert latency_setup(model, replace(opt, imgsz=640)).batch == 4
+    assert latency_setup(model, replace(opt, imgsz=128)).batch == 32
+    setting = latency_setup(model, replace(opt, imgsz=640, latency_batch=3))
+    assert (
+        str(setting) == f"batch 3 at 640 px, CPU, fp32, {torch.get_num_threads()} threads"
+        and setting.seconds == 1.5
+    )
 
 
 def test_what_cannot_be_done_in_time_is_told_beforehand(monkeypatch):
-    model, wiring, cost = parts()
-    found = groups(model)
-    assert price_of(model, found, Limits(), PruneOptions()) is None
+    model, index, cost = parts()
+    found = find_groups(model)
+    assert cost_fn_of(model, found, Limits(), PruneOptions()) is None
     assert both_ratios(model, model, PruneOptions(latency_seconds=0)) == []
     with pytest.raises(UserError, match="--latency-seconds 2 would be right"):
-        price_of(model, found, Limits(), PruneOptions(target="latency", latency_seconds=0))
-    half = np.repeat([[1.0], [0.0], [0.0], [1.0]], 3, axis=1)  # calls are half of the time: less than 2x is there
-    monkeypatch.setattr(prune_latency, "time_model", lambda *_: TimeModel(cost, wiring.all_kept(), half))
-    monkeypatch.setattr(prune_latency, "setting_of", lambda *_: None)
+        cost_fn_of(model, found, Limits(), PruneOptions(target="latency", latency_seconds=0))
+    half = np.repeat(
+        [[1.0], [0.0], [0.0], [1.0]], 3, axis=1
+    )  # calls are half of the time: less than 2x is there
+    monkeypatch.setattr(
+        prune_latency, "time_model", lambda *_: TimeModel(cost, index.all_kept(), half)
+    )
+    monkeypatch.setattr(prune_latency, "latency_setup", lambda *_: None)
     best = 6 / (3 + 0.5 + 4 / 8 * 4 / 6 + 4 / 6)  # 4 channels stay everywhere
     with pytest.raises(UserError, match=f"about {best:.2f}x at most"):
-        price_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.5))
-    assert price_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.3)) is not None
-    assert price_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.5, allow_less=True)) is not None
+        cost_fn_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.5))
+    assert (
+        cost_fn_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.3)) is not None
+    )
+    assert (
+        cost_fn_of(
+            model, found, Limits(), PruneOptions(target="latency", speed_up=1.5, allow_less=True)
+        )
+        is not None
+    )
 
 
 @pytest.mark.parametrize(
-    ("flops", "speed", "noted"), [(2.0, 1.19, True), (2.0, 1.21, False), (1.8, 1.15, True), (1.7, 1.15, False)]
+    ("flops", "speed", "noted"),
+    [(2.0, 1.19, True), (2.0, 1.21, False), (1.8, 1.15, True), (1.7, 1.15, False)],
 )
 def test_half_the_flops_for_little_time_is_noted(flops, speed, noted):
     note = slow_note("x", flops, speed)

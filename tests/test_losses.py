@@ -23,13 +23,22 @@ STRIDES = (8, 16, 32)
 def model_of(nc, anchors=V5_ANCHORS, strides=STRIDES):
     stride = torch.tensor([float(s) for s in strides])
     grid_anchors = torch.tensor(anchors).float().view(len(strides), 3, 2) / stride[:, None, None]
-    return SimpleNamespace(head=SimpleNamespace(anchors=grid_anchors, stride=stride, nl=len(strides), na=3, nc=nc, no=nc + 5))
+    return SimpleNamespace(
+        head=SimpleNamespace(
+            anchors=grid_anchors, stride=stride, nl=len(strides), na=3, nc=nc, no=nc + 5
+        )
+    )
 
 
-def random_maps(nc, images=2, seed=0, height=SIZE, width=SIZE, strides=STRIDES, dtype=torch.float64):
+def random_maps(
+    nc, images=2, seed=0, height=SIZE, width=SIZE, strides=STRIDES, dtype=torch.float64
+):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(images, 3, height // s, width // s, 5 + nc) for s in strides]
-    return [torch.randn(shape, generator=generator, dtype=dtype).mul(1.5).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=dtype).mul(1.5).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def random_targets(nc, count, images=2, seed=0, dtype=torch.float64):
@@ -39,7 +48,9 @@ def random_targets(nc, count, images=2, seed=0, dtype=torch.float64):
     targets[:, 0] = (targets[:, 0] * images).floor()
     targets[:, 1] = (targets[:, 1] * nc).floor()
     targets[:, 4:] = 0.03 + 0.7 * targets[:, 4:] ** 2
-    targets[::4, 2:4] = (targets[::4, 2:4] * 12).round() / 12  # on the borders of the finest grid, the edge of the image included
+    targets[::4, 2:4] = (
+        targets[::4, 2:4] * 12
+    ).round() / 12  # on the borders of the finest grid, the edge of the image included
     targets[1::5, 2:4] = targets[:1, 2:4]  # crowd on one spot
     targets[1::5, 0] = targets[:1, 0]
     return targets
@@ -47,7 +58,9 @@ def random_targets(nc, count, images=2, seed=0, dtype=torch.float64):
 
 def losses_of(kind, maps, targets, hyp, model):
     ours = build_loss(model, hyp, kind)(maps, targets)
-    theirs = reference_losses.detection_loss(maps, targets, model.head.anchors.double(), hyp, use_ota=kind == "ota")
+    theirs = reference_losses.detection_loss(
+        maps, targets, model.head.anchors.double(), hyp, use_ota=kind == "ota"
+    )
     return ours, theirs
 
 
@@ -59,14 +72,22 @@ def assert_same(kind, maps, targets, hyp, model):
         assert not part.requires_grad
         assert part.shape == ()
         assert_close(part, expected_parts[name].detach(), rtol=1e-6, atol=1e-9)
-    for ours, theirs in zip(torch.autograd.grad(loss, maps), torch.autograd.grad(expected, maps), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, maps), torch.autograd.grad(expected, maps), strict=True
+    ):
         assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["yolo", "ota"])
 @pytest.mark.parametrize(
     ("nc", "count", "anchors"),
-    [(3, 14, V5_ANCHORS), (3, 14, V7_ANCHORS), (1, 10, V5_ANCHORS), (4, 0, V5_ANCHORS), (2, 1, V7_ANCHORS)],
+    [
+        (3, 14, V5_ANCHORS),
+        (3, 14, V7_ANCHORS),
+        (1, 10, V5_ANCHORS),
+        (4, 0, V5_ANCHORS),
+        (2, 1, V7_ANCHORS),
+    ],
 )
 def test_value_and_gradient_equal_the_slow_reference(kind, nc, count, anchors):
     hyp = Hyp(box=0.05, cls=0.3, obj=0.7).scaled(3, nc, 320)
@@ -75,10 +96,18 @@ def test_value_and_gradient_equal_the_slow_reference(kind, nc, count, anchors):
 
 @pytest.mark.parametrize("kind", ["yolo", "ota"])
 @pytest.mark.parametrize(
-    "change", [{"label_smoothing": 0.1}, {"fl_gamma": 1.5}, {"cls_pw": 2.0, "obj_pw": 0.5}, {"anchor_t": 2.9}]
+    "change",
+    [
+        {"label_smoothing": 0.1},
+        {"fl_gamma": 1.5},
+        {"cls_pw": 2.0, "obj_pw": 0.5},
+        {"anchor_t": 2.9},
+    ],
 )
 def test_options_equal_the_slow_reference(kind, change):
-    assert_same(kind, random_maps(3, seed=1), random_targets(3, 10, seed=1), Hyp(**change), model_of(3))
+    assert_same(
+        kind, random_maps(3, seed=1), random_targets(3, 10, seed=1), Hyp(**change), model_of(3)
+    )
 
 
 @pytest.mark.parametrize("kind", ["yolo", "ota"])
@@ -107,11 +136,15 @@ def test_hand_computed_single_match():
     maps = [torch.zeros(1, 3, SIZE // s, SIZE // s, 7) for s in STRIDES]
     # the very middle of cell (5, 3) of the finest grid is near to no neighbour
     target = torch.tensor([[0, 1, 5.5 / 12, 3.5 / 12, 10 / SIZE, 13 / SIZE]])
-    hyp = Hyp(box=0.05, cls=0.5, obj=1.0, anchor_t=1.1)  # so strict that the equal anchor alone fits
+    hyp = Hyp(
+        box=0.05, cls=0.5, obj=1.0, anchor_t=1.1
+    )  # so strict that the equal anchor alone fits
     loss, parts = build_loss(model, hyp, "yolo")(maps, target)
     assert parts["box"].item() == pytest.approx(0, abs=1e-6)
     assert parts["cls"].item() == pytest.approx(0.5 * math.log(2))
-    assert parts["obj"].item() == pytest.approx(5.4 * math.log(2))  # a logit of 0 costs log 2 whatever is wanted
+    assert parts["obj"].item() == pytest.approx(
+        5.4 * math.log(2)
+    )  # a logit of 0 costs log 2 whatever is wanted
     assert loss.item() == pytest.approx(sum(part.item() for part in parts.values()))
 
 
@@ -119,10 +152,18 @@ def test_last_written_target_wins_the_objectness():
     """Two targets share one cell and anchor: the cell is to say the overlap of the later one."""
     model = model_of(1)
     maps = random_maps(1, images=1, dtype=torch.float32)
-    big, small = [0, 0, 5.5 / 12, 3.5 / 12, 20 / SIZE, 26 / SIZE], [0, 0, 5.5 / 12, 3.5 / 12, 8 / SIZE, 10 / SIZE]
+    big, small = (
+        [0, 0, 5.5 / 12, 3.5 / 12, 20 / SIZE, 26 / SIZE],
+        [0, 0, 5.5 / 12, 3.5 / 12, 8 / SIZE, 10 / SIZE],
+    )
     hyp = Hyp(anchor_t=3.0)
     obj = {}
-    for name, rows in {"big last": [small, big], "small last": [big, small], "big": [big], "small": [small]}.items():
+    for name, rows in {
+        "big last": [small, big],
+        "small last": [big, small],
+        "big": [big],
+        "small": [small],
+    }.items():
         loss, _ = build_loss(model, hyp, "yolo")(maps, torch.tensor(rows))
         gradient = torch.autograd.grad(loss, maps)[0]
         obj[name] = gradient[0, 0, 3, 5, 4].item()
@@ -132,7 +173,9 @@ def test_last_written_target_wins_the_objectness():
 
 
 def test_own_cell_gives_way_to_a_neighbour_written_later():
-    """Offsets come before targets: a target that reaches in from the left neighbour is written after the one that lives there."""
+    """Offsets come before targets: a target that reaches in from the left neighbour is written
+    after the one that lives there.
+    """
     model, hyp = model_of(1), Hyp(anchor_t=3.0)
     maps = random_maps(1, images=1, dtype=torch.float32)
     resident = [0, 0, 5.5 / 12, 3.5 / 12, 20 / SIZE, 26 / SIZE]
@@ -158,9 +201,13 @@ def test_autobalance_moves_the_balance_as_published():
     balance = [4.0, 1.0, 0.4]
     for _ in range(3):
         value, _ = loss(maps, targets)
-        expected, _, levels = reference_losses.detection_loss(maps, targets, model.head.anchors.double(), hyp, balance=balance)
+        expected, _, levels = reference_losses.detection_loss(
+            maps, targets, model.head.anchors.double(), hyp, balance=balance
+        )
         assert_close(value, expected, rtol=1e-6, atol=0)
-        balance = [0.9999 * old + 0.0001 / level.item() for old, level in zip(balance, levels, strict=True)]
+        balance = [
+            0.9999 * old + 0.0001 / level.item() for old, level in zip(balance, levels, strict=True)
+        ]
         balance = [old / balance[1] for old in balance]
         assert_close(loss.balance, torch.tensor(balance), rtol=1e-6, atol=0, check_dtype=False)
     assert "balance" in loss.state_dict()  # a resumed run goes on from it
@@ -215,7 +262,9 @@ few = settings(max_examples=15, deadline=None)
 @given(kinds, seeds, st.integers(0, 20))
 def test_order_of_targets_does_not_matter_to_box_and_class(kind, seed, count):
     maps, targets = random_maps(3, seed=seed), random_targets(3, count, seed=seed)
-    targets[:, 2:] += torch.linspace(0, 1e-3, max(count, 1), dtype=targets.dtype)[:count, None]  # no ties
+    targets[:, 2:] += torch.linspace(0, 1e-3, max(count, 1), dtype=targets.dtype)[
+        :count, None
+    ]  # no ties
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     loss = build_loss(model_of(3), Hyp(), kind)
     one, other = loss(maps, targets)[1], loss(maps, targets[order])[1]
@@ -252,7 +301,8 @@ def test_gradient_reaches_box_objectness_and_class(kind, seed):
 def test_label_smoothing_and_focal_touch_what_they_should(kind, seed, amount):
     maps, targets = random_maps(3, seed=seed), random_targets(3, 8, seed=seed)
     plain, smooth, focal = (
-        build_loss(model_of(3), hyp, kind)(maps, targets)[1] for hyp in (Hyp(), Hyp(label_smoothing=amount), Hyp(fl_gamma=amount))
+        build_loss(model_of(3), hyp, kind)(maps, targets)[1]
+        for hyp in (Hyp(), Hyp(label_smoothing=amount), Hyp(fl_gamma=amount))
     )
     assert_close(smooth["obj"], plain["obj"])
     assert smooth["cls"] != plain["cls"]

@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from utils.coco_metric import coco_metric
-from utils.metrics import IOU_THRESHOLDS, ConfusionMatrix, ap_per_class, average_precision, fitness, match_predictions
+from utils.metrics import (
+    IOU_THRESHOLDS,
+    ConfusionMatrix,
+    ap_per_class,
+    average_precision,
+    fitness,
+    match_predictions,
+)
 
 THRESHOLDS = torch.tensor(IOU_THRESHOLDS)
 
@@ -31,7 +38,9 @@ def matched_slowly(detections, labels, threshold: float) -> list[bool]:
 
 
 def random_scene(seed: int, nc: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels, and detections that are labels shaken, doubled, mislabelled or made up; sorted by confidence."""
+    """Labels, and detections that are labels shaken, doubled, mislabelled or made up; sorted by
+    confidence.
+    """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(3, 12))
     corner, size = rng.uniform(0, 150, (n, 2)), rng.uniform(10, 60, (n, 2))
@@ -69,23 +78,31 @@ def test_a_loose_first_claimant_leaves_the_label_to_a_tighter_one_at_high_thresh
 
 
 def test_matching_without_labels_or_detections():
-    assert match_predictions(torch.zeros(3, 6), torch.zeros(0, 5), THRESHOLDS).tolist() == [[False] * 10] * 3
+    assert (
+        match_predictions(torch.zeros(3, 6), torch.zeros(0, 5), THRESHOLDS).tolist()
+        == [[False] * 10] * 3
+    )
     assert match_predictions(torch.zeros(0, 6), torch.ones(2, 5), THRESHOLDS).shape == (0, 10)
 
 
 def test_average_precision_by_hand():
-    # right, wrong, right; two labels. Envelope: precision 1 up to recall .5, then a straight line to 2/3 at recall 1, then 0.
-    # np.interp joins (.5, .5) - the wrong one, lifted to 2/3 by the envelope - so that the line starts at 2/3.
+    # right, wrong, right; two labels. Envelope: precision 1 up to recall .5, then a straight line
+    # to 2/3 at recall 1, then 0. np.interp joins (.5, .5) - the wrong one, lifted to 2/3 by the
+    # envelope - so that the line starts at 2/3.
     recall, precision = np.array([0.5, 0.5, 1.0]), np.array([1.0, 0.5, 2 / 3])
     x = [i / 100 for i in range(101)]
     y = [1.0] * 50 + [2 / 3] * 50 + [0.0]
     expected = sum((y[i] + y[i + 1]) / 2 * (x[i + 1] - x[i]) for i in range(100))
-    assert expected == pytest.approx(0.5 * 1 - 0.01 * (1 - 2 / 3) / 2 + 0.5 * 2 / 3 - 0.01 * 2 / 3 / 2)
+    assert expected == pytest.approx(
+        0.5 * 1 - 0.01 * (1 - 2 / 3) / 2 + 0.5 * 2 / 3 - 0.01 * 2 / 3 / 2
+    )
     assert average_precision(recall, precision) == pytest.approx(expected)
 
 
 def test_perfect_detections_give_yolov5s_995():
-    result = ap_per_class(column([1, 1, 1]), np.array([0.9, 0.8, 0.7]), np.array([0, 1, 1]), np.array([0, 1, 1]))
+    result = ap_per_class(
+        column([1, 1, 1]), np.array([0.9, 0.8, 0.7]), np.array([0, 1, 1]), np.array([0, 1, 1])
+    )
     np.testing.assert_allclose(result.ap, 0.995)
     assert result.map50 == pytest.approx(0.995) and result.map == pytest.approx(0.995)
     np.testing.assert_allclose(result.p, 1)
@@ -94,7 +111,8 @@ def test_perfect_detections_give_yolov5s_995():
 
 
 def test_precision_and_recall_are_read_at_the_best_mean_f1():
-    # six labels; the three confident detections are right, the four others wrong: best F1 between .3 and .6
+    # six labels; the three confident detections are right, the four others wrong: best F1 between
+    # .3 and .6
     tp = column([1, 1, 1, 0, 0, 0, 0])
     conf = np.array([0.9, 0.8, 0.6, 0.3, 0.2, 0.2, 0.1])
     result = ap_per_class(tp, conf, np.zeros(7), np.zeros(6))
@@ -153,23 +171,35 @@ def test_confusion_matrix_by_hand():
 
 def coco_and_ours(scenes):
     detections, labels = [s[0].float() for s in scenes], [s[1].float() for s in scenes]
-    tp = torch.cat([match_predictions(d, t, THRESHOLDS.float()) for d, t in zip(detections, labels, strict=True)]).numpy()
+    tp = torch.cat(
+        [
+            match_predictions(d, t, THRESHOLDS.float())
+            for d, t in zip(detections, labels, strict=True)
+        ]
+    ).numpy()
     stacked, target = torch.cat(detections).numpy(), torch.cat(labels)[:, 0].numpy()
-    return coco_metric(detections, labels, nc=3), ap_per_class(tp, stacked[:, 4], stacked[:, 5], target)
+    return coco_metric(detections, labels, nc=3), ap_per_class(
+        tp, stacked[:, 4], stacked[:, 5], target
+    )
 
 
 def sampled_as_coco(tp: np.ndarray, conf: np.ndarray, n_labels: int) -> float:
-    """AP of one class and threshold: the best precision at each of 101 recalls or beyond, 0 past the last recall."""
+    """AP of one class and threshold: the best precision at each of 101 recalls or beyond, 0 past
+    the last recall.
+    """
     tp = tp[np.argsort(-conf, kind="stable")]
     recall, precision = tp.cumsum() / n_labels, tp.cumsum() / np.arange(1, len(tp) + 1)
-    return float(np.mean([max(precision[recall >= r - 1e-12], default=0.0) for r in np.linspace(0, 1, 101)]))
+    return float(
+        np.mean([max(precision[recall >= r - 1e-12], default=0.0) for r in np.linspace(0, 1, 101)])
+    )
 
 
 def test_against_the_coco_tool_on_random_scenes():
-    """With COCO's sampling of the curve only the matching rule differs: a detection may fall back to another label there.
+    """With COCO's sampling of the curve only the matching rule differs: a detection may fall back
+    to another label there.
 
-    Ours is higher than that, since YOLOv5's curve goes from its last point in a straight line to (1, 0): .03 at these recalls
-    of about a half.
+    Ours is higher than that, since YOLOv5's curve goes from its last point in a straight line to
+    (1, 0): .03 at these recalls of about a half.
     """
     scenes = [random_scene(seed) for seed in range(60)]
     coco, ours = coco_and_ours(scenes)
@@ -177,11 +207,18 @@ def test_against_the_coco_tool_on_random_scenes():
     assert coco["AP50"] < ours.map50 < coco["AP50"] + 0.035
     assert coco["AP"] < ours.map < coco["AP"] + 0.035
 
-    detections, labels = torch.cat([s[0] for s in scenes]).numpy(), torch.cat([s[1] for s in scenes])[:, 0].numpy()
+    detections, labels = (
+        torch.cat([s[0] for s in scenes]).numpy(),
+        torch.cat([s[1] for s in scenes])[:, 0].numpy(),
+    )
     tp = torch.cat([match_predictions(d, t, THRESHOLDS) for d, t in scenes]).numpy()
     ap = [
         [
-            sampled_as_coco(tp[detections[:, 5] == c, k], detections[detections[:, 5] == c, 4], (labels == c).sum())
+            sampled_as_coco(
+                tp[detections[:, 5] == c, k],
+                detections[detections[:, 5] == c, 4],
+                (labels == c).sum(),
+            )
             for k in range(10)
         ]
         for c in range(3)
@@ -201,9 +238,11 @@ def test_coco_figures_of_perfect_detections():
 
 
 def test_the_coco_figure_is_not_ours_under_another_name():
-    """A detection whose best label is taken: COCO gives it the second label, YOLOv5's rule counts it wrong.
+    """A detection whose best label is taken: COCO gives it the second label, YOLOv5's rule counts
+    it wrong.
 
-    Ours: precision 1 up to recall .5, then the line from (.5, .5) to (1, 0), less the half trapezoid at the step.
+    Ours: precision 1 up to recall .5, then the line from (.5, .5) to (1, 0), less the half
+    trapezoid at the step.
     """
     labels = torch.tensor([[0.0, 0, 0, 100, 100], [0.0, 20, 0, 120, 100]])
     detections = torch.tensor([[0.0, 0, 100, 100, 0.9, 0], [5.0, 0, 105, 100, 0.8, 0]])
@@ -219,4 +258,6 @@ def test_the_best_f1_is_smoothed_over_a_tenth_of_the_axis():
     f1 = result.curves.f1.mean(0).tolist()
     smoothed = [np.mean([f1[min(max(i + k, 0), 999)] for k in range(-50, 51)]) for i in range(1000)]
     assert result.confidence == pytest.approx(int(np.argmax(smoothed)) / 999)
-    assert result.confidence != pytest.approx(int(np.argmax(f1)) / 999)  # else this case would show nothing
+    assert result.confidence != pytest.approx(
+        int(np.argmax(f1)) / 999
+    )  # else this case would show nothing

@@ -8,10 +8,10 @@ from torch import nn
 from models.blocks.conv import Conv, DWConv, space_to_depth
 from models.blocks.csp import C3, Bottleneck
 from models.blocks.pooling import SPP, SPPCSPC, SPPF, averaged, strongest
-from models.registry import BLOCKS, Site, activation
+from models.registry import BLOCKS, BuildContext, activation
 from utils.errors import UserError
 
-SITE = Site(in_channels=(8,), in_strides=(4.0,), width=0.5, act="nn.LeakyReLU(0.1)")
+SITE = BuildContext(in_channels=(8,), in_strides=(4.0,), width=0.5, act="nn.LeakyReLU(0.1)")
 
 
 def test_conv_tells_yolov5_and_yolov7_rows_apart_by_type() -> None:
@@ -26,9 +26,9 @@ def test_conv_tells_yolov5_and_yolov7_rows_apart_by_type() -> None:
 
 
 def test_widths_are_scaled_to_multiples_of_8_but_the_heads_own_are_not() -> None:
-    site = Site(in_channels=(8,), in_strides=(1.0,), nc=2, anchors=3, width=0.25)
-    assert [site.scale(c) for c in (64, 100, 8)] == [16, 32, 8]
-    assert site.scale(21) == 21  # 3 x (5 + 2)
+    context = BuildContext(in_channels=(8,), in_strides=(1.0,), nc=2, anchors=3, width=0.25)
+    assert [context.scale(c) for c in (64, 100, 8)] == [16, 32, 8]
+    assert context.scale(21) == 21  # 3 x (5 + 2)
 
 
 def test_default_padding_keeps_the_size() -> None:
@@ -38,7 +38,7 @@ def test_default_padding_keeps_the_size() -> None:
 
 
 def test_depthwise_has_as_many_groups_as_possible() -> None:
-    block = DWConv.from_yaml(Site(in_channels=(12,), in_strides=(1.0,)), 16, 3)
+    block = DWConv.from_yaml(BuildContext(in_channels=(12,), in_strides=(1.0,)), 16, 3)
     assert block.conv.groups == 4
 
 
@@ -61,7 +61,9 @@ def test_sppcspc_by_its_equation() -> None:
     x = torch.randn(1, 8, 16, 16)
     y = block.cv4(block.cv3(block.cv1(x)))
     pools = [F.max_pool2d(F.pad(y, (k // 2,) * 4, value=-torch.inf), k, 1) for k in (5, 9, 13)]
-    expected = block.cv7(torch.cat([block.cv6(block.cv5(torch.cat([y, *pools], 1))), block.cv2(x)], 1))
+    expected = block.cv7(
+        torch.cat([block.cv6(block.cv5(torch.cat([y, *pools], 1))), block.cv2(x)], 1)
+    )
     assert torch.equal(block(x), expected)
 
 
@@ -74,8 +76,8 @@ def test_bottleneck_residual_only_where_widths_agree() -> None:
 
 
 def test_c3_takes_its_repeats_inside() -> None:
-    site = Site(in_channels=(8,), in_strides=(4.0,), repeats=3)
-    block = C3.from_yaml(site, 16, False)
+    context = BuildContext(in_channels=(8,), in_strides=(4.0,), repeats=3)
+    block = C3.from_yaml(context, 16, False)
     assert len(block.m) == 3
     assert not any(step.add for step in block.m)
 
@@ -84,7 +86,13 @@ def test_activation_is_read_without_running_anything() -> None:
     assert activation("nn.LeakyReLU(0.3)").negative_slope == 0.3
     assert activation("nn.LeakyReLU(negative_slope=0.3)").negative_slope == 0.3
     assert isinstance(activation("SiLU"), nn.SiLU)
-    for hostile in ("__import__('os').system('true')", "nn.Linear(1, 2)", "nn.ReLU(open('x'))", "nn.SiLU().forward", "eval('1')"):
+    for hostile in (
+        "__import__('os').system('true')",
+        "nn.Linear(1, 2)",
+        "nn.ReLU(open('x'))",
+        "nn.SiLU().forward",
+        "eval('1')",
+    ):
         with pytest.raises(UserError):
             activation(hostile)
 
@@ -94,11 +102,13 @@ def test_two_activations_live_in_one_process() -> None:
     assert (type(first.act), type(second.act)) == (nn.SiLU, nn.LeakyReLU)
 
 
-@pytest.mark.parametrize("name", ["GhostConv", "C3Ghost", "BottleneckCSP", "Focus", "RepConv", "SPP", "ReOrg"])
+@pytest.mark.parametrize(
+    "name", ["GhostConv", "C3Ghost", "BottleneckCSP", "Focus", "RepConv", "SPP", "ReOrg"]
+)
 def test_blocks_give_finite_maps_and_gradients(name: str) -> None:
     torch.manual_seed(0)
     args = [] if name == "ReOrg" else [16]
-    block = BLOCKS[name].from_yaml(Site(in_channels=(8,), in_strides=(4.0,)), *args)
+    block = BLOCKS[name].from_yaml(BuildContext(in_channels=(8,), in_strides=(4.0,)), *args)
     x = torch.randn(2, 8, 8, 8, requires_grad=True)
     y = block(x)
     y.square().sum().backward()

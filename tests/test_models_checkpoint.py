@@ -1,4 +1,6 @@
-"""Checkpoints: pruned structures come back bit for bit, broken files are one line, an earlier file survives."""
+"""Checkpoints: pruned structures come back bit for bit, broken files are one line, an earlier file
+survives.
+"""
 
 import subprocess
 import sys
@@ -11,7 +13,12 @@ import torch_pruning as tp
 from torch import nn
 
 from models import Model, build_model, load_model, save_model
-from models.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, transfer_weights
+from models.checkpoint import (
+    load_checkpoint,
+    model_from_checkpoint,
+    save_checkpoint,
+    transfer_weights,
+)
 from models.heads.detect import ImplicitA
 from utils.errors import UserError
 
@@ -26,7 +33,10 @@ def shrink_by_hand(model: Model) -> None:
     first.conv.out_channels = keep
     for name in ("weight", "bias"):
         setattr(first.bn, name, nn.Parameter(getattr(first.bn, name)[:keep].detach().clone()))
-    first.bn.running_mean, first.bn.running_var = first.bn.running_mean[:keep].clone(), first.bn.running_var[:keep].clone()
+    first.bn.running_mean, first.bn.running_var = (
+        first.bn.running_mean[:keep].clone(),
+        first.bn.running_var[:keep].clone(),
+    )
     first.bn.num_features = keep
     second.conv.weight = nn.Parameter(second.conv.weight[:, :keep].detach().clone())
     second.conv.in_channels = keep
@@ -72,7 +82,12 @@ def fresh(name: str = "yolov5n", nc: int = 2) -> Model:
 
 
 @pytest.mark.parametrize(
-    ("name", "shrink"), [("yolov5n", shrink_by_hand), ("yolov5n", shrink_by_library), ("yolov7-tiny", shrink_by_library)]
+    ("name", "shrink"),
+    [
+        ("yolov5n", shrink_by_hand),
+        ("yolov5n", shrink_by_library),
+        ("yolov7-tiny", shrink_by_library),
+    ],
 )
 def test_pruned_model_comes_back_bit_identical(name: str, shrink: Any, tmp_path: Path) -> None:
     model = fresh(name)
@@ -111,13 +126,25 @@ def test_a_new_process_gives_the_same_bits(tmp_path: Path) -> None:
 def test_content_is_plain_and_complete(tmp_path: Path) -> None:
     model = fresh(nc=3)
     model.names = ["a", "b", "c"]
-    save_checkpoint(tmp_path / "x.pt", model, epoch=4, best_fitness=0.5, hyp={"lr0": 0.1}, train_state={"step": torch.tensor(7)})
+    save_checkpoint(
+        tmp_path / "x.pt",
+        model,
+        epoch=4,
+        best_fitness=0.5,
+        hyp={"lr0": 0.1},
+        train_state={"step": torch.tensor(7)},
+    )
     content = torch.load(tmp_path / "x.pt", weights_only=True)
     assert set(content) == {
         *("format", "model_cfg", "structure", "state_dict", "names", "stride", "anchors"),
         *("hyp", "args", "epoch", "best_fitness", "history", "train_state"),
     }
-    assert (content["epoch"], content["names"], content["stride"], content["structure"]) == (4, ["a", "b", "c"], [8, 16, 32], {})
+    assert (content["epoch"], content["names"], content["stride"], content["structure"]) == (
+        4,
+        ["a", "b", "c"],
+        [8, 16, 32],
+        {},
+    )
     assert content["anchors"][0] == pytest.approx([10, 13, 16, 30, 33, 23])
     assert model_from_checkpoint(content).names == ["a", "b", "c"]
 
@@ -128,7 +155,12 @@ def test_structure_names_only_what_changed(tmp_path: Path) -> None:
     save_model(model, tmp_path / "x.pt")
     structure = load_checkpoint(tmp_path / "x.pt")["structure"]
     assert list(structure) == ["model.0.conv", "model.0.bn", "model.1.conv"]
-    assert structure["model.0.conv"] == {"in_channels": 3, "out_channels": 11, "groups": 1, "shapes": {"weight": [11, 3, 6, 6]}}
+    assert structure["model.0.conv"] == {
+        "in_channels": 3,
+        "out_channels": 11,
+        "groups": 1,
+        "shapes": {"weight": [11, 3, 6, 6]},
+    }
     assert structure["model.1.conv"]["in_channels"] == 11
 
 
@@ -136,7 +168,9 @@ def test_anchors_of_the_file_win_over_its_yaml(tmp_path: Path) -> None:
     model = fresh("yolov7-tiny")
     model.head.set_anchors(torch.arange(1.0, 19.0).view(3, 3, 2))
     save_model(model, tmp_path / "x.pt")
-    assert torch.equal(load_model(tmp_path / "x.pt").head.anchors_px.flatten(), torch.arange(1.0, 19.0))
+    assert torch.equal(
+        load_model(tmp_path / "x.pt").head.anchors_px.flatten(), torch.arange(1.0, 19.0)
+    )
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
@@ -176,10 +210,19 @@ def test_broken_files_are_one_line_each(tmp_path: Path) -> None:
         (written("truncated.pt", data[: len(data) // 2]), "damaged or no checkpoint"),
         (saved("list.pt", [1, 2]), "it has no 'format'"),
         (saved("other.pt", {"weights": torch.zeros(3)}), "it has no 'format'"),
-        (saved("version.pt", checkpoint | {"format": 99}), "checkpoint format 99; this version reads format 1"),
+        (
+            saved("version.pt", checkpoint | {"format": 99}),
+            "checkpoint format 99; this version reads format 1",
+        ),
         (saved("partial.pt", {"format": 1, "model_cfg": {}}), "it has no 'structure'"),
-        (saved("state.pt", checkpoint | {"state_dict": {"model.0.conv.weight": torch.zeros(1)}}), "do not fit its own structure"),
-        (saved("where.pt", checkpoint | {"structure": {"model.99": {}}}), "do not fit its own structure"),
+        (
+            saved("state.pt", checkpoint | {"state_dict": {"model.0.conv.weight": torch.zeros(1)}}),
+            "do not fit its own structure",
+        ),
+        (
+            saved("where.pt", checkpoint | {"structure": {"model.99": {}}}),
+            "do not fit its own structure",
+        ),
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message) as caught:
@@ -193,7 +236,9 @@ def test_a_pickled_object_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "module.pt")
 
 
-def test_failed_write_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.pt"
     save_model(fresh(), path, epoch=1)
     before = path.read_bytes()
@@ -203,7 +248,9 @@ def test_failed_write_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(UserError, match=r"last\.pt: cannot be written, an earlier file is untouched: No space left"):
+    with pytest.raises(
+        UserError, match=r"last\.pt: cannot be written, an earlier file is untouched: No space left"
+    ):
         save_model(fresh(), path, epoch=2)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
@@ -213,13 +260,15 @@ def test_full_disk_in_a_real_process(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands in for a full disk: the process's writes fail beyond 1 MB."""
     save_model(fresh(), tmp_path / "last.pt", epoch=1)
     code = (
-        "import resource, signal, torch; from models import build_model, save_model\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "from utils.errors import UserError\n"
-        f"try:\n    save_model(build_model('yolov5n'), {str(tmp_path / 'last.pt')!r}, epoch=2)\n"
-        "except UserError as error:\n    print(error)"
+        "import resource, signal, torch; from models import build_model,"
+        " save_model\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\nfrom utils.errors import"
+        f" UserError\ntry:\n    save_model(build_model('yolov5n'), {str(tmp_path / 'last.pt')!r},"
+        " epoch=2)\nexcept UserError as error:\n    print(error)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "cannot be written, an earlier file is untouched" in result.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
@@ -238,6 +287,9 @@ def test_transfer_takes_what_fits_but_not_the_anchors() -> None:
         for p in source.parameters():
             p.add_(1)
     copied, total = transfer_weights(target, source.state_dict())
-    assert (copied, total) == (349 - 1 - 6, 349)  # without anchors and the three predictions' weights and biases
+    assert (copied, total) == (
+        349 - 1 - 6,
+        349,
+    )  # without anchors and the three predictions' weights and biases
     assert torch.equal(target.model[0].conv.weight, source.model[0].conv.weight)
     assert target.head.anchors_px.unique().tolist() == [1.0]

@@ -20,7 +20,9 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_80_classes_as_published(name: str) -> None:
     info = build_model(name).info()
-    assert (info["parameters"], info["fused_parameters"], round(info["gflops_fused"], 1)) == TABLE[name]
+    assert (info["parameters"], info["fused_parameters"], round(info["gflops_fused"], 1)) == TABLE[
+        name
+    ]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,10 @@ def test_other_class_numbers_as_published(name: str, nc: int, fused: int, gflops
 
 
 def test_summary_line_is_the_one_people_grep() -> None:
-    assert build_model("yolov5s").summary() == "Model summary: 214 layers, 7235389 parameters, 16.4 GFLOPs"
+    assert (
+        build_model("yolov5s").summary()
+        == "Model summary: 214 layers, 7235389 parameters, 16.4 GFLOPs"
+    )
 
 
 def test_published_convention_counts_batch_norms() -> None:
@@ -52,4 +57,7 @@ def test_implicit_vectors_are_counted_as_fused_but_not_deployed() -> None:
     inputs, outputs = sum(conv.in_channels for conv in model.head.m), 3 * 255
     info = model.info(64)
     assert info["fused_parameters"] - info["deployed_parameters"] == inputs + outputs
-    assert info["deployed_parameters"] == build_model("yolov7-tiny-deploy").info(64)["deployed_parameters"]
+    assert (
+        info["deployed_parameters"]
+        == build_model("yolov7-tiny-deploy").info(64)["deployed_parameters"]
+    )

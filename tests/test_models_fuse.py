@@ -1,4 +1,6 @@
-"""The deployed form equals the training form, with every statistic and vector away from its initial value."""
+"""The deployed form equals the training form, with every statistic and vector away from its initial
+value.
+"""
 
 import copy
 
@@ -11,7 +13,11 @@ from models.blocks.repconv import RepConv
 from models.heads.detect import Detect, ImplicitA, ImplicitM
 from utils.config import CONFIG_FOLDERS
 
-NAMES = sorted(path.stem for path in CONFIG_FOLDERS["model"].rglob("*.yaml") if path.parent.name in ("yolov5", "yolov7"))
+NAMES = sorted(
+    path.stem
+    for path in CONFIG_FOLDERS["model"].rglob("*.yaml")
+    if path.parent.name in ("yolov5", "yolov7")
+)
 BIG = {"yolov5m", "yolov5l", "yolov5x", "yolov7", "yolov7-deploy", "yolov7x", "yolov7x-deploy"}
 
 
@@ -20,7 +26,9 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) * (high - low) + low)
+        tensor.copy_(
+            torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) * (high - low) + low
+        )
 
     with torch.no_grad():
         for module in model.modules():
@@ -37,7 +45,9 @@ def test_all_yamls_are_tried() -> None:
     assert len(NAMES) == 11
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in NAMES]
+)
 def test_fused_equals_training_form(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name)
@@ -66,7 +76,9 @@ def test_fuse_leaves_the_training_model_alone_and_no_batch_norm_behind() -> None
     assert torch.equal(fused.stride, model.stride)
 
 
-@pytest.mark.parametrize(("c1", "c2", "s", "g"), [(8, 8, 1, 1), (8, 8, 1, 2), (8, 12, 1, 4), (8, 8, 2, 1)])
+@pytest.mark.parametrize(
+    ("c1", "c2", "s", "g"), [(8, 8, 1, 1), (8, 8, 1, 2), (8, 12, 1, 4), (8, 8, 2, 1)]
+)
 def test_repconv_folds_with_and_without_identity(c1: int, c2: int, s: int, g: int) -> None:
     torch.manual_seed(0)
     block = RepConv(c1, c2, s, g).double().eval()

@@ -33,7 +33,9 @@ def test_shapes_in_training_and_eval() -> None:
 def test_decoding_by_hand() -> None:
     head = make().eval()
     y = torch.zeros(1, 2, 2, 3, 8)
-    y[0, 1, 1, 2, :4] = torch.tensor([1.0, -1.0, 2.0, -2.0])  # anchor 1, row 1, column 2 of level 1 (stride 16)
+    y[0, 1, 1, 2, :4] = torch.tensor(
+        [1.0, -1.0, 2.0, -2.0]
+    )  # anchor 1, row 1, column 2 of level 1 (stride 16)
     y[0, 1, 1, 2, 4] = 3.0
     box = head.decode(y, 1)[0, 1 * 6 + 1 * 3 + 2].tolist()
 
@@ -54,7 +56,9 @@ def test_decoding_by_hand() -> None:
 def test_anchors_are_kept_in_grid_units_and_pixels() -> None:
     head = make(IDetect)
     assert head.anchors[1].tolist() == [[30 / 16, 61 / 16], [62 / 16, 45 / 16]]
-    assert head.anchor_grid.flatten().tolist() == pytest.approx([v for level in ANCHORS for v in level])
+    assert head.anchor_grid.flatten().tolist() == pytest.approx(
+        [v for level in ANCHORS for v in level]
+    )
     head.set_anchors(torch.full((2, 2, 2), 40.0))
     assert head.anchors[0].unique().tolist() == [5.0]
     assert head.anchor_grid.unique().tolist() == [40.0]
@@ -68,8 +72,12 @@ def test_bias_starts_at_the_expected_frequencies() -> None:
     for stride, conv, reference in zip((8, 16), head.m, plain, strict=True):
         added = (conv.bias - reference.bias).view(2, 8)
         assert added[:, :4].abs().max() == 0
-        assert added[:, 4].tolist() == pytest.approx([math.log(8 / (640 / stride) ** 2)] * 2, abs=1e-5)
-        assert added[:, 5:].flatten().tolist() == pytest.approx([math.log(0.6 / (3 - 0.99999))] * 6, abs=1e-5)
+        assert added[:, 4].tolist() == pytest.approx(
+            [math.log(8 / (640 / stride) ** 2)] * 2, abs=1e-5
+        )
+        assert added[:, 5:].flatten().tolist() == pytest.approx(
+            [math.log(0.6 / (3 - 0.99999))] * 6, abs=1e-5
+        )
 
 
 def test_bias_from_class_counts() -> None:
@@ -77,7 +85,9 @@ def test_bias_from_class_counts() -> None:
     before = head.m[0].bias.detach().clone().view(2, 8)
     head.initialise_bias(torch.tensor([1.0, 2.0, 5.0]))
     added = (head.m[0].bias.detach().view(2, 8) - before)[0, 5:]
-    assert added.tolist() == pytest.approx([math.log(1 / 8), math.log(2 / 8), math.log(5 / 8)], abs=1e-5)
+    assert added.tolist() == pytest.approx(
+        [math.log(1 / 8), math.log(2 / 8), math.log(5 / 8)], abs=1e-5
+    )
 
 
 def test_anchors_against_the_strides_are_turned_round() -> None:

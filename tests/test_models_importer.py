@@ -33,7 +33,9 @@ def test_official_weights_fill_our_yolov5n(official: Path) -> None:
     own = build_model("yolov5n").state_dict()
     assert content.nc == 80
     assert content.names[:3] == ["person", "bicycle", "car"]
-    assert {k: v.shape for k, v in content.state_dict.items()} == {k: v.shape for k, v in own.items()}
+    assert {k: v.shape for k, v in content.state_dict.items()} == {
+        k: v.shape for k, v in own.items()
+    }
     assert all(v.dtype == own[k].dtype for k, v in content.state_dict.items())
     model = load_model(official)
     assert all(torch.equal(v, content.state_dict[k]) for k, v in model.state_dict().items())
@@ -59,7 +61,9 @@ def test_official_weights_see_what_is_there(photo: str, name: str, official: Pat
 
 
 class _Pickled:
-    """An object that pickles as a class of another name with the given state, as the official modules do."""
+    """An object that pickles as a class of another name with the given state, as the official
+    modules do.
+    """
 
     def __init__(self, module: str, name: str, state: dict[str, Any]):
         self.kind, self.state = (module, name), state
@@ -83,9 +87,19 @@ class _Pickler(pickle._Pickler):  # the Python one: lets us write globals that d
             self.save(obj.state)
             self.write(b"b")
         elif isinstance(obj, Tensor):
-            names = {torch.float16: "HalfStorage", torch.float32: "FloatStorage", torch.int64: "LongStorage"}
+            names = {
+                torch.float16: "HalfStorage",
+                torch.float32: "FloatStorage",
+                torch.int64: "LongStorage",
+            }
             self.storages.append(obj.contiguous())
-            reference = ("storage", _ByName("torch", names[obj.dtype]), str(len(self.storages) - 1), "cpu", obj.numel())
+            reference = (
+                "storage",
+                _ByName("torch", names[obj.dtype]),
+                str(len(self.storages) - 1),
+                "cpu",
+                obj.numel(),
+            )
             self.write(_ByName("torch._utils", "_rebuild_tensor_v2").text + b"((")
             for item in reference:
                 self.save(item)
@@ -109,10 +123,16 @@ def inert(state: dict[str, Tensor], cfg: dict[str, Any], names: Any) -> _Pickled
 
     def module(node: dict[str, Any], **more: Any) -> _Pickled:
         tensors = {k: v for k, v in node.items() if isinstance(v, Tensor)}
-        buffers = {k: v for k, v in tensors.items() if "running" in k or "num_" in k or "anchor" in k}
+        buffers = {
+            k: v for k, v in tensors.items() if "running" in k or "num_" in k or "anchor" in k
+        }
         parameters = OrderedDict((k, v) for k, v in tensors.items() if k not in buffers)
         children = OrderedDict((k, module(v)) for k, v in node.items() if isinstance(v, dict))
-        return _Pickled("models.yolo", "Model", {"_parameters": parameters, "_buffers": buffers, "_modules": children, **more})
+        return _Pickled(
+            "models.yolo",
+            "Model",
+            {"_parameters": parameters, "_buffers": buffers, "_modules": children, **more},
+        )
 
     return module(root, yaml=cfg, names=names)
 
@@ -146,7 +166,10 @@ def test_ema_wins_halves_become_floats_and_names_may_be_a_dict(write: Any, tmp_p
     model = build_model("yolov7-tiny", nc=2)
     other = build_model("yolov7-tiny", nc=2)
     names = {1: "b", 0: "a"}
-    content = {"model": inert(other.state_dict(), other.cfg, names), "ema": inert(model.state_dict(), model.cfg, names)}
+    content = {
+        "model": inert(other.state_dict(), other.cfg, names),
+        "ema": inert(model.state_dict(), model.cfg, names),
+    }
     path = write(tmp_path / "official.pt", content)
     assert is_official(path)
     loaded = load_model(path)
@@ -154,13 +177,19 @@ def test_ema_wins_halves_become_floats_and_names_may_be_a_dict(write: Any, tmp_p
     for key, tensor in loaded.state_dict().items():
         if "anchor" not in key:
             expected = model.state_dict()[key]
-            assert torch.equal(tensor, expected.half().float() if expected.is_floating_point() else expected), key
+            assert torch.equal(
+                tensor, expected.half().float() if expected.is_floating_point() else expected
+            ), key
 
 
 def test_model_counts_where_there_is_no_ema(tmp_path: Path) -> None:
     model = build_model("yolov5n", nc=2)
-    path = zipped(tmp_path / "x.pt", {"ema": None, "model": inert(model.state_dict(), model.cfg, ["a", "b"])})
-    assert torch.equal(model_from_official(path).model[0].conv.weight, model.model[0].conv.weight.half().float())
+    path = zipped(
+        tmp_path / "x.pt", {"ema": None, "model": inert(model.state_dict(), model.cfg, ["a", "b"])}
+    )
+    assert torch.equal(
+        model_from_official(path).model[0].conv.weight, model.model[0].conv.weight.half().float()
+    )
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -183,7 +212,10 @@ class _Call:
 
 
 def hostile_pickles(marker: Path) -> dict[str, bytes]:
-    """Each would create `marker` if anything of it ran. All carry the words that make a file look official."""
+    """Each would create `marker` if anything of it ran.
+
+    All carry the words that make a file look official.
+    """
     command = f"touch {marker}"
     code = f"open({str(marker)!r}, 'w')"
     text = "models.yolo"
@@ -194,10 +226,14 @@ def hostile_pickles(marker: Path) -> dict[str, bytes]:
         "exec": pickle.dumps([text, _Call(exec, code)], 4),
         "nested": pickle.dumps({"model": [text, [_Call(_Call, _Call(os.system, command))]]}, 4),
         "getattr": b"\x80\x02cbuiltins\ngetattr\n(cos\nsystem\nX\x08\x00\x00\x00__call__tR.",
-        "import": b"\x80\x02X\x0b\x00\x00\x00models.yoloc__builtin__\n__import__\n(X\x02\x00\x00\x00ostR.",
+        "import": (
+            b"\x80\x02X\x0b\x00\x00\x00models.yoloc__builtin__\n__import__\n(X\x02\x00\x00\x00ostR."
+        ),
         "dotted": b"\x80\x04\x8c\x0bmodels.yolo\x8c\x08builtins\x8c\x04eval\x93(\x8c\x011tR.",
         "posix": b"\x80\x02X\x0b\x00\x00\x00models.yolo" + posix + b"(X\x04\x00\x00\x00truetR.",
-        "subprocess": b"\x80\x02X\x0b\x00\x00\x00models.yolocsubprocess\nPopen\n(X\x04\x00\x00\x00truetR.",
+        "subprocess": (
+            b"\x80\x02X\x0b\x00\x00\x00models.yolocsubprocess\nPopen\n(X\x04\x00\x00\x00truetR."
+        ),
         "torch.load": b"\x80\x02X\x0b\x00\x00\x00models.yoloctorch\nload\n(X\x01\x00\x00\x00xtR.",
         "class attribute": b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.",
     }
@@ -205,7 +241,9 @@ def hostile_pickles(marker: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", hostile_pickles(Path("x")))
 @pytest.mark.parametrize("container", ["zip", "legacy", "bare"])
-def test_hostile_pickles_are_refused_and_run_nothing(name: str, container: str, tmp_path: Path) -> None:
+def test_hostile_pickles_are_refused_and_run_nothing(
+    name: str, container: str, tmp_path: Path
+) -> None:
     marker, path = tmp_path / "ran", tmp_path / "hostile.pt"
     data = hostile_pickles(marker)[name]
     if container == "zip":
@@ -223,7 +261,7 @@ def test_hostile_pickles_are_refused_and_run_nothing(name: str, container: str, 
 
 
 def test_unknown_storages_and_sizes_are_refused(tmp_path: Path) -> None:
-    huge = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\xff\xff\xff\x7ftQ."
+    huge = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\xff\xff\xff\x7ftQ."  # noqa: E501
     path = tmp_path / "x.pt"
     path.write_bytes(b"".join(pickle.dumps(v, 2) for v in (LEGACY_MAGIC, 1001, {})) + huge)
     with pytest.raises(UserError, match="larger than the file"):

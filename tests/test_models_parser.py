@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.registry import BLOCKS, Site
+from models.registry import BLOCKS, BuildContext
 from utils.config import save_yaml
 from utils.errors import UserError
 
@@ -24,7 +24,11 @@ def tiny(**changes: Any) -> dict[str, Any]:
             [-1, 1, "MP", []],
             [["stem", -2], 1, "Concat", [1]],
         ],
-        "head": [[2, 1, "Conv", [24, 1, 1]], [-2, 1, "C3", [32, False]], [[5, 4], 1, "Detect", ["nc", "anchors"]]],
+        "head": [
+            [2, 1, "Conv", [24, 1, 1]],
+            [-2, 1, "C3", [32, False]],
+            [[5, 4], 1, "Detect", ["nc", "anchors"]],
+        ],
     }
     return cfg | changes
 
@@ -40,7 +44,7 @@ class Split(nn.Module):
     """A row with two outputs, channels 1 : 3."""
 
     @classmethod
-    def from_yaml(cls, site: Site) -> "Split":
+    def from_yaml(cls, context: BuildContext) -> "Split":
         return cls()
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -81,8 +85,13 @@ def test_multi_output_rows_count_every_output() -> None:
     assert model.state_dict()["model.4.conv.weight"].shape == (8, 4, 1, 1)
     assert "model.5.anchors" in model.state_dict()
     seen = []
-    model.model[2].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
-    assert [tuple(y.shape) for y in model(torch.zeros(2, 3, 32, 32))] == [(2, 2, 16, 16, 7), (2, 2, 8, 8, 7)]
+    model.model[2].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[1])
+    )
+    assert [tuple(y.shape) for y in model(torch.zeros(2, 3, 32, 32))] == [
+        (2, 2, 16, 16, 7),
+        (2, 2, 8, 8, 7),
+    ]
     assert seen == [12]
 
 
@@ -111,12 +120,17 @@ def test_same_seed_same_model() -> None:
     first = build_model(tiny())
     torch.manual_seed(3)
     second = build_model(tiny())
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_building_leaves_statistics_fresh() -> None:
     norms = [m for m in build_model("yolov5n", nc=1).modules() if isinstance(m, nn.BatchNorm2d)]
-    assert all(m.training and m.num_batches_tracked == 0 and m.running_mean.abs().max() == 0 for m in norms)
+    assert all(
+        m.training and m.num_batches_tracked == 0 and m.running_mean.abs().max() == 0 for m in norms
+    )
 
 
 def test_the_error_names_file_and_row_and_suggests(tmp_path: Path) -> None:
@@ -125,7 +139,9 @@ def test_the_error_names_file_and_row_and_suggests(tmp_path: Path) -> None:
     save_yaml(cfg, path)
     with pytest.raises(UserError) as caught:
         build_model(path)
-    assert str(caught.value).startswith(f"{path}: backbone row 2 [-1, 1, Covn, [64]]: unknown block 'Covn'; did you mean 'Conv'?")
+    assert str(caught.value).startswith(
+        f"{path}: backbone row 2 [-1, 1, Covn, [64]]: unknown block 'Covn'; did you mean 'Conv'?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,28 +158,43 @@ def test_the_error_names_file_and_row_and_suggests(tmp_path: Path) -> None:
         (tiny(anchors="all"), "anchors: expected"),
         (tiny(backbone={}), "backbone: expected a list of rows"),
         (tiny(head=[]), "the last row must be a detection head"),
-        (with_row("backbone", 1, [-1, 1, "Conv"]), r"backbone row 1 \[-1, 1, Conv\]: expected \[from"),
+        (
+            with_row("backbone", 1, [-1, 1, "Conv"]),
+            r"backbone row 1 \[-1, 1, Conv\]: expected \[from",
+        ),
         (with_row("backbone", 1, [-1, 0, "Conv", [8]]), "repeats is 0"),
         (with_row("backbone", 1, [-1, 1, 5, [8]]), "the block is 5"),
         (with_row("backbone", 1, [-1, 1, "Conv", 8]), "args is 8"),
         (with_row("backbone", 1, [1, 1, "Conv", [8]]), "from: 1 is no row above this one"),
         (with_row("backbone", 1, [-3, 1, "Conv", [8]]), "from: -3 is no row above this one"),
         (with_row("backbone", 1, [True, 1, "Conv", [8]]), "from: True is no row above this one"),
-        (with_row("backbone", 1, ["stme", 1, "Conv", [8]]), r"no row above has the tag 'stme'; did you mean 'stem'\?"),
+        (
+            with_row("backbone", 1, ["stme", 1, "Conv", [8]]),
+            r"no row above has the tag 'stme'; did you mean 'stem'\?",
+        ),
         (with_row("backbone", 1, [[], 1, "Conv", [8]]), "from: names no input"),
         (with_row("backbone", 1, [-1, 1, "Conv", [8], "stem"]), "the tag 'stem' is taken"),
         (with_row("backbone", 1, [-1, 1, "Conv", []]), r"do not fit Conv\(c2, k"),
         (with_row("backbone", 1, [-1, 1, "Conv", {"c2": 8, "kernel": 3}]), "kernel"),
         (with_row("backbone", 1, [-1, 1, "Conv", ["wide"]]), "cannot be built"),
-        (with_row("backbone", 1, [-1, 1, "Conv", [10**9]]), "1000000000 channels; expected 1 to 8192"),
+        (
+            with_row("backbone", 1, [-1, 1, "Conv", [10**9]]),
+            "1000000000 channels; expected 1 to 8192",
+        ),
         (with_row("backbone", 1, [-1, 10**9, "MP", []]), "repeats is 1000000000"),
         (with_row("backbone", 1, [[-1, -1], 1, "Conv", [8]]), "takes one input, 'from' gives 2"),
         (
             with_row("head", 0, [[0, 2], 1, "Concat", [1]]),
             r"head row 0 \[\[0, 2\], 1, Concat, \[1\]\]: this block cannot be built",
         ),
-        (with_row("backbone", 1, [-1, 1, "Conv", [8, 1, 1, None, 1, "nn.SiLUU()"]]), "unknown activation 'SiLUU'"),
-        (with_row("backbone", 1, [-1, 1, "__import__('os').system('touch hacked')", []]), "unknown block"),
+        (
+            with_row("backbone", 1, [-1, 1, "Conv", [8, 1, 1, None, 1, "nn.SiLUU()"]]),
+            "unknown activation 'SiLUU'",
+        ),
+        (
+            with_row("backbone", 1, [-1, 1, "__import__('os').system('touch hacked')", []]),
+            "unknown block",
+        ),
         (with_row("backbone", 1, [-1, 1, "torch.hub.load", ["x"]]), "unknown block"),
     ],
 )

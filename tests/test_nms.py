@@ -10,7 +10,9 @@ def iou(a: list[float], b: list[float]) -> float:
     return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
 
 
-def greedy(image, conf_thres, iou_thres, classes=None, agnostic=False, multi_label=False, max_det=300):
+def greedy(
+    image, conf_thres, iou_thres, classes=None, agnostic=False, multi_label=False, max_det=300
+):
     """Slow and obvious: loops over boxes, classes and kept boxes of one image."""
     found = []
     for x, y, w, h, objectness, *scores in image.tolist():
@@ -19,12 +21,18 @@ def greedy(image, conf_thres, iou_thres, classes=None, agnostic=False, multi_lab
         for label, confidence in enumerate(confidences):
             if not multi_label and label != best:
                 continue
-            if objectness > conf_thres and confidence > conf_thres and (classes is None or label in classes):
+            if (
+                objectness > conf_thres
+                and confidence > conf_thres
+                and (classes is None or label in classes)
+            ):
                 found.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2, confidence, float(label)])
     found.sort(key=lambda box: -box[4])
     kept: list[list[float]] = []
     for box in found:
-        if all(iou(box, other) <= iou_thres or (not agnostic and box[5] != other[5]) for other in kept):
+        if all(
+            iou(box, other) <= iou_thres or (not agnostic and box[5] != other[5]) for other in kept
+        ):
             kept.append(box)
     return torch.tensor(kept[:max_det]).reshape(-1, 6)
 
@@ -40,7 +48,14 @@ def predictions(n: int, nc: int, seed: int, size: float = 60) -> torch.Tensor:
 @pytest.mark.parametrize("nc", [1, 3, 80])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"multi_label": True}, {"agnostic": True}, {"classes": [0, 2]}, {"multi_label": True, "classes": [1]}, {"max_det": 7}],
+    [
+        {},
+        {"multi_label": True},
+        {"agnostic": True},
+        {"classes": [0, 2]},
+        {"multi_label": True, "classes": [1]},
+        {"max_det": 7},
+    ],
     ids=lambda options: "+".join(options) or "default",
 )
 def test_equals_greedy_reference(nc: int, options: dict):
@@ -55,19 +70,30 @@ def test_many_boxes_take_the_other_path_of_torchvision_with_the_same_result():
     batch = predictions(800, 2, seed=3, size=200)
     ours = non_max_suppression(batch, 0.05, 0.6, multi_label=True)
     for found, image in zip(ours, batch, strict=True):
-        torch.testing.assert_close(found, greedy(image, 0.05, 0.6, multi_label=True), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            found, greedy(image, 0.05, 0.6, multi_label=True), rtol=1e-5, atol=1e-4
+        )
 
 
 def test_one_class_scores_objectness_times_class():
     prediction = torch.tensor([[[10.0, 10.0, 4.0, 4.0, 0.8, 0.5]]])
-    torch.testing.assert_close(non_max_suppression(prediction)[0], torch.tensor([[8.0, 8.0, 12.0, 12.0, 0.4, 0.0]]))
-    assert len(non_max_suppression(prediction, conf_thres=0.4)[0]) == 0  # above, not at, the threshold
+    torch.testing.assert_close(
+        non_max_suppression(prediction)[0], torch.tensor([[8.0, 8.0, 12.0, 12.0, 0.4, 0.0]])
+    )
+    assert (
+        len(non_max_suppression(prediction, conf_thres=0.4)[0]) == 0
+    )  # above, not at, the threshold
     assert len(non_max_suppression(prediction, multi_label=True, conf_thres=0.3)[0]) == 1
 
 
 def test_negative_corner_of_one_class_does_not_suppress_another():
-    """A class offset of (largest coordinate + 1) without a shift would lay these two boxes onto each other."""
-    big, small = [10.0, 10.0, 10.0, 10.0], [-6.0, -6.0, 10.0, 10.0]  # corners 5..15 and -11..-1; -11 + 16 = 5
+    """A class offset of (largest coordinate + 1) without a shift would lay these two boxes onto
+    each other.
+    """
+    big, small = (
+        [10.0, 10.0, 10.0, 10.0],
+        [-6.0, -6.0, 10.0, 10.0],
+    )  # corners 5..15 and -11..-1; -11 + 16 = 5
     prediction = torch.tensor([[[*big, 0.9, 1.0, 0.0], [*small, 0.8, 0.0, 1.0]]])
     assert len(non_max_suppression(prediction)[0]) == 2
 

@@ -39,7 +39,10 @@ class Wrapped(nn.Module):
         (Wrapped(lambda layers, x: F.scaled_dot_product_attention(x, x, x)), 2 * 3 * 16 * 16 * 16),
         (Wrapped(lambda layers, x: torch.baddbmm(x[0], x[0], x[0])), 3 * 16 * 16 * 16),
         # a shared layer counts each time it runs
-        (Wrapped(lambda layers, x: layers["c"](layers["c"](x)), c=nn.Conv2d(3, 3, 1)), 2 * 3 * 256 * 3),
+        (
+            Wrapped(lambda layers, x: layers["c"](layers["c"](x)), c=nn.Conv2d(3, 3, 1)),
+            2 * 3 * 256 * 3,
+        ),
     ],
 )
 def test_formulas_by_hand(layer: nn.Module, macs: int) -> None:
@@ -61,7 +64,9 @@ def test_a_block_may_declare_its_own_formula() -> None:
         def macs(self, x: Tensor, output: Tensor) -> int:
             return 7 * x.shape[1]
 
-    assert count_macs(nn.Sequential(Declared(3, 4, 3), nn.Conv2d(4, 2, 1)), 16) == 21 + 2 * 14 * 14 * 4
+    assert (
+        count_macs(nn.Sequential(Declared(3, 4, 3), nn.Conv2d(4, 2, 1)), 16) == 21 + 2 * 14 * 14 * 4
+    )
 
 
 def test_modules_add_up_to_the_whole() -> None:
@@ -79,7 +84,9 @@ def test_counting_touches_nothing() -> None:
     count_macs(model, 640)
     macs_by_module(model, 640)
     model.info()
-    assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True)
+    )
     assert [m.training for m in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.device.type == "cpu" for p in model.parameters())

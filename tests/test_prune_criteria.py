@@ -2,18 +2,24 @@ import numpy as np
 import pytest
 import torch
 
-from prune_methods import PRUNERS, Limits, apply, groups, keep_masks, scores
-from prune_methods.base import Criterion
+from prune_methods import PRUNERS, Limits, apply, find_groups, keep_masks, scores
+from prune_methods.criteria.base import Criterion
 from tests.prune_toys import Chain, Csp, toy
 from utils.errors import UserError
 
-FILTERS = np.array([[1.0, 2.0, 3.0, 6.0], [3.0, 2.0, 1.0, 2.0]])  # sums of two coupled layers, four channels: mean 2 2 2 4
+FILTERS = np.array(
+    [[1.0, 2.0, 3.0, 6.0], [3.0, 2.0, 1.0, 2.0]]
+)  # sums of two coupled layers, four channels: mean 2 2 2 4
 
 
 def mid_slices(model, power):
     """The three-line reference: outputs of mid, gamma, inputs of out; mean over the three."""
     w, gamma, reader = model.mid[0].weight, model.mid[1].weight, model.out.weight
-    parts = [w.abs().pow(power).sum((1, 2, 3)), gamma.abs().pow(power), reader.abs().pow(power).sum((0, 2, 3))]
+    parts = [
+        w.abs().pow(power).sum((1, 2, 3)),
+        gamma.abs().pow(power),
+        reader.abs().pow(power).sum((0, 2, 3)),
+    ]
     return torch.stack(parts).double().mean(0).detach().numpy()
 
 
@@ -29,14 +35,20 @@ def test_registry_names_every_method_and_suggests():
 def test_magnitudes_equal_the_reference(method, power):
     model = toy(Chain).double()
     mean = mid_slices(model, power)
-    np.testing.assert_allclose(scores(model, groups(model), PRUNERS[method]())["mid.0"], mean / mean.mean(), rtol=1e-12)
+    np.testing.assert_allclose(
+        scores(model, find_groups(model), PRUNERS[method]())["mid.0"],
+        mean / mean.mean(),
+        rtol=1e-12,
+    )
 
 
 def test_lamp_equals_the_reference():
     model = toy(Chain).double()
     energy = mid_slices(model, 2)
     reference = [e / energy[energy >= e].sum() for e in energy]
-    np.testing.assert_allclose(scores(model, groups(model), PRUNERS["lamp"]())["mid.0"], reference, rtol=1e-12)
+    np.testing.assert_allclose(
+        scores(model, find_groups(model), PRUNERS["lamp"]())["mid.0"], reference, rtol=1e-12
+    )
 
 
 def test_hand_computed():
@@ -45,24 +57,33 @@ def test_hand_computed():
 
 
 def test_neighbours_differ():
-    # l1 | group_norm: one large weight against many small ones. group_norm | lamp: the same order, another scale
+    # l1 | group_norm: one large weight against many small ones. group_norm | lamp: the same order,
+    # another scale
     model = toy(Chain)
     with torch.no_grad():
         model.mid[0].weight[0].fill_(0.01).view(-1)[0] = 2.0  # |w| 2.71, w^2 4.01
         model.mid[0].weight[1].fill_(0.1)  # |w| 7.2, w^2 0.72
         model.mid[1].weight[:2] = 1.0
         model.out.weight[:, :2] = 0.1
-    found = groups(model)
-    s = {name: scores(model, found, PRUNERS[name]())["mid.0"] for name in ("l1", "group_norm", "lamp", "random")}
+    found = find_groups(model)
+    s = {
+        name: scores(model, found, PRUNERS[name]())["mid.0"]
+        for name in ("l1", "group_norm", "lamp", "random")
+    }
     assert s["l1"][0] < s["l1"][1] and s["group_norm"][0] > s["group_norm"][1]
-    assert (np.argsort(s["lamp"]) == np.argsort(s["group_norm"])).all() and s["lamp"].max() == 1 < s["group_norm"].max()
+    assert (np.argsort(s["lamp"]) == np.argsort(s["group_norm"])).all() and s[
+        "lamp"
+    ].max() == 1 < s["group_norm"].max()
     assert not np.allclose(np.argsort(s["random"]), np.argsort(s["l1"]))
 
 
 def test_random_is_uniform_and_seeded():
     model = toy(Csp)
-    found = groups(model)
-    first, again, other = (np.concatenate(list(scores(model, found, PRUNERS["random"](seed=s)).values())) for s in (0, 0, 1))
+    found = find_groups(model)
+    first, again, other = (
+        np.concatenate(list(scores(model, found, PRUNERS["random"](seed=s)).values()))
+        for s in (0, 0, 1)
+    )
     assert (first == again).all() and (first != other).all()
     draws = PRUNERS["random"]().score(np.zeros((1, 20000)))
     assert abs(draws.mean() - 0.5) < 0.01 and draws.min() >= 0 and draws.max() < 1
@@ -86,11 +107,11 @@ def test_lamp_keeps_precision_over_many_channels():
 
 def test_scores_follow_the_mask():
     model = toy(Chain)
-    found = groups(model)
+    found = find_groups(model)
     masks = {"stem.0": np.arange(8) % 2 == 0, "mid.0": np.array([1, 1, 0, 1, 1, 1], dtype=bool)}
     masked = scores(model, found, PRUNERS["l1"](), masks)
     smaller = apply(model, found, masks)
-    cut = scores(smaller, groups(smaller), PRUNERS["l1"]())
+    cut = scores(smaller, find_groups(smaller), PRUNERS["l1"]())
     for name, mask in masks.items():
         np.testing.assert_allclose(masked[name][mask], cut[name], rtol=1e-12)
         assert np.isinf(masked[name][~mask]).all()
@@ -106,6 +127,10 @@ def test_a_method_of_ones_own_needs_one_function():
     model = toy(Chain)
     with torch.no_grad():
         model.mid[1].weight.mul_(1e-3)
-    found = groups(model)
-    plan = keep_masks(model, found, Last(), 1e9, limits=Limits(min_channels=1), max_steps=70, imgsz=32)
-    assert plan.masks["mid.0"].sum() == 1 and plan.masks["stem.0"].sum() == 8  # the wholly sparse layer goes first
+    found = find_groups(model)
+    plan = keep_masks(
+        model, found, Last(), 1e9, limits=Limits(min_channels=1), max_steps=70, imgsz=32
+    )
+    assert (
+        plan.masks["mid.0"].sum() == 1 and plan.masks["stem.0"].sum() == 8
+    )  # the wholly sparse layer goes first

@@ -8,9 +8,9 @@ from torch import nn
 
 import models
 from models import build_model, load_model, save_model
-from prune_methods import PRUNERS, Plan, apply, groups, keep_masks
-from prune_methods.cut import largest_difference, zeroed
-from prune_methods.verify import TOLERANCE, verify
+from prune_methods import PRUNERS, Plan, apply, find_groups, keep_masks
+from prune_methods.surgery.cut import largest_difference, zeroed
+from prune_methods.surgery.verify import TOLERANCE, verify
 from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
 from utils.errors import UserError
 
@@ -24,7 +24,7 @@ def random_masks(found, seed=0, share=0.5):
 
 
 def assert_equals_zeroed(model):
-    found = groups(model)
+    found = find_groups(model)
     masks = random_masks(found)
     smaller = apply(model, found, masks)
     assert largest_difference(smaller, zeroed(model, found, masks)) < TOLERANCE
@@ -37,40 +37,64 @@ def test_cut_equals_zeroed_channels(kind):
     smaller = assert_equals_zeroed(toy(kind))
     for module in smaller.modules():
         if isinstance(module, nn.Conv2d):
-            assert tuple(module.weight.shape[:2]) == (module.out_channels, module.in_channels // module.groups)
+            assert tuple(module.weight.shape[:2]) == (
+                module.out_channels,
+                module.in_channels // module.groups,
+            )
         if isinstance(module, nn.BatchNorm2d):
             assert module.num_features == len(module.weight) == len(module.running_mean)
 
 
 def test_cut_takes_the_right_weights():
     model = toy(Chain)
-    found = groups(model)
-    masks = {"stem.0": np.array([1, 0, 1, 1, 0, 1, 1, 1], bool), "mid.0": np.array([0, 1, 1, 1, 1, 0], bool)}
+    found = find_groups(model)
+    masks = {
+        "stem.0": np.array([1, 0, 1, 1, 0, 1, 1, 1], bool),
+        "mid.0": np.array([0, 1, 1, 1, 1, 0], bool),
+    }
     smaller = apply(model, found, masks)
     stem, mid = [0, 2, 3, 5, 6, 7], [1, 2, 3, 4]
     assert torch.equal(smaller.mid[0].weight, model.mid[0].weight[mid][:, stem])
     assert torch.equal(smaller.mid[1].running_var, model.mid[1].running_var[mid])
-    assert torch.equal(smaller.out.weight, model.out.weight[:, mid]) and torch.equal(smaller.out.bias, model.out.bias)
+    assert torch.equal(smaller.out.weight, model.out.weight[:, mid]) and torch.equal(
+        smaller.out.bias, model.out.bias
+    )
     assert model.mid[0].weight.shape == (6, 8, 3, 3)  # the original is untouched
 
 
 def test_implicit_shrinks_with_its_inputs_and_the_factor_does_not():
     model = toy(Rep)
-    smaller = apply(model, groups(model), {"stem.0": np.arange(10) < 7})
-    assert torch.equal(smaller.implicit, model.implicit[:, :7]) and smaller.factor.shape == model.factor.shape
+    smaller = apply(model, find_groups(model), {"stem.0": np.arange(10) < 7})
+    assert (
+        torch.equal(smaller.implicit, model.implicit[:, :7])
+        and smaller.factor.shape == model.factor.shape
+    )
     assert isinstance(smaller.implicit, nn.Parameter) and len(smaller.same.weight) == 7
 
 
 QUICK = ("yolov5n", "yolov7-tiny", "yolov7-tiny-deploy")
-SLOW = ("yolov5s", "yolov5m", "yolov5l", "yolov5x", "yolov7", "yolov7x", "yolov7-deploy", "yolov7x-deploy")
+SLOW = (
+    "yolov5s",
+    "yolov5m",
+    "yolov5l",
+    "yolov5x",
+    "yolov7",
+    "yolov7x",
+    "yolov7-deploy",
+    "yolov7x-deploy",
+)
 
 
 def test_every_base_model_is_in_the_next_test():
     configs = Path(models.__file__).parent / "configs"
-    assert sorted((*QUICK, *SLOW)) == sorted(p.stem for family in ("yolov5", "yolov7") for p in (configs / family).glob("*.yaml"))
+    assert sorted((*QUICK, *SLOW)) == sorted(
+        p.stem for family in ("yolov5", "yolov7") for p in (configs / family).glob("*.yaml")
+    )
 
 
-@pytest.mark.parametrize("cfg", [TINY_REP, *QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
+@pytest.mark.parametrize(
+    "cfg", [TINY_REP, *QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)]
+)
 def test_real_models_cut_equal_zeroed(cfg):
     torch.manual_seed(0)
     smaller = assert_equals_zeroed(randomised(build_model(cfg, nc=3)))
@@ -79,12 +103,17 @@ def test_real_models_cut_equal_zeroed(cfg):
 
 
 @pytest.mark.parametrize(
-    "cfg", [TINY_REP, "yolov5n", *(pytest.param(c, marks=pytest.mark.slow) for c in ("yolov7-tiny", "yolov7"))]
+    "cfg",
+    [
+        TINY_REP,
+        "yolov5n",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("yolov7-tiny", "yolov7")),
+    ],
 )
 def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
     torch.manual_seed(0)
     model = randomised(build_model(cfg, nc=3))
-    found = groups(model)
+    found = find_groups(model)
     plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0)
     smaller = apply(model, found, plan.masks)
     verify(model, found, plan, smaller)
@@ -95,7 +124,7 @@ def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
         assert torch.equal(smaller.eval()(x)[0], again.eval()(x)[0])
     sum(level.square().mean() for level in again.train()(torch.rand(2, 3, 64, 64))).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in again.parameters())
-    refound = groups(again)
+    refound = find_groups(again)
     second = keep_masks(again, refound, PRUNERS["lamp"](), 1.5)
     third = apply(again, refound, second.masks)
     assert second.met and second.base_macs == plan.macs
@@ -105,7 +134,7 @@ def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
 
 def test_verify_refuses_a_cut_that_does_not_follow_the_plan():
     model = toy(Chain)
-    found = groups(model)
+    found = find_groups(model)
     plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, imgsz=32)
     good = apply(model, found, plan.masks)
     verify(model, found, plan, good, imgsz=32)

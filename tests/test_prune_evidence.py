@@ -1,4 +1,6 @@
-"""Gradients and sparsity as prune.py asks for them: real batches, the detection loss, checkpoints."""
+"""Gradients and sparsity as prune.py asks for them: real batches, the detection loss,
+checkpoints.
+"""
 
 import logging
 
@@ -8,25 +10,36 @@ import torch
 from data.config import load_data
 from data.loader import build_loader
 from models import build_model, load_model, save_model
-from prune_methods import PRUNERS, apply, groups, keep_masks
-from prune_methods.verify import verify
-from recipes.prune_evidence import detection_losses, measured, sparse_share, suggest_sparser, warn_if_dense
+from prune_methods import PRUNERS, apply, find_groups, keep_masks
+from prune_methods.surgery.verify import verify
+from recipes.prune.gradients import (
+    detection_losses,
+    measured,
+    sparse_share,
+    suggest_sparser,
+    warn_if_dense,
+)
 from tests.data_sets import write_set
 from tests.prune_toys import TINY_REP, randomised
 from utils.config import load_hyp
 from utils.losses import build_loss
-from utils.options import parse_options
-from utils.prune_options import PruneOptions
+from utils.options.base import parse_options
+from utils.options.prune import PruneOptions
 
 
 def options(*words: str) -> PruneOptions:
-    return parse_options(PruneOptions, ["--weights", "x.pt", "--data", "tiny", "--imgsz", "64", "--batch-size", "2", *words])
+    return parse_options(
+        PruneOptions,
+        ["--weights", "x.pt", "--data", "tiny", "--imgsz", "64", "--batch-size", "2", *words],
+    )
 
 
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory):
     content = write_set(tmp_path_factory.mktemp("set"), [(64, 64)] * 5, nc=2)
-    return build_loader(load_data(content | {"val": content["train"]}), "train", imgsz=64, batch_size=2)
+    return build_loader(
+        load_data(content | {"val": content["train"]}), "train", imgsz=64, batch_size=2
+    )
 
 
 def test_losses_are_those_of_training_in_eval_mode(loader):
@@ -42,23 +55,32 @@ def test_losses_are_those_of_training_in_eval_mode(loader):
     own = labels[labels[:, 0] == 1].clone()
     own[:, 0] = 0
     torch.testing.assert_close(single[3], loss(model(image.float() / 255)[1], own)[0])
-    assert len(list(detection_losses(model, loader, options())(model, False))) == 3  # no more batches than there are
+    assert (
+        len(list(detection_losses(model, loader, options())(model, False))) == 3
+    )  # no more batches than there are
 
 
 def test_a_masked_model_is_measured_with_fresh_statistics(loader):
     model = randomised(build_model(TINY_REP))
-    found, criterion = groups(model), PRUNERS["group_taylor"]()
+    found, criterion = find_groups(model), PRUNERS["group_taylor"]()
     masks = keep_masks(model, found, PRUNERS["l1"](), 1.5).masks
     group = next(g for g in found if not masks[g.name].all())
     first, left = group.members[0].name, masks[group.name]
     results = {}
     for batches in ("0", "2"):
-        measure = measured(model, found, criterion, loader, options("--recalibrate-batches", batches))
+        measure = measured(
+            model, found, criterion, loader, options("--recalibrate-batches", batches)
+        )
         results[batches] = measure(masks)[first][left]
     assert not torch.allclose(*(torch.from_numpy(t) for t in results.values()), rtol=0.05)
-    whole = {name: mask | True for name, mask in masks.items()}  # nothing masked: the statistics stay
+    whole = {
+        name: mask | True for name, mask in masks.items()
+    }  # nothing masked: the statistics stay
     tables = [
-        measured(model, found, criterion, loader, options("--recalibrate-batches", b))(whole)[first].tolist() for b in ("0", "2")
+        measured(model, found, criterion, loader, options("--recalibrate-batches", b))(whole)[
+            first
+        ].tolist()
+        for b in ("0", "2")
     ]
     assert tables[0] == tables[1]
 
@@ -66,19 +88,28 @@ def test_a_masked_model_is_measured_with_fresh_statistics(loader):
 def test_other_methods_need_nothing(loader, caplog):
     model = build_model(TINY_REP)
     with caplog.at_level(logging.WARNING):
-        assert measured(model, groups(model), PRUNERS["lamp"](), loader, options()) is None
+        assert measured(model, find_groups(model), PRUNERS["lamp"](), loader, options()) is None
         assert not caplog.records
-        measured(model, groups(model), PRUNERS["lamp"](), loader, options("--recalib-every", "5", "--calib-batches", "3"))
+        measured(
+            model,
+            find_groups(model),
+            PRUNERS["lamp"](),
+            loader,
+            options("--recalib-every", "5", "--calib-batches", "3"),
+        )
     assert "--calib-batches, --recalib-every: no effect, lamp uses no gradients" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("method", "cfg"), [("group_taylor", "yolov7-tiny"), ("group_hessian", "yolov5n"), ("slim", "yolov7-tiny")]
+    ("method", "cfg"),
+    [("group_taylor", "yolov7-tiny"), ("group_hessian", "yolov5n"), ("slim", "yolov7-tiny")],
 )
 def test_whole_models_reach_the_target(cfg, method, loader):
     model = randomised(build_model(cfg, nc=2))
-    found, criterion = groups(model), PRUNERS[method]()
-    measure = measured(model, found, criterion, loader, options("--method", method, "--calib-batches", "1"))
+    found, criterion = find_groups(model), PRUNERS[method]()
+    measure = measured(
+        model, found, criterion, loader, options("--method", method, "--calib-batches", "1")
+    )
     plan = keep_masks(model, found, criterion, 2.0, imgsz=64, measure=measure)
     # the last channel to go may be one of the stem: 1.8 % of what is left of a YOLOv5n
     assert 2.0 <= plan.speed_up < 2.04 and min(int(m.sum()) for m in plan.masks.values()) >= 4
@@ -109,11 +140,15 @@ def test_a_dense_checkpoint_is_told(tmp_path, caplog, share, args, warned):
     with caplog.at_level(logging.WARNING):
         warn_if_dense(load_model(path), opt)
     command = f"python train_sparse.py --weights {path} --data demo --method slim"
-    assert [command in r.message and "\n" not in r.message for r in caplog.records] == [True] * warned
+    assert [command in r.message and "\n" not in r.message for r in caplog.records] == [
+        True
+    ] * warned
 
 
 def test_a_sparser_checkpoint_beside_the_given_one_is_named(tmp_path, caplog):
-    """best.pt has 30 %: the 20 % one is no help, of the sparser ones the fittest is named, whatever else lies there."""
+    """best.pt has 30 %: the 20 % one is no help, of the sparser ones the fittest is named, whatever
+    else lies there.
+    """
     given = checkpoint(tmp_path / "best.pt", 0.3)
     model = load_model(given)
     assert 0.25 < sparse_share(model) < 0.35
@@ -124,11 +159,16 @@ def test_a_sparser_checkpoint_beside_the_given_one_is_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert suggest_sparser(model, given) == str(tmp_path / "sparse_60.pt")
     (line,) = caplog.messages
-    assert f"--weights {tmp_path / 'sparse_60.pt'} (at least 60%, fitness 0.500)" in line and "\n" not in line
+    assert (
+        f"--weights {tmp_path / 'sparse_60.pt'} (at least 60%, fitness 0.500)" in line
+        and "\n" not in line
+    )
 
 
 def test_share_by_hand():
-    model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4, affine=False), torch.nn.BatchNorm1d(1))
+    model = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4, affine=False), torch.nn.BatchNorm1d(1)
+    )
     model[0].weight.data = torch.tensor([0.0, -0.005, 0.02, -1.0])
     assert sparse_share(model) == pytest.approx(2 / 5)
     assert sparse_share(torch.nn.Conv2d(1, 1, 1)) == 0

@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from models import build_model
-from prune_methods import PRUNERS, apply, groups, keep_masks, zeroed
-from prune_methods.fold import fold_constants
-from prune_methods.graph import raw_outputs
+from prune_methods import PRUNERS, apply, find_groups, keep_masks, zeroed
+from prune_methods.groups.graph import raw_outputs
+from prune_methods.surgery.fold import fold_constants
 from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
 
 
 def silence(model, found, masks):
-    """The model with the scale of every removed channel at zero: what sparse training drives at. Betas stay."""
+    """The model with the scale of every removed channel at zero: what sparse training drives at.
+
+    Betas stay.
+    """
     silent = copy.deepcopy(model)
     with torch.no_grad():
         for group in found:
@@ -27,7 +30,7 @@ def silence(model, found, masks):
 
 
 def plan_of(model, target):
-    found = groups(model)
+    found = find_groups(model)
     return found, keep_masks(model, found, PRUNERS["l1"](), target, imgsz=64).masks
 
 
@@ -50,16 +53,24 @@ def test_silent_channels_are_folded_exactly_away_from_borders(kind):
     [folded] = middle(smaller, x)
     assert result.folded > 0 and result.left == 0
     assert (folded - wanted).abs().max() < 1e-4 * wanted.abs().max()
-    assert (plain - wanted).abs().max() > 0.01 * wanted.abs().max()  # so that there was something to fold
+    assert (
+        plain - wanted
+    ).abs().max() > 0.01 * wanted.abs().max()  # so that there was something to fold
 
 
 def test_by_hand():
-    """One removed channel that says silu(2) to a 1x1 convolution with a bias, and to one with a batch norm."""
+    """One removed channel that says silu(2) to a 1x1 convolution with a bias, and to one with a
+    batch norm.
+    """
 
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.norm, self.act = nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2), nn.SiLU()
+            self.stem, self.norm, self.act = (
+                nn.Conv2d(3, 2, 1, bias=False),
+                nn.BatchNorm2d(2),
+                nn.SiLU(),
+            )
             self.biased = nn.Conv2d(2, 1, 1)
             self.bare, self.after = nn.Conv2d(2, 1, 1, bias=False), nn.BatchNorm2d(1)
 
@@ -72,10 +83,16 @@ def test_by_hand():
     with torch.no_grad():
         model.norm.weight[1], model.norm.bias[1] = 0, 2.0
     said = float(torch.nn.functional.silu(torch.tensor(2.0)))
-    found = groups(model)
-    masks = {g.name: np.array([True, False]) if g.name == "stem" else np.ones(g.size, bool) for g in found}
+    found = find_groups(model)
+    masks = {
+        g.name: np.array([True, False]) if g.name == "stem" else np.ones(g.size, bool)
+        for g in found
+    }
     smaller = apply(model, found, masks)
-    before, weights = smaller.biased.bias.item(), (model.biased.weight[0, 1].item(), model.bare.weight[0, 1].item())
+    before, weights = (
+        smaller.biased.bias.item(),
+        (model.biased.weight[0, 1].item(), model.bare.weight[0, 1].item()),
+    )
     result = fold_constants(model, found, masks, smaller)
     assert (result.folded, result.left) == (2, 0)
     assert smaller.biased.bias.item() == pytest.approx(before + weights[0] * said, abs=1e-6)
@@ -86,7 +103,7 @@ def test_by_hand():
 def test_only_channels_near_silence_are_folded(gamma, folded):
     """Of a larger scale the mean is not act(beta)."""
     model = toy(Chain)
-    found = groups(model)
+    found = find_groups(model)
     masks = {g.name: np.ones(g.size, bool) for g in found}
     masks["stem.0"][2] = False
     with torch.no_grad():
@@ -98,7 +115,7 @@ def test_only_channels_near_silence_are_folded(gamma, folded):
 def test_what_is_not_constant_is_left_and_counted():
     """A removed channel without a batch norm says something else at every pixel."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1))
-    found = groups(model)
+    found = find_groups(model)
     masks = {g.name: np.array([True, False, False, True]) for g in found if g.size == 4}
     smaller = apply(model, found, masks)
     before = smaller[2].bias.clone()
@@ -114,7 +131,10 @@ def test_the_uncut_model_is_untouched_and_a_whole_mask_changes_nothing():
     whole = {g.name: np.ones(g.size, bool) for g in found}
     same = apply(model, found, whole)
     assert fold_constants(model, found, whole, same).folded == 0
-    assert all(torch.equal(v, model.state_dict()[k]) and torch.equal(v, same.state_dict()[k]) for k, v in state.items())
+    assert all(
+        torch.equal(v, model.state_dict()[k]) and torch.equal(v, same.state_dict()[k])
+        for k, v in state.items()
+    )
 
 
 @pytest.mark.parametrize("cfg", [TINY_REP, "yolov5n", "yolov7-tiny"])

@@ -1,12 +1,23 @@
-"""group_taylor and group_hessian: gradients on real losses, against references of three lines and against each other."""
+"""group_taylor and group_hessian: gradients on real losses, against references of three lines and
+against each other.
+"""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from prune_methods import PRUNERS, Limits, apply, gradient_evidence, groups, keep_masks, scores, zeroed
-from recipes.prune_evidence import single_images
+from prune_methods import (
+    PRUNERS,
+    Limits,
+    apply,
+    find_groups,
+    gradient_evidence,
+    keep_masks,
+    scores,
+    zeroed,
+)
+from recipes.prune.gradients import single_images
 from tests.prune_toys import Chain, Csp, Rep, toy
 from utils.errors import UserError
 
@@ -28,17 +39,26 @@ def losses(model, per_image):
     for batch in pictures():
         for part in batch.double().split(1) if per_image else [batch.double()]:
             y = outputs(model, part)
-            yield (y - torch.linspace(-1, 1, y[0].numel()).double().view(y[0].shape)).square().mean((1, 2, 3)).sum()
+            yield (
+                (y - torch.linspace(-1, 1, y[0].numel()).double().view(y[0].shape))
+                .square()
+                .mean((1, 2, 3))
+                .sum()
+            )
 
 
 def evidence(model, method, masks=None):
-    found = groups(model)
+    found = find_groups(model)
     criterion = PRUNERS[method]()
-    return gradient_evidence(model if masks is None else zeroed(model, found, masks), found, criterion, losses)
+    return gradient_evidence(
+        model if masks is None else zeroed(model, found, masks), found, criterion, losses
+    )
 
 
 def scored(model, method, masks=None):
-    return scores(model, groups(model), PRUNERS[method](), masks, evidence(model, method, masks))
+    return scores(
+        model, find_groups(model), PRUNERS[method](), masks, evidence(model, method, masks)
+    )
 
 
 def gradients(model, per_image):
@@ -50,8 +70,14 @@ def gradients(model, per_image):
 
 
 def mid_mean(table):
-    """Outputs of mid, gamma, inputs of out; mean over the three, and not divided by the group's mean."""
-    parts = [table["mid.0.weight"].sum((1, 2, 3)), table["mid.1.weight"], table["out.weight"].sum((0, 2, 3))]
+    """Outputs of mid, gamma, inputs of out; mean over the three, and not divided by the group's
+    mean.
+    """
+    parts = [
+        table["mid.0.weight"].sum((1, 2, 3)),
+        table["mid.1.weight"],
+        table["out.weight"].sum((0, 2, 3)),
+    ]
     return torch.stack(parts).mean(0).numpy()
 
 
@@ -60,7 +86,9 @@ def test_taylor_equals_the_reference():
     found = scored(model, "group_taylor")["mid.0"]
     passes, w = list(gradients(model, False)), {n: p.detach() for n, p in model.named_parameters()}
     assert len(passes) == 3
-    np.testing.assert_allclose(found, mid_mean({n: sum((w[n] * g[n]).abs() for g in passes) / 3 for n in w}), rtol=1e-9)
+    np.testing.assert_allclose(
+        found, mid_mean({n: sum((w[n] * g[n]).abs() for g in passes) / 3 for n in w}), rtol=1e-9
+    )
 
 
 def test_hessian_equals_the_reference():
@@ -93,14 +121,18 @@ def fixed_losses(rows):
 def of_gammas(method, rows):
     model = toy(Chain).double()
     nn.init.ones_(model.mid[1].weight)
-    found = [g for g in groups(model) if g.name == "mid.0"]
+    found = [g for g in find_groups(model) if g.name == "mid.0"]
     return gradient_evidence(model, found, PRUNERS[method](), fixed_losses(rows))["mid.1"]
 
 
 def test_taylor_does_not_let_batches_cancel_and_hessian_weighs_outliers():
     rows = [[3.0, 1.0, 1.0, 0, 0, 0], [-3.0, 1.0, -5.0, 0, 0, 0]]
-    np.testing.assert_allclose(of_gammas("group_taylor", rows), [3, 1, 3, 0, 0, 0])  # |w * sum g| would be 0, 2, 4
-    np.testing.assert_allclose(of_gammas("group_hessian", rows), [9, 1, 13, 0, 0, 0])  # tells 0 from 2, which Taylor ties
+    np.testing.assert_allclose(
+        of_gammas("group_taylor", rows), [3, 1, 3, 0, 0, 0]
+    )  # |w * sum g| would be 0, 2, 4
+    np.testing.assert_allclose(
+        of_gammas("group_hessian", rows), [9, 1, 13, 0, 0, 0]
+    )  # tells 0 from 2, which Taylor ties
 
 
 def test_methods_tell_what_magnitude_cannot():
@@ -110,7 +142,7 @@ def test_methods_tell_what_magnitude_cannot():
         model.mid[0].weight[2] *= 50  # a large filter that nobody reads
     for method in METHODS:
         assert scored(model, method)["mid.0"].argmin() == 2
-    assert scores(model, groups(model), PRUNERS["group_norm"]())["mid.0"].argmax() == 2
+    assert scores(model, find_groups(model), PRUNERS["group_norm"]())["mid.0"].argmax() == 2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -120,16 +152,18 @@ def test_batch_norm_gammas_count(method):
     found = evidence(model, method)
     assert {"stem.1", "mid.1"} <= set(found) and (found["mid.1"] > 0).all()
     without = {name: np.zeros_like(t) if name == "mid.1" else t for name, t in found.items()}
-    criterion, all_groups = PRUNERS[method](), groups(model)
+    criterion, all_groups = PRUNERS[method](), find_groups(model)
     changed = scores(model, all_groups, criterion, evidence=without)["mid.0"]
-    assert not np.allclose(changed, scores(model, all_groups, criterion, evidence=found)["mid.0"], rtol=1e-2)
+    assert not np.allclose(
+        changed, scores(model, all_groups, criterion, evidence=found)["mid.0"], rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [Chain, Csp, Rep])
 def test_a_masked_model_scores_as_the_cut_one(kind, method):
     model = toy(kind).double()
-    found = groups(model)
+    found = find_groups(model)
     masks = {g.name: np.arange(g.size) % 3 > 0 for g in found}
     masked = scored(model, method, masks)
     cut = scored(apply(model, found, masks).double(), method)
@@ -147,39 +181,60 @@ def test_the_model_is_left_alone_and_frozen_weights_count(method):
     for name, table in evidence(model, method).items():
         np.testing.assert_array_equal(table, whole[name])
     assert model.training and all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())  # running statistics among them
+    assert all(
+        torch.equal(before[name], t) for name, t in model.state_dict().items()
+    )  # running statistics among them
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_loss_that_reaches_no_weight_gives_equal_finite_scores(method):
     model = toy(Chain).double()
-    found = groups(model)
+    found = find_groups(model)
     gathered = gradient_evidence(model, found, PRUNERS[method](), lambda m, _: [m.out.bias.sum()])
     for score in scores(model, found, PRUNERS[method](), evidence=gathered).values():
         assert (score == 0).all()
     plan = keep_masks(
-        model, found, PRUNERS[method](), 1e9, limits=Limits(1), max_steps=71, imgsz=32, measure=lambda masks: gathered
+        model,
+        found,
+        PRUNERS[method](),
+        1e9,
+        limits=Limits(1),
+        max_steps=71,
+        imgsz=32,
+        measure=lambda masks: gathered,
     )
-    assert sum(int(m.sum()) for m in plan.masks.values()) == 9  # 5 of 14: ties do not add to the number
+    assert (
+        sum(int(m.sum()) for m in plan.masks.values()) == 9
+    )  # 5 of 14: ties do not add to the number
 
 
 def test_what_is_missing_or_not_finite_is_said():
     model = toy(Chain)
-    found = groups(model)
+    found = find_groups(model)
     with pytest.raises(UserError, match=r"GroupTaylor: needs gradients.*measure"):
         keep_masks(model, found, PRUNERS["group_taylor"](), 1.5, imgsz=32)
     with pytest.raises(UserError, match="none of 2 losses .* is finite"):
-        gradient_evidence(model, found, PRUNERS["group_taylor"](), lambda m, _: [m.out.bias.sum() * float("nan")] * 2)
+        gradient_evidence(
+            model,
+            found,
+            PRUNERS["group_taylor"](),
+            lambda m, _: [m.out.bias.sum() * float("nan")] * 2,
+        )
 
 
 def test_a_pass_that_is_not_finite_does_not_count(caplog):
     # a finite loss can have such gradients too: the square root at zero
-    rows, bad = [[3.0, 1.0, 1.0, 0, 0, 0], [5.0, 1.0, 2.0, 0, 0, 0]], (lambda m: (m.mid[1].weight * 0).sum().sqrt())
+    rows, bad = (
+        [[3.0, 1.0, 1.0, 0, 0, 0], [5.0, 1.0, 2.0, 0, 0, 0]],
+        (lambda m: (m.mid[1].weight * 0).sum().sqrt()),
+    )
     model = toy(Chain).double()
     nn.init.ones_(model.mid[1].weight)
-    found, good = groups(model), fixed_losses(rows)
+    found, good = find_groups(model), fixed_losses(rows)
     with caplog.at_level("WARNING"):
-        tables = gradient_evidence(model, found, PRUNERS["group_taylor"](), lambda m, _: [bad(m), *good(m, False)])
+        tables = gradient_evidence(
+            model, found, PRUNERS["group_taylor"](), lambda m, _: [bad(m), *good(m, False)]
+        )
     np.testing.assert_allclose(tables["mid.1"], [4, 1, 1.5, 0, 0, 0])
     assert "1 of 3 passes" in caplog.text
 
@@ -187,14 +242,20 @@ def test_a_pass_that_is_not_finite_does_not_count(caplog):
 @pytest.mark.parametrize(("every", "times"), [(0, 1), (4, 3), (10, 1)])
 def test_gradients_are_taken_anew_every_so_many_steps(every, times):
     model = toy(Csp).double()
-    found = groups(model)
+    found = find_groups(model)
     widths = []
 
     def measure(masks):
         widths.append(sum(int(m.sum()) for m in masks.values()))
         return evidence(model, "group_taylor", masks)
 
-    options = {"limits": Limits(1), "max_steps": 10, "imgsz": 32, "measure": measure, "measure_every": every}
+    options = {
+        "limits": Limits(1),
+        "max_steps": 10,
+        "imgsz": 32,
+        "measure": measure,
+        "measure_every": every,
+    }
     plan = keep_masks(model, found, PRUNERS["group_taylor"](), 1e9, **options)
     assert len(widths) == times and widths[0] == 100 and widths == sorted(widths, reverse=True)
     if every == 4:
@@ -203,7 +264,9 @@ def test_gradients_are_taken_anew_every_so_many_steps(every, times):
 
 def test_single_images_split_a_batch():
     images = torch.arange(3.0).view(3, 1, 1, 1)
-    targets = torch.tensor([[0, 5, 0.1, 0.1, 0.1, 0.1], [2, 6, 0.2, 0.2, 0.2, 0.2], [2, 7, 0.3, 0.3, 0.3, 0.3]])
+    targets = torch.tensor(
+        [[0, 5, 0.1, 0.1, 0.1, 0.1], [2, 6, 0.2, 0.2, 0.2, 0.2], [2, 7, 0.3, 0.3, 0.3, 0.3]]
+    )
     parts = list(single_images(images, targets))
     assert [(float(image), labels[:, :2].tolist()) for image, labels in parts] == [
         (0.0, [[0.0, 5.0]]),

@@ -1,7 +1,9 @@
-"""Torch-Pruning as the reference, wherever it is right: its scores, and the channels its own loop keeps at our schedule.
+"""Torch-Pruning as the reference, wherever it is right: its scores, and the channels its own loop
+keeps at our schedule.
 
-Not compared, since the library is wrong there (docs/pruning.md): depthwise weights, which it leaves out of every score; Taylor's
-gammas, which it forgets; a Hessian of several images, of which it keeps the last. `random` draws from another generator.
+Not compared, since the library is wrong there (docs/pruning.md): depthwise weights, which it leaves
+out of every score; Taylor's gammas, which it forgets; a Hessian of several images, of which it
+keeps the last. `random` draws from another generator.
 """
 
 import numpy as np
@@ -11,8 +13,17 @@ import torch_pruning as tp
 from torch import nn
 
 from models import build_model
-from prune_methods import PRUNERS, GradientCriterion, Limits, apply, gradient_evidence, groups, keep_masks, scores
-from prune_methods.graph import raw_outputs
+from prune_methods import (
+    PRUNERS,
+    GradientCriterion,
+    Limits,
+    apply,
+    find_groups,
+    gradient_evidence,
+    keep_masks,
+    scores,
+)
+from prune_methods.groups.graph import raw_outputs
 from tests.prune_toys import Csp, toy
 
 NORM = tp.importance.GroupMagnitudeImportance
@@ -41,7 +52,11 @@ def example(method: str) -> nn.Module:
 
 def loss_of(model: nn.Module) -> torch.Tensor:
     """Of a single image, which the library's Hessian gets right."""
-    return model(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)))[0].square().sum()
+    return (
+        model(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)))[0]
+        .square()
+        .sum()
+    )
 
 
 def our_evidence(model, found, criterion):
@@ -79,7 +94,7 @@ def library_pruner(model, importance, ignored):
 @pytest.mark.parametrize("method", list(IMPORTANCES))
 def test_scores_equal_the_library(method):
     model, importance = example(method), IMPORTANCES[method]
-    found, criterion = groups(model), PRUNERS[method]()
+    found, criterion = find_groups(model), PRUNERS[method]()
     ours = scores(model, found, criterion, evidence=our_evidence(model, found, criterion))
     give_gradients(model, importance)
     graph = tp.DependencyGraph().build_dependency(model, (torch.rand(1, 3, 32, 32),))
@@ -87,7 +102,9 @@ def test_scores_equal_the_library(method):
     compared = 0
     for group in graph.get_all_groups(ignored_layers=[model.out]):
         made = [names[item.dep.target.module] for item in group if item.dep.target.module in names]
-        np.testing.assert_allclose(importance(group).detach().numpy(), ours[next(n for n in ours if n in made)], rtol=2e-5)
+        np.testing.assert_allclose(
+            importance(group).detach().numpy(), ours[next(n for n in ours if n in made)], rtol=2e-5
+        )
         compared += 1
     assert compared == len(ours) == 5
 
@@ -96,28 +113,36 @@ def test_scores_equal_the_library(method):
 def test_loop_keeps_the_channels_of_the_library_loop(method):
     """Until just before it would empty a group, which it then leaves alone without a word."""
     model, importance = example(method), IMPORTANCES[method]
-    found, criterion = groups(model), PRUNERS[method]()
+    found, criterion = find_groups(model), PRUNERS[method]()
     gathered, steps = our_evidence(model, found, criterion), 60
     measure = None if gathered is None else lambda masks: gathered
-    plan = keep_masks(model, found, criterion, 1e9, limits=Limits(1), max_steps=steps, imgsz=32, measure=measure)
+    plan = keep_masks(
+        model, found, criterion, 1e9, limits=Limits(1), max_steps=steps, imgsz=32, measure=measure
+    )
     ours = apply(model, found, plan.masks)
     give_gradients(model, importance)
     pruner = library_pruner(model, importance, [model.out])
     for _ in range(steps):
         pruner.step()
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True)
+    )
     total = sum(g.size for g in found)
     assert sum(m.sum() for m in plan.masks.values()) == int(total * (1 - steps / 200))
 
 
 @pytest.mark.parametrize(
-    ("cfg", "steps"), [("yolov5n", 6), ("yolov7-tiny", 6), pytest.param("yolov7-tiny", 100, marks=pytest.mark.slow)]
+    ("cfg", "steps"),
+    [("yolov5n", 6), ("yolov7-tiny", 6), pytest.param("yolov7-tiny", 100, marks=pytest.mark.slow)],
 )
 def test_whole_models_too(cfg, steps):
     torch.manual_seed(0)
     model = build_model(cfg, nc=2)
-    found = groups(model)
-    plan = keep_masks(model, found, PRUNERS["lamp"](), 1e9, limits=Limits(1), max_steps=steps, imgsz=64)
+    found = find_groups(model)
+    plan = keep_masks(
+        model, found, PRUNERS["lamp"](), 1e9, limits=Limits(1), max_steps=steps, imgsz=64
+    )
     ours = apply(model, found, plan.masks)
     pruner = library_pruner(model, IMPORTANCES["lamp"], list(model.head.m))
     for _ in range(steps):

@@ -10,22 +10,24 @@ import torch
 from torch import nn
 
 from models import build_model, save_model
-from prune_methods import PRUNERS, Limits, Step, apply, groups, keep_masks, preflight
-from prune_methods.recalibrate import recalibrate_bn
-from recipes.prune import check_reach, matching_data, prune
-from recipes.prune_report import Report, write_channels, write_steps
-from recipes.prune_training import Finetune, forget_earlier, interrupted_run
+from prune_methods import PRUNERS, Limits, Step, apply, find_groups, keep_masks, run_preflight
+from prune_methods.surgery.recalibrate import recalibrate_bn
+from recipes.prune.report import Report, write_channels, write_steps
+from recipes.prune.run import check_reachable, matching_data, prune
+from recipes.prune.training import Finetune, forget_earlier, interrupted_run
 from tests.prune_toys import TINY_REP, Chain, toy
 from utils.config import save_yaml
 from utils.errors import UserError
-from utils.options import parse_options, to_dict
-from utils.prune_options import METHODS, PruneOptions
+from utils.options.base import parse_options, to_dict
+from utils.options.prune import METHODS, PruneOptions
 
 
 def batches(number=3, size=4):
     generator = torch.Generator().manual_seed(1)
     return [
-        SimpleNamespace(images=torch.randint(0, 256, (size, 3, 16, 16), dtype=torch.uint8, generator=generator))
+        SimpleNamespace(
+            images=torch.randint(0, 256, (size, 3, 16, 16), dtype=torch.uint8, generator=generator)
+        )
         for _ in range(number)
     ]
 
@@ -47,9 +49,13 @@ def test_recalibration_leaves_everything_else_alone():
     weights = {n: p.clone() for n, p in model.named_parameters()}
     recalibrate_bn(model, batches(), 3)
     assert model.training and model.stem[1].training and not model.mid[1].training
-    assert model.stem[1].momentum == 0.03 and all(torch.equal(weights[n], p) for n, p in model.named_parameters())
+    assert model.stem[1].momentum == 0.03 and all(
+        torch.equal(weights[n], p) for n, p in model.named_parameters()
+    )
     before = model.stem[1].running_mean.clone()
-    assert recalibrate_bn(model, batches(), 0) == 0 and torch.equal(before, model.stem[1].running_mean)
+    assert recalibrate_bn(model, batches(), 0) == 0 and torch.equal(
+        before, model.stem[1].running_mean
+    )
 
 
 def test_recalibration_repairs_shifted_statistics():
@@ -69,8 +75,26 @@ def options(*words: str) -> PruneOptions:
 
 
 def test_options_take_users_spellings():
-    opt = options("--speed-up", "1.5", "--max_ratio", ".8", "--img-size", "320", "--batch", "8", "--no-finetune", "--local")
-    assert (opt.speed_up, opt.max_ratio, opt.imgsz, opt.batch_size, opt.finetune, opt.per_layer) == (
+    opt = options(
+        "--speed-up",
+        "1.5",
+        "--max_ratio",
+        ".8",
+        "--img-size",
+        "320",
+        "--batch",
+        "8",
+        "--no-finetune",
+        "--local",
+    )
+    assert (
+        opt.speed_up,
+        opt.max_ratio,
+        opt.imgsz,
+        opt.batch_size,
+        opt.finetune,
+        opt.per_layer,
+    ) == (
         1.5,
         0.8,
         320,
@@ -78,7 +102,10 @@ def test_options_take_users_spellings():
         False,
         True,
     )
-    assert options("--ignore", "3", "model.*.cv3").ignore == ("3", "model.*.cv3") and options("--global").across_layers
+    assert (
+        options("--ignore", "3", "model.*.cv3").ignore == ("3", "model.*.cv3")
+        and options("--global").across_layers
+    )
     assert PRUNERS.names() == METHODS  # read from the files, so that --help needs no torch
 
 
@@ -93,11 +120,33 @@ def test_options_take_users_spellings():
         (["--weights", "x.pt", "--data", "demo", "--global", "--local"], "exclude"),
         (["--weights", "x.pt", "--data", "demo", "--method", "lamb"], "did you mean 'lamp'"),
         (
-            ["--weights", "x.pt", "--data", "demo", "--method", "slim", "--sparse-epochs", "1", "--sparse-reg", "-1"],
+            [
+                "--weights",
+                "x.pt",
+                "--data",
+                "demo",
+                "--method",
+                "slim",
+                "--sparse-epochs",
+                "1",
+                "--sparse-reg",
+                "-1",
+            ],
             "--sparse-reg -1",
         ),
         (
-            ["--weights", "x.pt", "--data", "demo", "--method", "slim", "--sparse-epochs", "1", "--sparse-reg", "x"],
+            [
+                "--weights",
+                "x.pt",
+                "--data",
+                "demo",
+                "--method",
+                "slim",
+                "--sparse-epochs",
+                "1",
+                "--sparse-reg",
+                "x",
+            ],
             "--sparse-reg x",
         ),
         (["--resume", "runs/prune/exp", "--dry-run"], "--dry-run: cannot be had with --resume"),
@@ -111,29 +160,44 @@ def test_bad_options_are_one_line(words, message):
 
 def test_unreachable_target_names_the_best_reachable():
     model = build_model(TINY_REP)
-    found = groups(model)
+    found = find_groups(model)
     opt = options("--weights", "x.pt", "--max-ratio", "0.2", "--speed-up", "2")
     with pytest.raises(UserError, match=r"at most.*--allow-less") as error:
-        check_reach(model, found, opt)
+        check_reachable(model, found, opt)
     best = float(str(error.value).split("allow ")[1].split("x at most")[0])
     plan = keep_masks(model, found, PRUNERS["l1"](), 100.0, limits=Limits(4, 0.2))
     assert plan.speed_up == pytest.approx(best, abs=0.01)
-    check_reach(model, found, options("--weights", "x.pt", "--max-ratio", "0.2", "--allow-less"))
+    check_reachable(
+        model, found, options("--weights", "x.pt", "--max-ratio", "0.2", "--allow-less")
+    )
 
 
 def test_a_target_in_time_is_not_judged_by_macs():
     model = build_model(TINY_REP)
     words = ("--weights", "x.pt", "--max-ratio", "0.2", "--speed-up", "2", "--target", "latency")
-    check_reach(model, groups(model), options(*words))
+    check_reachable(model, find_groups(model), options(*words))
 
 
 def test_resume_takes_its_own_options_and_says_so(tmp_path, caplog):
-    save_yaml(to_dict(options("--weights", "x.pt", "--speed-up", "3", "--ignore", "2", "--device", "0")), tmp_path / "opt.yaml")
+    save_yaml(
+        to_dict(options("--weights", "x.pt", "--speed-up", "3", "--ignore", "2", "--device", "0")),
+        tmp_path / "opt.yaml",
+    )
     opt, folder = interrupted_run(options("--resume", str(tmp_path)))
-    assert (opt.weights, opt.speed_up, opt.ignore, opt.device, folder) == ("x.pt", 3.0, ("2",), "0", tmp_path)
+    assert (opt.weights, opt.speed_up, opt.ignore, opt.device, folder) == (
+        "x.pt",
+        3.0,
+        ("2",),
+        "0",
+        tmp_path,
+    )
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        opt, _ = interrupted_run(options("--resume", str(tmp_path), "--speed-up", "2.5", "--method", "l1", "--device", "cpu"))
+        opt, _ = interrupted_run(
+            options(
+                "--resume", str(tmp_path), "--speed-up", "2.5", "--method", "l1", "--device", "cpu"
+            )
+        )
     assert (opt.speed_up, opt.method, opt.device) == (3.0, "lamp", "cpu")
     assert [r.getMessage() for r in caplog.records] == [
         "--method, --speed-up: no effect with --resume, the run goes on with its own options"
@@ -141,7 +205,17 @@ def test_resume_takes_its_own_options_and_says_so(tmp_path, caplog):
 
 
 def test_a_teacher_counts_where_anything_is_trained(caplog):
-    words = ("--weights", "x.pt", "--data", "demo", "--teacher", "t.pt", "--feature-loss", "cwd", "--no-finetune")
+    words = (
+        "--weights",
+        "x.pt",
+        "--data",
+        "demo",
+        "--teacher",
+        "t.pt",
+        "--feature-loss",
+        "cwd",
+        "--no-finetune",
+    )
     with caplog.at_level(logging.WARNING):
         options(*words, "--method", "slim", "--sparse-epochs", "1").check()
         assert not caplog.records
@@ -156,15 +230,20 @@ def test_what_an_earlier_run_of_the_name_left_is_not_gone_on_with(tmp_path):
         (tmp_path / name).touch()
     forget_earlier(tmp_path)
     assert not any((tmp_path / name).exists() for name in left)
-    assert (tmp_path / "pagcp_state.json").exists() and (tmp_path / "weights/best.pt").exists()  # the state has a key of its own
-    assert Finetune().how_to_go_on(tmp_path / "finetune") == f"go on with: python prune.py --resume {tmp_path}"
+    assert (tmp_path / "pagcp_state.json").exists() and (
+        tmp_path / "weights/best.pt"
+    ).exists()  # the state has a key of its own
+    assert (
+        Finetune().resume_hint(tmp_path / "finetune")
+        == f"go on with: python prune.py --resume {tmp_path}"
+    )
 
 
 def test_nothing_to_prune_is_an_error():
     model = build_model(TINY_REP)
-    found, _ = preflight(model, ["model.*"])
+    found, _ = run_preflight(model, ["model.*"])
     with pytest.raises(UserError, match="nothing can be pruned"):
-        check_reach(model, found, options("--weights", "x.pt", "--allow-less"))
+        check_reachable(model, found, options("--weights", "x.pt", "--allow-less"))
 
 
 def test_other_classes_are_refused(tmp_path):
@@ -178,12 +257,29 @@ def test_other_classes_are_refused(tmp_path):
 def test_dry_run_lists_everything_and_needs_no_data(tmp_path, capsys):
     save_model(build_model("yolov5n", nc=2), tmp_path / "x.pt")
     for _ in range(2):  # the second writes over the first
-        assert prune(options("--weights", str(tmp_path / "x.pt"), "--dry-run", "--project", str(tmp_path / "runs"))) is None
+        assert (
+            prune(
+                options(
+                    "--weights",
+                    str(tmp_path / "x.pt"),
+                    "--dry-run",
+                    "--project",
+                    str(tmp_path / "runs"),
+                )
+            )
+            is None
+        )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dry-run"]
     with (tmp_path / "runs" / "dry-run" / "skipped.csv").open() as file:
-        assert [row["layer"] for row in csv.DictReader(file)] == [f"model.24.m.{i}" for i in range(3)]
+        assert [row["layer"] for row in csv.DictReader(file)] == [
+            f"model.24.m.{i}" for i in range(3)
+        ]
     out = capsys.readouterr().out
-    assert "model.24.m.0" in out and "makes the output of the model" in out and "Reachable speed-up" in out
+    assert (
+        "model.24.m.0" in out
+        and "makes the output of the model" in out
+        and "Reachable speed-up" in out
+    )
 
 
 def read(path):
@@ -193,7 +289,7 @@ def read(path):
 
 def test_written_files(tmp_path):
     model = build_model("yolov5n", nc=2)
-    found = groups(model, ["3"])
+    found = find_groups(model, ["3"])
     plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0)
     smaller = apply(model, found, plan.masks)
     write_channels(model, smaller, tmp_path)
@@ -205,7 +301,9 @@ def test_written_files(tmp_path):
     assert (tmp_path / "channels.png").stat().st_size > 30_000
     result = SimpleNamespace(map50=0.5, map=0.25)
     steps = [Step(1, 10, 20, 10**9, 1.5), Step(2, 9, 18, 9 * 10**8, 1.6)]
-    others = {replace(steps[0], macs=10**9 - 1): SimpleNamespace(map50=0.1, map=0.1)}  # step 1 of a search for another goal
+    others = {
+        replace(steps[0], macs=10**9 - 1): SimpleNamespace(map50=0.1, map=0.1)
+    }  # step 1 of a search for another goal
     write_steps(steps, {steps[1]: result, **others}, tmp_path / "prune.csv")
     first, second = read(tmp_path / "prune.csv")
     assert (first["gflops"], first["mAP_0.5"], second["mAP_0.5:0.95"]) == ("2.0000", "", "0.25000")
@@ -215,5 +313,11 @@ def test_written_files(tmp_path):
     report.conclude(plan)
     report.write(tmp_path)
     lines = report.markdown().splitlines()
-    assert [c.strip() for c in lines[2].split("|")[1:6]] == ["base", "1,761,871", "4.13", "1.00x", "0.500"]
+    assert [c.strip() for c in lines[2].split("|")[1:6]] == [
+        "base",
+        "1,761,871",
+        "4.13",
+        "1.00x",
+        "0.500",
+    ]
     assert f"{plan.speed_up:.2f}x" in lines[3] and "met" in "\n".join(lines)

@@ -1,4 +1,5 @@
-"""The masks of every pruning method on YOLOv5n and YOLOv7-tiny stay what they are, to the last channel.
+"""The masks of every pruning method on YOLOv5n and YOLOv7-tiny stay what they are, to the last
+channel.
 
 Whoever changes masks on purpose writes the record anew: `python -m tests.test_regression_masks`.
 """
@@ -12,10 +13,10 @@ import pytest
 import torch
 
 from models import build_model
-from prune_methods import PRUNERS, GradientCriterion, groups, keep_masks
-from prune_methods.base import Criterion
-from prune_methods.pagcp_search import search_masks
-from prune_methods.slices import counted_weights, kernel_sums
+from prune_methods import PRUNERS, GradientCriterion, find_groups, keep_masks
+from prune_methods.criteria.base import Criterion
+from prune_methods.criteria.scoring import counted_weights, kernel_sums
+from prune_methods.search.pagcp import search_masks
 from tests.prune_toys import randomised
 
 RECORD = Path(__file__).parent / "regression" / "masks.json"
@@ -26,13 +27,15 @@ METHODS = sorted(json.loads(RECORD.read_text())["yolov5n"])
 def make(cfg: str):
     torch.manual_seed(0)
     model = randomised(build_model(cfg, nc=3))
-    return model, groups(model)
+    return model, find_groups(model)
 
 
 def drawn_evidence(model, found, criterion: Criterion):
     """Stands for gradients, which other CPUs sum in another order."""
     rng = np.random.default_rng(0)
-    tables = {name: kernel_sums(w).shape for name, w in counted_weights(model, found, criterion).items()}
+    tables = {
+        name: kernel_sums(w).shape for name, w in counted_weights(model, found, criterion).items()
+    }
     return {name: rng.exponential(size=tuple(shape)) for name, shape in tables.items()}
 
 
@@ -75,5 +78,9 @@ def test_masks_stay_what_they_are(prepared, method):
 
 
 if __name__ == "__main__":
-    record = {cfg: {m: digest(masks_of(*made, m)) for m in METHODS} for cfg in MODELS for made in [make(cfg)]}
+    record = {
+        cfg: {m: digest(masks_of(*made, m)) for m in METHODS}
+        for cfg in MODELS
+        for made in [make(cfg)]
+    }
     RECORD.write_text(json.dumps(record, indent=1) + "\n")

@@ -23,9 +23,16 @@ def candidate(folder, nc: int) -> report.Candidate:
 
 def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
     results = []
-    monkeypatch.setattr(report, "evaluate", lambda *words, **more: results.append(evaluate(*words, **more)) or results[-1])
+    monkeypatch.setattr(
+        report,
+        "evaluate",
+        lambda *words, **more: results.append(evaluate(*words, **more)) or results[-1],
+    )
     opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)
-    candidates = [candidate(tmp_path, 1), candidate(tmp_path, len(load_data(tiny_set(tmp_path)).names))]
+    candidates = [
+        candidate(tmp_path, 1),
+        candidate(tmp_path, len(load_data(tiny_set(tmp_path)).names)),
+    ]
     report.measure(candidates, opt, torch.device("cpu"))
     one, several = results
     assert one.names == ["object"] and len(several.names) > 1
@@ -41,13 +48,22 @@ def test_other_classes_than_the_data_are_an_error(tmp_path):
 def test_half_on_the_cpu_is_said_to_be_float32(tmp_path):
     found = candidate(tmp_path, 3)
     sizes = {"imgsz": 64, "batch_size": 4, "workers": 0, "seconds": 0}
-    opt = ReportOptions(runs=(str(found.weights),), data=found.data, device="cpu", half=True, project=str(tmp_path), **sizes)
+    opt = ReportOptions(
+        runs=(str(found.weights),),
+        data=found.data,
+        device="cpu",
+        half=True,
+        project=str(tmp_path),
+        **sizes,
+    )
     folder = report.report(opt)
     assert json.loads((folder / "report.json").read_text())["conditions"]["precision"] == "fp32"
 
 
 def test_a_timed_pass_follows_one_of_the_same_model(tmp_path, monkeypatch):
-    """Else many models throw each other's kernels out of the cache, and the time is that of making them."""
+    """Else many models throw each other's kernels out of the cache, and the time is that of making
+    them.
+    """
     passes = []
     monkeypatch.setattr(report, "forward_of", lambda model, *_: lambda: passes.append(id(model)))
     opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)

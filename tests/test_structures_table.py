@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from benchmarks.published import PUBLISHED
-from benchmarks.structures import MARKERS, Measured, StructureOptions, export_parity, main, pruned, table
+from benchmarks.structures import (
+    MARKERS,
+    Measured,
+    StructureOptions,
+    export_parity,
+    main,
+    pruned,
+    table,
+)
 from models import build_model
 from tests.prune_toys import TINY_REP
 from utils.errors import UserError
@@ -34,14 +42,15 @@ ROW = Measured(
 
 def test_a_row_of_the_table():
     lines = table([ROW]).splitlines()
-    assert lines[2] == (
-        "| yolov5n-c3faster-repconv | 1,614,495 / 3.7 | 1,614,495 / 3.66 | 1,593,439 / 3.60 | ok | 2.000x | 43 % | 12 | 100 "
-        "| 61 (1.66x) | 1.2e-06 |"
+    assert (
+        lines[2]
+        == "| yolov5n-c3faster-repconv | 1,614,495 / 3.7 | 1,614,495 / 3.66 | 1,593,439 / 3.60 | ok"
+        " | 2.000x | 43 % | 12 | 100 | 61 (1.66x) | 1.2e-06 |"
     )
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
-    assert lines[-1] == (
-        "- **yolov5n-c3faster-repconv**: makes the output of the model (2 layers, as model.24.m.0). "
-        "Cut without full proof: a gate."
+    assert (
+        lines[-1] == "- **yolov5n-c3faster-repconv**: makes the output of the model (2 layers, as"
+        " model.24.m.0). Cut without full proof: a gate."
     )
 
 
@@ -53,7 +62,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path):
     main(StructureOptions(project=str(tmp_path), table=str(page)))
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    assert [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| yolo")] == list(PUBLISHED)
+    assert [
+        line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| yolo")
+    ] == list(PUBLISHED)
     page.write_text("no markers")
     with pytest.raises(UserError, match="has no lines"):
         main(StructureOptions(project=str(tmp_path), table=str(page)))

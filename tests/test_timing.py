@@ -13,7 +13,9 @@ def test_candidates_take_turns_and_the_first_round_is_not_counted():
 
         return run
 
-    times = alternate({"a": work("a", 1.0), "b": work("b", 2.0)}, seconds=6, min_rounds=1, clock=lambda: now[0])
+    times = alternate(
+        {"a": work("a", 1.0), "b": work("b", 2.0)}, seconds=6, min_rounds=1, clock=lambda: now[0]
+    )
     assert order == ["a", "b"] * 3
     assert times == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
 
@@ -24,7 +26,9 @@ def test_min_rounds_hold_when_time_is_up():
     def slow():
         now[0] += 100.0
 
-    assert alternate({"slow": slow}, seconds=1, min_rounds=4, clock=lambda: now[0]) == {"slow": [100.0] * 4}
+    assert alternate({"slow": slow}, seconds=1, min_rounds=4, clock=lambda: now[0]) == {
+        "slow": [100.0] * 4
+    }
 
 
 def test_figures():
@@ -44,5 +48,11 @@ def test_warm_runs_come_before_their_counted_ones():
         return run
 
     both = {"a": work("a"), "b": work("b")}
-    assert alternate(both, seconds=0, min_rounds=2, clock=lambda: now[0], warm=True) == {"a": [1.0] * 2, "b": [1.0] * 2}
-    assert alternate(both, seconds=0, min_rounds=2, clock=lambda: now[0]) == {"a": [3.0] * 2, "b": [3.0] * 2}
+    assert alternate(both, seconds=0, min_rounds=2, clock=lambda: now[0], warm=True) == {
+        "a": [1.0] * 2,
+        "b": [1.0] * 2,
+    }
+    assert alternate(both, seconds=0, min_rounds=2, clock=lambda: now[0]) == {
+        "a": [3.0] * 2,
+        "b": [3.0] * 2,
+    }

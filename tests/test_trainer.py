@@ -1,4 +1,6 @@
-"""The loop against toy tasks: order of a step, accumulation, resume, non-finite numbers, running out of memory."""
+"""The loop against toy tasks: order of a step, accumulation, resume, non-finite numbers, running
+out of memory.
+"""
 
 from collections import namedtuple
 from types import SimpleNamespace
@@ -8,15 +10,15 @@ import torch
 from torch import nn
 
 from utils.config import Hyp
-from utils.ema import ModelEMA
+from utils.engine.ema import ModelEMA
+from utils.engine.hooks import Hook
+from utils.engine.optim import Schedule, build_optimizer
+from utils.engine.precision import Precision
+from utils.engine.run_hooks import EarlyStopping
+from utils.engine.seed import seed_everything
+from utils.engine.tasks import Task
+from utils.engine.trainer import Trainer
 from utils.errors import UserError
-from utils.hooks import Hook
-from utils.optim import Schedule, build_optimizer
-from utils.precision import Precision
-from utils.run_hooks import EarlyStopping
-from utils.seed import seed_everything
-from utils.tasks import Task
-from utils.trainer import Trainer
 
 Batch = namedtuple("Batch", "images targets")
 CPU = torch.device("cpu")
@@ -47,7 +49,9 @@ class SquareTask(Task):
 
 
 class ToyLoader:
-    """Batches that are a function of (epoch, index), with a dash of the global generator to prove that it is seeded."""
+    """Batches that are a function of (epoch, index), with a dash of the global generator to prove
+    that it is seeded.
+    """
 
     def __init__(self, batches=4, size=2, poison=()):
         self.batches, self.size, self.poison, self.epoch = batches, size, poison, 0
@@ -108,8 +112,16 @@ def test_order_of_hooks_and_accumulation():
     trainer = make_trainer(epochs=1, loader=ToyLoader(batches=3), hooks=[recorder])
     trainer.fit()
     names = [name.removeprefix("on_") for name, *_ in recorder.events]
-    # nominal batch 4, batches of 2: a step after two batches and, for the odd one, at the end of the epoch
-    assert names == ["fit_start", "epoch_start", "batch_end", "grads_ready", "step_end", "batch_end"] + [
+    # nominal batch 4, batches of 2: a step after two batches and, for the odd one, at the end of
+    # the epoch
+    assert names == [
+        "fit_start",
+        "epoch_start",
+        "batch_end",
+        "grads_ready",
+        "step_end",
+        "batch_end",
+    ] + [
         "grads_ready",
         "step_end",
         "batch_end",
@@ -135,11 +147,15 @@ def test_accumulated_gradient_is_the_sum_over_the_nominal_batch():
     whole, halves = ToyLoader(batches=1, size=4), ToyLoader(batches=2, size=2)
     data = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     target = torch.arange(4.0)[:, None]
-    whole.__class__ = halves.__class__ = type("Fixed", (ToyLoader,), {"__iter__": lambda s: iter(s.data)})
+    whole.__class__ = halves.__class__ = type(
+        "Fixed", (ToyLoader,), {"__iter__": lambda s: iter(s.data)}
+    )
     whole.data = [Batch(data, target)]
     halves.data = [Batch(data[:2], target[:2]), Batch(data[2:], target[2:])]
     for loader in (whole, halves):
-        make_trainer(epochs=1, loader=loader, hyp=HYP.replace(lr0=1e-9), hooks=[Grads()], model=model).fit()
+        make_trainer(
+            epochs=1, loader=loader, hyp=HYP.replace(lr0=1e-9), hooks=[Grads()], model=model
+        ).fit()
     assert torch.allclose(seen[0], seen[1], rtol=1e-5)
     assert seen[0].abs().max() > 0.1
 
@@ -169,7 +185,9 @@ def test_training_learns_and_repeats_itself_under_a_seed():
         trainer = make_trainer(epochs=5)
         trainer.fit()
         runs.append((weights(trainer.task), weights(trainer.ema.model), trainer.history))
-    assert same(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1]) and runs[0][2] == runs[1][2]
+    assert (
+        same(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1]) and runs[0][2] == runs[1][2]
+    )
     trainer = make_trainer(epochs=5, hyp=HYP.replace(lr0=1e-9))
     trainer.fit()
     assert runs[0][2][-1]["train/box"] < 0.5 * trainer.history[-1]["train/box"]
@@ -186,14 +204,19 @@ def test_a_state_with_other_hooks_is_one_line_and_changes_nothing():
     state = make_trainer(epochs=4, hooks=[Hook()]).state_dict()
     state["step"] = 7
     other = make_trainer(epochs=4)
-    with pytest.raises(UserError, match="written with 1 hooks, this program has 0; .*start a new run from its weights"):
+    with pytest.raises(
+        UserError,
+        match="written with 1 hooks, this program has 0; .*start a new run from its weights",
+    ):
         other.load_state_dict(state)
     assert other.step == 0
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
 def test_resume_is_exact(optimizer, tmp_path):
-    hyp = HYP.replace(warmup_epochs=1, nbs=6)  # 4 batches of 2 with 3 a step: the epoch ends with an odd one
+    hyp = HYP.replace(
+        warmup_epochs=1, nbs=6
+    )  # 4 batches of 2 with 3 a step: the epoch ends with an odd one
 
     class Stop(Hook):
         def __init__(self):
@@ -217,7 +240,9 @@ def test_resume_is_exact(optimizer, tmp_path):
     assert resumed.epoch == 2
     torch.rand(3)  # whatever the generators did meanwhile
     resumed.fit()
-    assert same(weights(whole.task), weights(resumed.task)) and same(weights(whole.ema.model), weights(resumed.ema.model))
+    assert same(weights(whole.task), weights(resumed.task)) and same(
+        weights(whole.ema.model), weights(resumed.ema.model)
+    )
     assert whole.history == resumed.history and whole.step == resumed.step
     assert whole.hooks[0].calls == resumed.hooks[0].calls == 4
 
@@ -225,7 +250,9 @@ def test_resume_is_exact(optimizer, tmp_path):
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 @pytest.mark.parametrize("poisoned", [0, 5])
 def test_step_with_nan_is_skipped_and_batch_norm_heals(optimizer, poisoned):
-    """Also at the very first step, where fused SGD would otherwise start from uninitialised momentum."""
+    """Also at the very first step, where fused SGD would otherwise start from uninitialised
+    momentum.
+    """
     before, after = {}, {}
 
     class Watch(Hook):
@@ -238,7 +265,9 @@ def test_step_with_nan_is_skipped_and_batch_norm_heals(optimizer, poisoned):
                 after.update({n: p.clone() for n, p in trainer.task.named_parameters()})
 
     hyp = HYP.replace(nbs=2)
-    trainer = make_trainer(epochs=3, loader=ToyLoader(poison=[poisoned]), hyp=hyp, optimizer=optimizer, hooks=[Watch()])
+    trainer = make_trainer(
+        epochs=3, loader=ToyLoader(poison=[poisoned]), hyp=hyp, optimizer=optimizer, hooks=[Watch()]
+    )
     trainer.fit()
     assert before and same(before, after)
     assert all(v.isfinite().all() for v in weights(trainer.task).values())
@@ -255,12 +284,17 @@ def test_spoilt_batch_norm_statistics_are_put_back():
     trainer = make_trainer(epochs=2, loader=ToyLoader(poison=[4]), hooks=[Spoil()])
     trainer.fit()
     assert trainer.skipped == 1
-    assert trainer.task.model.bn.running_mean.isfinite().all() and trainer.ema.model.bn.running_mean.isfinite().all()
+    assert (
+        trainer.task.model.bn.running_mean.isfinite().all()
+        and trainer.ema.model.bn.running_mean.isfinite().all()
+    )
 
 
 def test_ten_bad_steps_in_a_row_stop_and_name_step_and_term():
     trainer = make_trainer(epochs=9, loader=ToyLoader(poison=range(8, 99)), hyp=HYP.replace(nbs=2))
-    with pytest.raises(UserError, match=r"step 20 .*loss term box is not a finite number in 12 steps in a row"):
+    with pytest.raises(
+        UserError, match=r"step 20 .*loss term box is not a finite number in 12 steps in a row"
+    ):
         trainer.fit()
 
 
@@ -279,7 +313,9 @@ def test_out_of_memory_on_the_first_epoch_halves_the_batch():
     trainer = make_trainer(epochs=2, loader=ToyLoader(batches=2, size=4), smaller_batch=smaller)
     trainer.task.__class__ = Greedy
     trainer.fit()
-    assert trainer.step == 4 and trainer.loader.size == 2  # two steps an epoch, as with batches of four
+    assert (
+        trainer.step == 4 and trainer.loader.size == 2
+    )  # two steps an epoch, as with batches of four
 
     trainer = make_trainer(loader=ToyLoader(batches=2, size=4), smaller_batch=lambda t: False)
     trainer.task.__class__ = Greedy
@@ -300,7 +336,9 @@ def test_validation_rows_best_and_early_stop():
     def evaluate(model):
         assert model is trainer.ema.model
         score = next(scores)
-        return SimpleNamespace(map50=score, map=score / 2, mp=1.0, mr=0.0, fitness=score, losses={"box": 2.0})
+        return SimpleNamespace(
+            map50=score, map=score / 2, mp=1.0, mr=0.0, fitness=score, losses={"box": 2.0}
+        )
 
     best = []
 
@@ -315,12 +353,18 @@ def test_validation_rows_best_and_early_stop():
     trainer.fit()
     assert best == [True, True, False, False] and trainer.best_fitness == 0.5
     row = trainer.history[1]
-    assert row["metrics/mAP_0.5"] == 0.5 and row["metrics/mAP_0.5:0.95"] == 0.25 and row["val/box"] == 2.0
+    assert (
+        row["metrics/mAP_0.5"] == 0.5
+        and row["metrics/mAP_0.5:0.95"] == 0.25
+        and row["val/box"] == 2.0
+    )
     assert row["sparse/reg"] == 3.0 and list(row)[:2] == ["epoch", "train/box"]
 
 
 def test_the_later_of_equal_epochs_is_the_best():
-    """Early epochs often score 0: neither are they as good as each other, nor is that a reason to stop."""
+    """Early epochs often score 0: neither are they as good as each other, nor is that a reason to
+    stop.
+    """
     result = SimpleNamespace(map50=0.0, map=0.0, mp=0.0, mr=0.0, fitness=0.0, losses={})
     best = []
 
@@ -340,7 +384,11 @@ def test_adapters_of_a_task_are_trained_and_stay_out_of_the_model():
 
         def forward(self, images, targets):
             parts = super().forward(images, targets)
-            return {**parts, "loss": parts["loss"] + self.adapter(targets[:, :1]).pow(2).sum(), "kd": parts["box"]}
+            return {
+                **parts,
+                "loss": parts["loss"] + self.adapter(targets[:, :1]).pow(2).sum(),
+                "kd": parts["box"],
+            }
 
     task = WithAdapter(Net())
     before = task.adapter.weight.clone()
@@ -356,5 +404,7 @@ def test_adapters_of_a_task_are_trained_and_stay_out_of_the_model():
     )
     trainer.fit()
     assert not torch.equal(before, task.adapter.weight)
-    assert "adapter.weight" in trainer.state_dict()["task"] and not any("adapter" in k for k in trainer.ema.model.state_dict())
+    assert "adapter.weight" in trainer.state_dict()["task"] and not any(
+        "adapter" in k for k in trainer.ema.model.state_dict()
+    )
     assert "train/kd" in trainer.history[0]

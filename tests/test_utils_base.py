@@ -10,7 +10,7 @@ import pytest
 
 from utils.config import Hyp, load_hyp, load_yaml, resolve
 from utils.errors import UserError, suggest
-from utils.options import option, parse_options, to_dict
+from utils.options.base import option, parse_options, to_dict
 from utils.registry import Registry, registered_names
 
 
@@ -32,8 +32,8 @@ def test_registry_finds_and_suggests():
 
 def test_names_are_read_from_source_without_import(tmp_path: Path):
     (tmp_path / "a.py").write_text(
-        'raise SystemExit\n@PRUNERS.register("l1", "magnitude")\nclass A: ...\n@PRUNERS.register()\ndef lamp(): ...\n'
-        '@OTHER.register("x")\nclass B: ...\n'
+        'raise SystemExit\n@PRUNERS.register("l1", "magnitude")\nclass A:'
+        ' ...\n@PRUNERS.register()\ndef lamp(): ...\n@OTHER.register("x")\nclass B: ...\n'
     )
     assert registered_names(tmp_path, "PRUNERS") == ["l1", "magnitude", "lamp"]
 
@@ -74,7 +74,9 @@ def test_pasted_model_names_resolve(pasted: str, found: str):
 
 
 def test_unknown_name_is_one_line_with_a_suggestion():
-    with pytest.raises(UserError, match=r"model YAML 'yolov5q' not found; did you mean 'yolov5.'\?"):
+    with pytest.raises(
+        UserError, match=r"model YAML 'yolov5q' not found; did you mean 'yolov5.'\?"
+    ):
         resolve("yolov5q", "model")
 
 
@@ -145,7 +147,9 @@ class _Options:
 def test_options_take_every_spelling():
     opt = parse_options(_Options, ["--batch_size", "4", "--cache", "--img", "320", "320", "--rect"])
     assert opt == _Options(batch_size=4, cache="ram", imgsz=(320, 320), rect=True)
-    assert parse_options(_Options, ["--batch=8", "--cache-images=disk"]) == _Options(batch_size=8, cache="disk")
+    assert parse_options(_Options, ["--batch=8", "--cache-images=disk"]) == _Options(
+        batch_size=8, cache="disk"
+    )
     assert to_dict(opt)["imgsz"] == [320, 320]
 
 
@@ -156,7 +160,9 @@ class _Positional:
 
 
 def test_positional_words_become_a_tuple(capsys: pytest.CaptureFixture):
-    assert parse_options(_Positional, ["a", "b_c", "--seconds", "2"]) == _Positional(runs=("a", "b_c"), seconds=2.0)
+    assert parse_options(_Positional, ["a", "b_c", "--seconds", "2"]) == _Positional(
+        runs=("a", "b_c"), seconds=2.0
+    )
     with pytest.raises(SystemExit) as stop:
         parse_options(_Positional, [])
     assert stop.value.code == 2 and "RUN" in capsys.readouterr().err
@@ -166,9 +172,17 @@ def test_unknown_option_is_one_line_with_a_suggestion(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as stop:
         parse_options(_Options, ["--bach-size", "4"])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and "did you mean '--batch-size'" in error
+    assert (
+        stop.value.code == 2 and error.count("\n") == 1 and "did you mean '--batch-size'" in error
+    )
 
 
 def test_options_and_cli_do_not_import_torch():
-    code = "import sys, utils.options, utils.cli, utils.config, utils.registry, utils.errors; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    code = (
+        "import sys, utils.options.base, utils.cli, utils.config, utils.registry, utils.errors;"
+        " sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode
+        == 0
+    )

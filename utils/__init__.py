@@ -1,4 +1,5 @@
 """The bottom layer: knows no other package of this repository.
 
-Nothing here is imported eagerly, so that option parsing (`utils.options`) never pays for torch.
+Nothing here is imported eagerly, so that option parsing (`utils.options.base`) never pays for
+torch.
 """

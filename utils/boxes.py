@@ -1,6 +1,7 @@
 """Boxes as tensors: formats, overlaps, and the way back out of a letterbox.
 
-`xyxy` are two corners, `xywh` a centre and a size; units are free (pixels or 0..1) as long as both sides use the same.
+`xyxy` are two corners, `xywh` a centre and a size; units are free (pixels or 0..1) as long as both
+sides use the same.
 """
 
 import math
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from utils.nms import non_max_suppression
 
-__all__ = ["bbox_iou", "box_iou", "clip_boxes", "non_max_suppression", "scale_boxes", "xywh2xyxy", "xyxy2xywh"]
+__all__ = [
+    "bbox_iou",
+    "box_iou",
+    "clip_boxes",
+    "non_max_suppression",
+    "scale_boxes",
+    "xywh2xyxy",
+    "xyxy2xywh",
+]
 
 Letterbox = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
 
@@ -30,21 +39,35 @@ def xyxy2xywh(boxes: Tensor) -> Tensor:
 
 def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     """Overlap of every box with every other: xyxy (N, 4) and (M, 4) to IoU (N, M), 0..1."""
-    overlap = (torch.min(a[:, None, 2:], b[None, :, 2:]) - torch.max(a[:, None, :2], b[None, :, :2])).clamp(min=0).prod(2)
+    overlap = (
+        (torch.min(a[:, None, 2:], b[None, :, 2:]) - torch.max(a[:, None, :2], b[None, :, :2]))
+        .clamp(min=0)
+        .prod(2)
+    )
     area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
     return overlap / (area_a[:, None] + area_b[None, :] - overlap + eps)
 
 
-def bbox_iou(a: Tensor, b: Tensor, xywh: bool = True, kind: Literal["iou", "giou", "ciou"] = "ciou", eps: float = 1e-7) -> Tensor:
+def bbox_iou(
+    a: Tensor,
+    b: Tensor,
+    xywh: bool = True,
+    kind: Literal["iou", "giou", "ciou"] = "ciou",
+    eps: float = 1e-7,
+) -> Tensor:
     """Overlap of box i with box i: (..., 4) and (..., 4) to (...), differentiable in both.
 
     - `iou`: 0..1.
     - `giou`: Rezatofighi et al. 2019, minus the empty share of the enclosing box; -1..1.
-    - `ciou`: Zheng et al. 2020, minus the squared centre distance over the enclosing diagonal, minus the aspect term alpha v.
-      As in the paper and in YOLOv5, alpha is a constant for the gradient.
+    - `ciou`: Zheng et al. 2020, minus the squared centre distance over the enclosing diagonal,
+      minus the aspect term alpha v. As in the paper and in YOLOv5, alpha is a constant for the
+      gradient.
     """
-    # sizes come from the xywh form where it is given: high - low would lose digits, and the aspect term feels them
-    (a_low, a_high), (b_low, b_high) = ((xywh2xyxy(box) if xywh else box).split(2, -1) for box in (a, b))
+    # sizes come from the xywh form where it is given: high - low would lose digits, and the aspect
+    # term feels them
+    (a_low, a_high), (b_low, b_high) = (
+        (xywh2xyxy(box) if xywh else box).split(2, -1) for box in (a, b)
+    )
     a_size, b_size = (a[..., 2:], b[..., 2:]) if xywh else (a_high - a_low, b_high - b_low)
 
     overlap = (torch.min(a_high, b_high) - torch.max(a_low, b_low)).clamp(min=0).prod(-1)
@@ -61,10 +84,14 @@ def bbox_iou(a: Tensor, b: Tensor, xywh: bool = True, kind: Literal["iou", "giou
     diagonal2 = enclosing.square().sum(-1) + eps
     distance2 = (b_low + b_high - a_low - a_high).square().sum(-1) / 4
     # of width / height; the clamp keeps the gradient of a box without any size finite
-    a_angle, b_angle = (torch.atan2(size[..., 0], size[..., 1].clamp(min=eps)) for size in (a_size, b_size))
+    a_angle, b_angle = (
+        torch.atan2(size[..., 0], size[..., 1].clamp(min=eps)) for size in (a_size, b_size)
+    )
     v = 4 / math.pi**2 * (b_angle - a_angle).square()
     with torch.no_grad():
-        alpha = v / (v - iou + (1 + eps)).clamp(min=eps)  # rounding lets the iou of equal boxes exceed 1
+        alpha = v / (v - iou + (1 + eps)).clamp(
+            min=eps
+        )  # rounding lets the iou of equal boxes exceed 1
     return iou - distance2 / diagonal2 - alpha * v
 
 
@@ -75,9 +102,11 @@ def clip_boxes(boxes: Tensor, height: float, width: float) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, shapes: Letterbox) -> Tensor:
-    """Corners (..., 4) in pixels of the letterboxed image to pixels of the original file, clipped to it.
+    """Corners (..., 4) in pixels of the letterboxed image to pixels of the original file, clipped
+    to it.
 
-    `shapes` is the loader's `((height, width), ((ratio_h, ratio_w), (pad_w, pad_h)))`: original size, resize factors, padding.
+    `shapes` is the loader's `((height, width), ((ratio_h, ratio_w), (pad_w, pad_h)))`: original
+    size, resize factors, padding.
     """
     (height, width), ((ratio_h, ratio_w), (pad_w, pad_h)) = shapes
     pad = boxes.new_tensor([pad_w, pad_h, pad_w, pad_h])

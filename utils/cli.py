@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from utils.errors import UserError
-from utils.options import parse_options
+from utils.options.base import parse_options
 
 T = TypeVar("T")
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 def run_script(kind: type[T], work: Callable[[T], object], description: str | None) -> None:
     """Parse `kind` from the command line and call `work` with it.
 
-    A `UserError` is printed as one line with exit code 2. Interrupts exit with 130 (SIGINT) or 143 (SIGTERM), as shells expect;
-    what to do next is printed by whoever was interrupted.
+    A `UserError` is printed as one line with exit code 2. Interrupts exit with 130 (SIGINT) or 143
+    (SIGTERM), as shells expect; what to do next is printed by whoever was interrupted.
     """
     try:
         work(parse_options(kind, description=description or ""))

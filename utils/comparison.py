@@ -1,4 +1,6 @@
-"""The table that compares runs: one row a model, every figure with its change against the first row."""
+"""The table that compares runs: one row a model, every figure with its change against the first
+row.
+"""
 
 import csv
 import json
@@ -9,11 +11,16 @@ from utils.files import write_atomic
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is known of one model. GFLOPs are 2 x MACs of the deployed model; latency is of one image at the stated batch."""
+class ComparisonRow:
+    """What is known of one model.
+
+    GFLOPs are 2 x MACs of the deployed model; latency is of one image at the stated batch.
+    """
 
     name: str
-    parameters: int  # fused, as published tables count them: YOLOv7's implicit vectors stay registered
+    parameters: (
+        int  # fused, as published tables count them: YOLOv7's implicit vectors stay registered
+    )
     deployed_parameters: int  # what is really left
     gflops_640: float
     gflops: float  # at the run's own image size
@@ -49,19 +56,28 @@ COLUMNS = {
 }
 
 
-def markdown(rows: list[Row], conditions: Conditions) -> str:
-    """The whole report as Markdown: the table, how it was measured, and what should worry the reader."""
+def markdown(rows: list[ComparisonRow], conditions: Conditions) -> str:
+    """The whole report as Markdown: the table, how it was measured, and what should worry the
+    reader.
+    """
     folded = all(row.deployed_parameters == row.parameters for row in rows)
     columns = [name for name in COLUMNS if not (folded and name == "deployed_parameters")]
     head = ["Model", *(COLUMNS[name] for name in columns)]
-    body = [[row.name.replace("|", "/"), *(_cell(row, rows[0], column) for column in columns)] for row in rows]
+    body = [
+        [row.name.replace("|", "/"), *(_cell(row, rows[0], column) for column in columns)]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [_line(head, widths), _line(["-" * w for w in widths], widths), *(_line(line, widths) for line in body)]
+    lines = [
+        _line(head, widths),
+        _line(["-" * w for w in widths], widths),
+        *(_line(line, widths) for line in body),
+    ]
     lines += ["", _how(rows, conditions)]
     return "\n".join([*lines, *(f"\n**Note**: {text}" for text in notes(rows))]) + "\n"
 
 
-def notes(rows: list[Row]) -> list[str]:
+def notes(rows: list[ComparisonRow]) -> list[str]:
     """Warnings a user should read before deploying: fewer GFLOPs that bring no speed."""
     base, found = rows[0], []
     for row in rows[1:]:
@@ -71,20 +87,26 @@ def notes(rows: list[Row]) -> list[str]:
 
 
 def slow_note(name: str, flops: float, speed: float) -> str:
-    """What to read where `flops` times fewer GFLOPs bring only `speed` times the speed; empty where they bring enough."""
+    """What to read where `flops` times fewer GFLOPs bring only `speed` times the speed; empty where
+    they bring enough.
+    """
     if not (flops >= 1.5 and speed < 0.6 * flops) and not (flops >= 1.8 and speed < 1.2):
         return ""
     return (
-        f"{name} has {flops:.2f}x fewer GFLOPs but runs only {speed:.2f}x faster here. Small layers are bound by memory and "
-        "call overhead: try a larger batch, `prune.py --round-to 8`, `prune.py --target latency`, or measure on the device you "
-        "deploy to."
+        f"{name} has {flops:.2f}x fewer GFLOPs but runs only {speed:.2f}x faster here. Small layers"
+        " are bound by memory and call overhead: try a larger batch, `prune.py --round-to 8`,"
+        " `prune.py --target latency`, or measure on the device you deploy to."
     )
 
 
-def write(rows: list[Row], conditions: Conditions, folder: Path) -> None:
+def write(rows: list[ComparisonRow], conditions: Conditions, folder: Path) -> None:
     """Write `report.md`, `report.csv` and `report.json` into a folder."""
     write_atomic(folder / "report.md", markdown(rows, conditions))
-    content = {"conditions": asdict(conditions), "rows": [asdict(row) for row in rows], "notes": notes(rows)}
+    content = {
+        "conditions": asdict(conditions),
+        "rows": [asdict(row) for row in rows],
+        "notes": notes(rows),
+    }
     write_atomic(folder / "report.json", json.dumps(content, indent=2) + "\n")
     with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
@@ -92,7 +114,7 @@ def write(rows: list[Row], conditions: Conditions, folder: Path) -> None:
         table.writerows(asdict(row) for row in rows)
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(rows: list[ComparisonRow], path: Path) -> None:
     """Accuracy over GFLOPs and over latency, one marker a model."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -102,30 +124,44 @@ def plot(rows: list[Row], path: Path) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     markers = "osD^vP*X<>ph"
     for axis, (column, label) in zip(
-        axes, [("gflops", "GFLOPs at the run's image size"), ("latency_ms", "ms per image")], strict=True
+        axes,
+        [("gflops", "GFLOPs at the run's image size"), ("latency_ms", "ms per image")],
+        strict=True,
     ):
         for number, row in enumerate(rows):
-            axis.plot(getattr(row, column), row.map, markers[number % len(markers)], markersize=9, label=row.name)
+            axis.plot(
+                getattr(row, column),
+                row.map,
+                markers[number % len(markers)],
+                markersize=9,
+                label=row.name,
+            )
         axis.set_xlabel(label)
         axis.set_xlim(0, 1.1 * max(getattr(row, column) for row in rows))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mAP50-95")
     axes[0].set_ylim(0, max(1.1 * max(row.map for row in rows), 0.01))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 3), frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(len(rows), 3),
+        frameon=False,
+    )
     figure.suptitle("Accuracy against cost (up and to the left is better)")
     figure.savefig(path, dpi=120)
 
 
-def _how(rows: list[Row], conditions: Conditions) -> str:
+def _how(rows: list[ComparisonRow], conditions: Conditions) -> str:
     sizes = ", ".join(str(size) for size in sorted({row.imgsz for row in rows}))
     return (
-        f"{conditions.data}: {conditions.images} images at {sizes} px. Changes are against the first row; "
-        f"2.00x is two times less. Latency: deployed models in turn, median; batch {conditions.batch}, {conditions.device}, "
-        f"{conditions.precision}, {conditions.threads} threads. GFLOPs: 2 x MACs of the deployed model."
+        f"{conditions.data}: {conditions.images} images at {sizes} px. Changes are against the"
+        " first row; 2.00x is two times less. Latency: deployed models in turn, median; batch"
+        f" {conditions.batch}, {conditions.device}, {conditions.precision}, {conditions.threads}"
+        " threads. GFLOPs: 2 x MACs of the deployed model."
     )
 
 
-def _cell(row: Row, base: Row, column: str) -> str:
+def _cell(row: ComparisonRow, base: ComparisonRow, column: str) -> str:
     value, reference = getattr(row, column), getattr(base, column)
     if isinstance(value, int):
         text = f"{value:,}"
@@ -139,4 +175,8 @@ def _cell(row: Row, base: Row, column: str) -> str:
 
 
 def _line(cells: list[str], widths: list[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+    return (
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        + " |"
+    )

@@ -1,6 +1,7 @@
 """YAML files, the names users give them, and hyper-parameters.
 
-No code ever comes from a YAML: `yaml.safe_load` reads it, and every key is checked against what is known.
+No code ever comes from a YAML: `yaml.safe_load` reads it, and every key is checked against what is
+known.
 """
 
 import dataclasses
@@ -15,11 +16,18 @@ import yaml
 from utils.errors import UserError, suggest
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG_FOLDERS = {"model": ROOT / "models" / "configs", "data": ROOT / "data" / "configs", "hyp": ROOT / "data" / "hyps"}
+CONFIG_FOLDERS = {
+    "model": ROOT / "models" / "configs",
+    "data": ROOT / "data" / "configs",
+    "hyp": ROOT / "data" / "hyps",
+}
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """Read one YAML mapping. `UserError` names file and line where it is missing, broken or no mapping."""
+    """Read one YAML mapping.
+
+    `UserError` names file and line where it is missing, broken or no mapping.
+    """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -33,21 +41,29 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         what = getattr(error, "problem", None) or "not valid YAML"
         raise UserError(f"{path}{where}: broken YAML: {what}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected 'key: value' lines, found {'nothing' if content is None else type(content).__name__}")
+        raise UserError(
+            f"{path}: expected 'key: value' lines, found"
+            f" {'nothing' if content is None else type(content).__name__}"
+        )
     return content
 
 
 def save_yaml(content: dict[str, Any], path: Path) -> None:
     """Write a mapping in the order of its keys."""
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None),
+        encoding="utf-8",
+    )
 
 
 def resolve(name: Path | str, kind: str) -> Path:
-    """Find a YAML by path, bare name or a path pasted from YOLOv5 / YOLOv7 (`cfg/training/yolov7-tiny.yaml`).
+    """Find a YAML by path, bare name or a path pasted from YOLOv5 / YOLOv7
+    (`cfg/training/yolov7-tiny.yaml`).
 
-    An existing file wins. Otherwise the basename is looked up under our own config folder of that kind; dots, dashes and
-    underscores are alike and a leading `hyp.` is dropped (`hyp.scratch.p5.yaml` -> `scratch-p5`). A pasted `cfg/deploy/`
-    path finds the `-deploy` form. `UserError` with a suggestion where nothing fits.
+    An existing file wins. Otherwise the basename is looked up under our own config folder of that
+    kind; dots, dashes and underscores are alike and a leading `hyp.` is dropped
+    (`hyp.scratch.p5.yaml` -> `scratch-p5`). A pasted `cfg/deploy/` path finds the `-deploy` form.
+    `UserError` with a suggestion where nothing fits.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
@@ -59,7 +75,10 @@ def resolve(name: Path | str, kind: str) -> Path:
         key = f"{key}-deploy"
     if key not in known:
         names = sorted(p.stem for p in known.values())
-        raise UserError(f"{kind} YAML '{name}' not found{suggest(stem, names)} (known: {', '.join(names)}, or a path to a file)")
+        raise UserError(
+            f"{kind} YAML '{name}' not found{suggest(stem, names)} (known: {', '.join(names)}, or a"
+            " path to a file)"
+        )
     return known[key]
 
 
@@ -71,7 +90,8 @@ def _key(stem: str) -> str:
 class Hyp:
     """Hyper-parameters as YOLOv5 and YOLOv7 users know them; frozen, every key checked.
 
-    Gains (`box`, `cls`, `obj`) are as in the files: for 3 layers, 80 classes and 640 px. `scaled()` gives those of training.
+    Gains (`box`, `cls`, `obj`) are as in the files: for 3 layers, 80 classes and 640 px. `scaled()`
+    gives those of training.
     """
 
     # optimiser
@@ -83,7 +103,8 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
-    ema_tau: float = 2000.0  # steps over which the average of the weights builds up; runs of 1000 steps want a tenth of this
+    # steps over which the average of the weights builds up; runs of 1000 steps want a tenth of this
+    ema_tau: float = 2000.0
     # loss
     loss: str = "yolo"  # yolo | ota
     box: float = 0.05
@@ -110,7 +131,9 @@ class Hyp:
     fliplr: float = 0.5
     mosaic: float = 1.0
     mixup: float = 0.0
-    copy_paste: float = 0.0  # needs segment labels, which box labels do not have: without effect, a warning says so
+    copy_paste: float = (
+        0.0  # needs segment labels, which box labels do not have: without effect, a warning says so
+    )
     paste_in: float = 0.0  # the same
     close_mosaic: int = 0  # last epochs without mosaic and mixup
 
@@ -133,7 +156,9 @@ class Hyp:
         """
         per_layer = 3 / num_layers
         return self.replace(
-            box=self.box * per_layer, cls=self.cls * num_classes / 80 * per_layer, obj=self.obj * (imgsz / 640) ** 2 * per_layer
+            box=self.box * per_layer,
+            cls=self.cls * num_classes / 80 * per_layer,
+            obj=self.obj * (imgsz / 640) ** 2 * per_layer,
         )
 
     def replace(self, **changes: Any) -> "Hyp":
@@ -163,13 +188,17 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             return value
     except (TypeError, ValueError):
         pass
-    raise UserError(f"hyp: {field.name}: {value!r} is not a {'finite number' if kind is float else kind.__name__}")
+    raise UserError(
+        f"hyp: {field.name}: {value!r} is not a"
+        f" {'finite number' if kind is float else kind.__name__}"
+    )
 
 
 def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
     """Hyper-parameters from a bare name (`scratch-low`), a path, a mapping, or as they are.
 
-    YOLOv7's `loss_ota: 1` reads as `loss: ota`. An unknown key is a `UserError` with a suggestion and the file's name.
+    YOLOv7's `loss_ota: 1` reads as `loss: ota`. An unknown key is a `UserError` with a suggestion
+    and the file's name.
     """
     if isinstance(source, Hyp):
         return source

@@ -14,10 +14,19 @@ from tqdm import tqdm
 from utils.boxes import non_max_suppression, scale_boxes, xywh2xyxy
 from utils.coco_metric import coco_metric
 from utils.log import LOGGER
-from utils.metrics import IOU_THRESHOLDS, APResult, ConfusionMatrix, ap_per_class, fitness, match_predictions
+from utils.metrics import (
+    IOU_THRESHOLDS,
+    APResult,
+    ConfusionMatrix,
+    ap_per_class,
+    fitness,
+    match_predictions,
+)
 from utils.tta import predict_augmented
 
-HEADER = f"{'Class':>22}" + "".join(f"{title:>11}" for title in ("Images", "Instances", "P", "R", "mAP50", "mAP50-95"))
+HEADER = f"{'Class':>22}" + "".join(
+    f"{title:>11}" for title in ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,12 @@ def evaluate(
 ) -> EvalResult:
     """Detect in every image of `loader` and compare with its labels.
 
-    `model`: anything that returns `(decoded, raw maps)` in eval mode, training form or fused; its modes are restored. `loader`
-    gives batches with `.images` (uint8), `.targets`, `.shapes` (see docs/architecture.md). Boxes are compared in pixels of the
-    original files. `single_cls` counts every detection as class 0, `augment` looks at three views of each image, `half` computes
-    in float16 (not on the CPU), `coco` adds COCO's metric. `on_batch(batch, detections)` gets each image's (n, 6) xyxy,
-    confidence, class, on the CPU, in pixels of `batch.images`.
+    `model`: anything that returns `(decoded, raw maps)` in eval mode, training form or fused; its
+    modes are restored. `loader` gives batches with `.images` (uint8), `.targets`, `.shapes` (see
+    docs/architecture.md). Boxes are compared in pixels of the original files. `single_cls` counts
+    every detection as class 0, `augment` looks at three views of each image, `half` computes in
+    float16 (not on the CPU), `coco` adds COCO's metric. `on_batch(batch, detections)` gets each
+    image's (n, 6) xyxy, confidence, class, on the CPU, in pixels of `batch.images`.
     """
     assert not (augment and loss), "augmented predictions have no raw maps for a loss"
     device = next(iter(model.parameters()), torch.empty(0)).device
@@ -71,17 +81,29 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     batches = 0
     with _eval_mode(model), torch.no_grad():
-        for batch in tqdm(loader, desc=HEADER, disable=not progress, leave=False, dynamic_ncols=True):
+        for batch in tqdm(
+            loader, desc=HEADER, disable=not progress, leave=False, dynamic_ncols=True
+        ):
             with clock("pre"):
                 images = batch.images.to(device, non_blocking=True).float() / 255
-            with clock("inference"), torch.autocast(device.type, torch.float16, enabled=half and device.type != "cpu"):
+            with (
+                clock("inference"),
+                torch.autocast(device.type, torch.float16, enabled=half and device.type != "cpu"),
+            ):
                 decoded, raw = (predict_augmented(model, images), []) if augment else model(images)
             if loss is not None:
-                for name, part in loss([level.float() for level in raw], batch.targets.to(device))[1].items():
+                for name, part in loss([level.float() for level in raw], batch.targets.to(device))[
+                    1
+                ].items():
                     sums[name] = sums.get(name, 0) + part
             with clock("nms"):
                 found = non_max_suppression(
-                    decoded, conf_thres, iou_thres, agnostic=single_cls, multi_label=True, max_det=max_det
+                    decoded,
+                    conf_thres,
+                    iou_thres,
+                    agnostic=single_cls,
+                    multi_label=True,
+                    max_det=max_det,
                 )
                 detections = [boxes.cpu() for boxes in found]
             for boxes in detections if single_cls else ():
@@ -94,7 +116,10 @@ def evaluate(
         **vars(tally.metrics(names)),
         seen=tally.seen,
         losses={name: float(total) / batches for name, total in sums.items()},
-        speed={name: clock.seconds[name] / max(tally.seen, 1) * 1000 for name in ("pre", "inference", "nms")},
+        speed={
+            name: clock.seconds[name] / max(tally.seen, 1) * 1000
+            for name in ("pre", "inference", "nms")
+        },
         coco=coco_metric(tally.detections, tally.labels, len(names)) if coco else None,
         confusion=tally.confusion,
     )
@@ -103,7 +128,9 @@ def evaluate(
 def log_table(result: EvalResult, per_class: bool = False) -> None:
     """Print the header, the row of all classes, and on request a row a class."""
     LOGGER.info(HEADER)
-    LOGGER.info(_row("all", result.seen, result.instances, result.mp, result.mr, result.map50, result.map))
+    LOGGER.info(
+        _row("all", result.seen, result.instances, result.mp, result.mr, result.map50, result.map)
+    )
     if per_class:
         for i, name in enumerate(result.names):
             figures = (result.p[i], result.r[i], result.ap[i, 0], result.ap[i].mean())
@@ -112,11 +139,15 @@ def log_table(result: EvalResult, per_class: bool = False) -> None:
 
 def _row(name: str, images: int, instances: int, *figures: float) -> str:
     name = name if len(name) <= 22 else name[:21] + "…"
-    return f"{name:>22}{images:>11}{instances:>11}" + "".join(f"{figure:>11.3g}" for figure in figures)
+    return f"{name:>22}{images:>11}{instances:>11}" + "".join(
+        f"{figure:>11.3g}" for figure in figures
+    )
 
 
 class _Tally:
-    """Detections and labels of the images seen so far, on the CPU, in pixels of the original files."""
+    """Detections and labels of the images seen so far, on the CPU, in pixels of the
+    original files.
+    """
 
     def __init__(self, nc: int):
         self.detections: list[Tensor] = []  # (n, 6) an image
@@ -147,12 +178,17 @@ class _Tally:
         """Metrics of all images together."""
         boxes = torch.cat([torch.zeros(0, 6), *self.detections]).numpy()
         labels = torch.cat([torch.zeros(0, 5), *self.labels]).numpy()
-        right = torch.cat([torch.zeros(0, len(IOU_THRESHOLDS), dtype=torch.bool), *self.right]).numpy()
+        right = torch.cat(
+            [torch.zeros(0, len(IOU_THRESHOLDS), dtype=torch.bool), *self.right]
+        ).numpy()
         return ap_per_class(right, boxes[:, 4], boxes[:, 5], labels[:, 0].astype(np.int64), names)
 
 
 class _Clock:
-    """Sums up seconds by name. On a GPU it waits for the device at both ends, else it would time the launch only."""
+    """Sums up seconds by name.
+
+    On a GPU it waits for the device at both ends, else it would time the launch only.
+    """
 
     def __init__(self, device: torch.device):
         self.seconds = {"pre": 0.0, "inference": 0.0, "nms": 0.0}

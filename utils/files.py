@@ -10,12 +10,16 @@ from typing import IO
 
 @contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """A file that takes its name only once it is whole: temporary file beside it, flush, fsync, `os.replace`.
+    """A file that takes its name only once it is whole: temporary file beside it, flush, fsync,
+    `os.replace`.
 
-    Whatever goes wrong, a file that was there before survives and nothing half-written stays behind.
+    Whatever goes wrong, a file that was there before survives and nothing half-written stays
+    behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+    )
     try:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 LOGGER = logging.getLogger("yolo")
@@ -20,7 +21,10 @@ class _TqdmSafeHandler(logging.StreamHandler):
 
 
 def setup_logging() -> None:
-    """Console output for the main process, warnings only for the other ranks. Safe to call twice."""
+    """Console output for the main process, warnings only for the other ranks.
+
+    Safe to call twice.
+    """
     if LOGGER.handlers:
         return
     handler = _TqdmSafeHandler()
@@ -28,6 +32,12 @@ def setup_logging() -> None:
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+@cache
+def deprecated(old: str, new: str) -> None:
+    """Log one line, the first time only, that `old` is now called `new`."""
+    LOGGER.warning(f"{old}: old name, still understood; write {new}")
 
 
 @contextmanager

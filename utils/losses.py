@@ -1,6 +1,8 @@
-"""The detection loss of YOLOv5 and YOLOv7: box (CIoU), objectness and class terms over anchor-matched predictions.
+"""The detection loss of YOLOv5 and YOLOv7: box (CIoU), objectness and class terms over
+anchor-matched predictions.
 
-`kind="yolo"` trains every candidate of YOLOv5's matching rule, `kind="ota"` those that YOLOv7's OTA chooses among them.
+`kind="yolo"` trains every candidate of YOLOv5's matching rule, `kind="ota"` those that YOLOv7's OTA
+chooses among them.
 """
 
 from collections.abc import Sequence
@@ -21,22 +23,27 @@ BALANCE_DECAY = 0.9999  # of autobalance, a step
 
 
 def build_loss(model: Any, hyp: Hyp, kind: str | None = None) -> "DetectionLoss":
-    """The loss of a model; reads `model.head` only (`anchors` (L, A, 2) in grid units, `stride` (L,)).
+    """The loss of a model; reads `model.head` only (`anchors` (L, A, 2) in grid units, `stride`
+    (L,)).
 
-    hyp: scaled gains (`hyp.scaled(...)`); kind: `yolo`, `ota`, or None for `hyp.loss`. `UserError` for any other kind.
+    hyp: scaled gains (`hyp.scaled(...)`); kind: `yolo`, `ota`, or None for `hyp.loss`. `UserError`
+    for any other kind.
     """
     kind = hyp.loss if kind is None else kind
     if kind not in KINDS:
-        raise UserError(f"loss: unknown kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})")
+        raise UserError(
+            f"loss: unknown kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})"
+        )
     return DetectionLoss(model.head, hyp, ota=kind == "ota")
 
 
 class DetectionLoss(nn.Module):
     """`loss(raw_maps, targets) -> (loss, parts)`.
 
-    raw_maps: L tensors (N, A, H, W, 5 + nc), finest level first; targets: (M, 6) image, class, x, y, w, h normalised to 0..1.
-    `loss` is a scalar multiplied by the batch size N; `parts` are box, obj and cls: weighted by their gains, detached, not
-    multiplied. Half-precision maps are computed in float32. With autobalance, a call with gradients moves `balance`.
+    raw_maps: L tensors (N, A, H, W, 5 + nc), finest level first; targets: (M, 6) image, class, x,
+    y, w, h normalised to 0..1. `loss` is a scalar multiplied by the batch size N; `parts` are box,
+    obj and cls: weighted by their gains, detached, not multiplied. Half-precision maps are computed
+    in float32. With autobalance, a call with gradients moves `balance`.
     """
 
     anchors: Tensor
@@ -49,9 +56,13 @@ class DetectionLoss(nn.Module):
         self.register_buffer("balance", self.anchors.new_tensor(level_balance(len(self.anchors))))
         self.reference_level = _level_of_stride_16(head.stride) if hyp.autobalance else 0
 
-    def forward(self, raw_maps: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, raw_maps: Sequence[Tensor], targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See the class."""
-        grids = targets.new_tensor([[raw.shape[3], raw.shape[2]] for raw in raw_maps])  # (L, 2) columns and rows
+        grids = targets.new_tensor(
+            [[raw.shape[3], raw.shape[2]] for raw in raw_maps]
+        )  # (L, 2) columns and rows
         anchors = self.anchors.to(targets.device)
         matches = match_anchors(targets, anchors, grids, self.hyp.anchor_t)
         if self.ota:
@@ -64,21 +75,35 @@ class DetectionLoss(nn.Module):
         wanted = targets[target, 2:6] * grids[level].repeat(1, 2)
         wanted = torch.cat((wanted[:, :2] - cell, wanted[:, 2:]), 1)
         iou = bbox_iou(decode_boxes(box_logits, anchors[level, anchor]), wanted)
-        share = (1 / torch.bincount(level, minlength=len(raw_maps)))[level]  # summing with it adds up the means of the levels
+        share = (1 / torch.bincount(level, minlength=len(raw_maps)))[
+            level
+        ]  # summing with it adds up the means of the levels
 
         box = self.hyp.box * ((1 - iou) * share).sum()
         obj = self.hyp.obj * self._objectness(objectness, level, index, iou.detach().clamp(min=0))
-        cls = self.hyp.cls * (self._classification(class_logits, targets[target, 1].long()) * share).sum()
-        return (box + obj + cls) * len(raw_maps[0]), {"box": box.detach(), "obj": obj.detach(), "cls": cls.detach()}
+        cls = (
+            self.hyp.cls
+            * (self._classification(class_logits, targets[target, 1].long()) * share).sum()
+        )
+        return (box + obj + cls) * len(raw_maps[0]), {
+            "box": box.detach(),
+            "obj": obj.detach(),
+            "cls": cls.detach(),
+        }
 
-    def _objectness(self, logits: Sequence[Tensor], level: Tensor, index: Tensor, iou: Tensor) -> Tensor:
-        """Every cell of every level (logits, flat) against the IoU of its prediction, 0 where nothing is matched.
+    def _objectness(
+        self, logits: Sequence[Tensor], level: Tensor, index: Tensor, iou: Tensor
+    ) -> Tensor:
+        """Every cell of every level (logits, flat) against the IoU of its prediction, 0 where
+        nothing is matched.
 
-        Where several targets share a cell the last match counts. All of them write that one's value, so that the order in which a
-        device writes does not matter.
+        Where several targets share a cell the last match counts. All of them write that one's
+        value, so that the order in which a device writes does not matter.
         """
         sizes = [len(part) for part in logits]
-        cells = index + level.new_tensor([sum(sizes[:number]) for number in range(len(sizes))])[level]
+        cells = (
+            index + level.new_tensor([sum(sizes[:number]) for number in range(len(sizes))])[level]
+        )
         number = torch.arange(len(cells), device=cells.device)
         last = cells.new_zeros(sum(sizes)).scatter_reduce_(0, cells, number, "amax")
         wanted = iou.new_zeros(sum(sizes)).scatter_(0, cells, iou[last[cells]])
@@ -92,7 +117,9 @@ class DetectionLoss(nn.Module):
         return (means * balance).sum()
 
     def _classification(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Mean over classes for each match, (n, nc) logits to (n,); 0 where there is one class only, as in YOLOv5."""
+        """Mean over classes for each match, (n, nc) logits to (n,); 0 where there is one class
+        only, as in YOLOv5.
+        """
         if logits.shape[1] == 1:
             return logits.new_zeros(len(logits))
         absent = self.hyp.label_smoothing / 2
@@ -100,7 +127,9 @@ class DetectionLoss(nn.Module):
         return self._cross_entropy(logits, wanted, self.hyp.cls_pw).mean(1)
 
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
-        """Binary cross-entropy of each element; with `fl_gamma` the focal loss of Lin et al. 2017 for soft targets."""
+        """Binary cross-entropy of each element; with `fl_gamma` the focal loss of Lin et al. 2017
+        for soft targets.
+        """
         weight = logits.new_tensor(positive_weight) if positive_weight != 1 else None
         loss = binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
         if not self.hyp.fl_gamma:
@@ -112,18 +141,33 @@ class DetectionLoss(nn.Module):
 
 
 @torch.no_grad()
-def _choose(raw_maps: Sequence[Tensor], targets: Tensor, candidates: Matches, anchors: Tensor, grids: Tensor) -> Matches:
-    """YOLOv7's OTA among the candidates. Boxes are compared as shares of the image: IoU is the same as in pixels."""
+def _choose(
+    raw_maps: Sequence[Tensor], targets: Tensor, candidates: Matches, anchors: Tensor, grids: Tensor
+) -> Matches:
+    """YOLOv7's OTA among the candidates.
+
+    Boxes are compared as shares of the image: IoU is the same as in pixels.
+    """
     level, anchor, cell, _ = candidates
     rows, _ = _pick(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
     boxes = decode_boxes(rows[:, :4], anchors[level, anchor])
     boxes[:, :2] += cell
     corners = xywh2xyxy(boxes / grids[level].repeat(1, 2))
-    return choose_ota(candidates, corners, rows[:, 4], rows[:, 5:], targets, xywh2xyxy(targets[:, 2:6]), len(raw_maps[0]))
+    return choose_ota(
+        candidates,
+        corners,
+        rows[:, 4],
+        rows[:, 5:],
+        targets,
+        xywh2xyxy(targets[:, 2:6]),
+        len(raw_maps[0]),
+    )
 
 
 def _flat_index(matches: Matches, targets: Tensor, grids: Tensor, anchors_per_level: int) -> Tensor:
-    """Position (n,) of each match's prediction in its raw map, flattened to (N * A * H * W, 5 + nc)."""
+    """Position (n,) of each match's prediction in its raw map, flattened to (N * A * H * W, 5 +
+    nc).
+    """
     level, anchor, cell, target = matches
     columns, rows = grids.long()[level].unbind(1)
     image = targets[target, 0].long()
@@ -131,9 +175,15 @@ def _flat_index(matches: Matches, targets: Tensor, grids: Tensor, anchors_per_le
 
 
 def _pick(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The predictions (n, 5 + nc) at `index` of their `level` (ascending), and every level's objectness logits, flat."""
-    counts = torch.bincount(level, minlength=len(raw_maps)).tolist()  # cheaper than a copy of all maps into one
-    picked = [_Pick.apply(raw, part) for raw, part in zip(raw_maps, index.split(counts), strict=True)]
+    """The predictions (n, 5 + nc) at `index` of their `level` (ascending), and every level's
+    objectness logits, flat.
+    """
+    counts = torch.bincount(
+        level, minlength=len(raw_maps)
+    ).tolist()  # cheaper than a copy of all maps into one
+    picked = [
+        _Pick.apply(raw, part) for raw, part in zip(raw_maps, index.split(counts), strict=True)
+    ]
     rows, objectness = zip(*picked, strict=True)
     return at_least_float32(torch.cat(rows)), [at_least_float32(part) for part in objectness]
 
@@ -141,7 +191,8 @@ def _pick(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> tuple[Ten
 class _Pick(torch.autograd.Function):
     """Rows and objectness of one raw map (N, A, H, W, 5 + nc).
 
-    Plain indexing would give each of the two a gradient as large as the map, then add them: a third of the time of the loss.
+    Plain indexing would give each of the two a gradient as large as the map, then add them: a third
+    of the time of the loss.
     """
 
     @staticmethod
@@ -162,12 +213,16 @@ class _Pick(torch.autograd.Function):
 
 
 def level_balance(levels: int) -> tuple[float, ...]:
-    """Weight of each level's objectness: a level has a quarter of the cells of the one before it, so that its mean says less."""
+    """Weight of each level's objectness: a level has a quarter of the cells of the one before it,
+    so that its mean says less.
+    """
     return (4.0, 1.0, 0.4) if levels == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:levels]
 
 
 def decode_boxes(logits: Tensor, anchors: Tensor) -> Tensor:
-    """Box logits (..., 4) to xywh in grid units from the cell's corner: centre -0.5..1.5, size 0..4 anchors (..., 2)."""
+    """Box logits (..., 4) to xywh in grid units from the cell's corner: centre -0.5..1.5, size 0..4
+    anchors (..., 2).
+    """
     centre, size = (logits.sigmoid() * 2).chunk(2, -1)
     return torch.cat((centre - 0.5, size.square() * anchors), -1)
 
@@ -181,5 +236,8 @@ def _level_of_stride_16(stride: Tensor) -> int:
     """The level to which autobalance holds the others; `UserError` where there is none."""
     strides = [int(value) for value in stride]
     if 16 not in strides:
-        raise UserError(f"hyp: autobalance: needs a level of stride 16, the model has {strides}; set autobalance: false")
+        raise UserError(
+            f"hyp: autobalance: needs a level of stride 16, the model has {strides}; set"
+            " autobalance: false"
+        )
     return strides.index(16)

@@ -1,4 +1,5 @@
-"""Detection metrics as YOLOv5 reports them: matching, precision, recall, average precision, confusion matrix.
+"""Detection metrics as YOLOv5 reports them: matching, precision, recall, average precision,
+confusion matrix.
 
 The COCO metric, whose rules differ in detail, is in `utils.coco_metric`.
 """
@@ -15,18 +16,21 @@ from utils.boxes import box_iou
 Array = NDArray[np.float64]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # .5, .55 ... .95
-CONFIDENCES = np.linspace(0, 1, 1000)  # x axis of the curves over confidence, and of recall in the PR curve
+CONFIDENCES = np.linspace(
+    0, 1, 1000
+)  # x axis of the curves over confidence, and of recall in the PR curve
 EPS = 1e-16
 
 
 def match_predictions(detections: Tensor, labels: Tensor, iou_thresholds: Tensor) -> Tensor:
     """Which detections are right, at every IoU threshold.
 
-    `detections` (N, 6) xyxy, confidence, class, most confident first; `labels` (M, 5) class, xyxy in the same pixels;
-    `iou_thresholds` (T,). Returns (N, T) bool on the same device.
+    `detections` (N, 6) xyxy, confidence, class, most confident first; `labels` (M, 5) class, xyxy
+    in the same pixels; `iou_thresholds` (T,). Returns (N, T) bool on the same device.
 
-    YOLOv5's rule: every detection claims the label of its class that it overlaps most; a label goes to the first of its
-    claimants whose IoU reaches the threshold. So each is used once, and a detection does not fall back to a second label.
+    YOLOv5's rule: every detection claims the label of its class that it overlaps most; a label goes
+    to the first of its claimants whose IoU reaches the threshold. So each is used once, and a
+    detection does not fall back to a second label.
     """
     n, m, t = len(detections), len(labels), len(iou_thresholds)
     if not n or not m:
@@ -34,7 +38,9 @@ def match_predictions(detections: Tensor, labels: Tensor, iou_thresholds: Tensor
     iou = box_iou(detections[:, :4], labels[:, 1:]) * (detections[:, 5:6] == labels[:, 0])
     overlap, label = iou.max(1)
     rank = torch.arange(n, device=detections.device)
-    claim = torch.where(overlap >= iou_thresholds[:, None], rank, n)  # (T, N): own rank, or n for "no claim"
+    claim = torch.where(
+        overlap >= iou_thresholds[:, None], rank, n
+    )  # (T, N): own rank, or n for "no claim"
     label = label.expand(t, n)
     first = claim.new_full((t, m), n).scatter_reduce(1, label, claim, "amin")
     return ((claim < n) & (claim == first.gather(1, label))).T
@@ -86,12 +92,17 @@ class APResult:
 
 
 def ap_per_class(
-    tp: NDArray, conf: NDArray, pred_cls: NDArray, target_cls: NDArray, names: list[str] | dict[int, str] | None = None
+    tp: NDArray,
+    conf: NDArray,
+    pred_cls: NDArray,
+    target_cls: NDArray,
+    names: list[str] | dict[int, str] | None = None,
 ) -> APResult:
     """Precision, recall and average precision of every class that has labels.
 
-    `tp` (N, T) bool or 0/1, right at each IoU threshold; `conf`, `pred_cls` (N,); `target_cls` (M,). Any order.
-    Precision and recall are read where the mean F1, smoothed over a tenth of the confidence axis, is largest.
+    `tp` (N, T) bool or 0/1, right at each IoU threshold; `conf`, `pred_cls` (N,); `target_cls`
+    (M,). Any order. Precision and recall are read where the mean F1, smoothed over a tenth of the
+    confidence axis, is largest.
     """
     order = np.argsort(-conf, kind="stable")
     tp, conf, pred_cls = tp[order].astype(np.float64), conf[order], pred_cls[order]
@@ -130,8 +141,9 @@ def ap_per_class(
 def average_precision(recall: Array, precision: Array) -> float:
     """Area under the precision envelope, 101 recall points joined by trapezoids (YOLOv5's rule).
 
-    Both (N,), along falling confidence. The envelope ends at (1, 0). So perfect detections give .995, not 1 (the last of the 100
-    trapezoids is half), and a curve that stops at a lower recall goes on in a straight line: more than COCO's figure.
+    Both (N,), along falling confidence. The envelope ends at (1, 0). So perfect detections give
+    .995, not 1 (the last of the 100 trapezoids is half), and a curve that stops at a lower recall
+    goes on in a straight line: more than COCO's figure.
     """
     x = np.linspace(0, 1, 101)
     return float(np.trapezoid(np.interp(x, *_envelope(recall, precision)), x))
@@ -157,11 +169,13 @@ def fitness(map50: float, map50_95: float) -> float:
 
 
 class ConfusionMatrix:
-    """Counts of (predicted class, true class); the last row is "missed", the last column "background".
+    """Counts of (predicted class, true class); the last row is "missed", the last column
+    "background".
 
-    Whatever the classes, every detection above `conf` claims the label that it overlaps most, by more than `iou_thres`; a label
-    goes to the claimant with the largest IoU. A detection with a class id of `nc` or more, which a model with more classes
-    than the data may give, has no row and is left out.
+    Whatever the classes, every detection above `conf` claims the label that it overlaps most, by
+    more than `iou_thres`; a label goes to the claimant with the largest IoU. A detection with a
+    class id of `nc` or more, which a model with more classes than the data may give, has no row and
+    is left out.
     """
 
     def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45):
@@ -169,7 +183,9 @@ class ConfusionMatrix:
         self.matrix = np.zeros((nc + 1, nc + 1), dtype=np.int64)
 
     def update(self, detections: Tensor, labels: Tensor) -> None:
-        """Add one image: `detections` (N, 6) xyxy, confidence, class; `labels` (M, 5) class, xyxy."""
+        """Add one image: `detections` (N, 6) xyxy, confidence, class; `labels` (M, 5)
+        class, xyxy.
+        """
         detections = detections[(detections[:, 4] > self.conf) & (detections[:, 5] < self.nc)]
         predicted, true = detections[:, 5].int().numpy(), labels[:, 0].int().numpy()
         hit, label = self._pairs(detections[:, :4], labels[:, 1:])
@@ -177,7 +193,9 @@ class ConfusionMatrix:
         np.add.at(self.matrix[self.nc], np.delete(true, label), 1)
         np.add.at(self.matrix[:, self.nc], np.delete(predicted, hit), 1)
 
-    def _pairs(self, detections: Tensor, labels: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _pairs(
+        self, detections: Tensor, labels: Tensor
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of the detections that hit a label, and of these labels."""
         if not len(detections) or not len(labels):
             return np.empty(0, np.int64), np.empty(0, np.int64)

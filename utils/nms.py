@@ -20,10 +20,11 @@ def non_max_suppression(
 ) -> list[Tensor]:
     """Keep the best of overlapping boxes of the same class, as YOLOv5 does.
 
-    `prediction`: (N, M, 5 + nc), xywh in pixels, then objectness and class scores, 0..1. The confidence of a box is
-    objectness x class score, with one class too. Each box counts for its best class; with `multi_label` for every class above
-    `conf_thres`. `classes` keeps those ids only, `agnostic` lets boxes of different classes suppress each other.
-    Returns N tensors (n, 6): xyxy in pixels, confidence, class; sorted by confidence, at most `max_det`.
+    `prediction`: (N, M, 5 + nc), xywh in pixels, then objectness and class scores, 0..1. The
+    confidence of a box is objectness x class score, with one class too. Each box counts for its
+    best class; with `multi_label` for every class above `conf_thres`. `classes` keeps those ids
+    only, `agnostic` lets boxes of different classes suppress each other. Returns N tensors (n, 6):
+    xyxy in pixels, confidence, class; sorted by confidence, at most `max_det`.
 
     No image is ever skipped for lack of time.
     """
@@ -40,7 +41,9 @@ def non_max_suppression(
 
 
 def _confident(boxes: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
-    """Decoded boxes (n, 5 + nc) to (m, 6) xyxy, confidence, class: all with a confidence above the threshold."""
+    """Decoded boxes (n, 5 + nc) to (m, 6) xyxy, confidence, class: all with a confidence above the
+    threshold.
+    """
     scores = boxes[:, 5:] * boxes[:, 4:5]
     if multi_label and scores.shape[1] > 1:
         box, label = (scores > conf_thres).nonzero(as_tuple=True)
@@ -56,8 +59,9 @@ def _confident(boxes: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
 def _kept(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
     """Indices of the at most `max_det` best boxes that survive; `found` is sorted by confidence.
 
-    What survives among the best n boxes does not depend on the others. So a few are looked at first, and four times as many
-    only where too few survived: in crowds of candidates that saves most of the work.
+    What survives among the best n boxes does not depend on the others. So a few are looked at
+    first, and four times as many only where too few survived: in crowds of candidates that saves
+    most of the work.
     """
     count = 4 * max_det
     while True:
@@ -72,5 +76,6 @@ def _survivors(found: Tensor, iou_thres: float, agnostic: bool) -> Tensor:
     xyxy, score, label = found[:, :4], found[:, 4], found[:, 5]
     if agnostic or not len(found):
         return nms(xyxy, score, iou_thres)
-    # batched_nms moves each class by (largest coordinate + 1); that keeps classes apart only where no coordinate is negative
+    # batched_nms moves each class by (largest coordinate + 1); that keeps classes apart only where
+    # no coordinate is negative
     return batched_nms(xyxy - xyxy.min(), score, label, iou_thres)

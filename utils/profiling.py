@@ -1,7 +1,8 @@
 """Multiply-accumulates, parameters and time of a model.
 
-MACs are exact for every kernel that multiplies matrices: convolutions, linear layers, matrix products, attention, deformable
-convolutions. Element-wise work (activations, norms, pooling) is not counted. GFLOPs are 2 x MACs / 1e9.
+MACs are exact for every kernel that multiplies matrices: convolutions, linear layers, matrix
+products, attention, deformable convolutions. Element-wise work (activations, norms, pooling) is not
+counted. GFLOPs are 2 x MACs / 1e9.
 """
 
 import math
@@ -21,7 +22,9 @@ MACS: dict[str, Callable[[Sequence[Any], Any], int]] = {}
 """Formula by operator name: (arguments, result) -> multiply-accumulates."""
 
 
-def macs_of(*operators: str) -> Callable[[Callable[[Sequence[Any], Any], int]], Callable[[Sequence[Any], Any], int]]:
+def macs_of(
+    *operators: str,
+) -> Callable[[Callable[[Sequence[Any], Any], int]], Callable[[Sequence[Any], Any], int]]:
     """Decorator that registers a formula for operators, named `namespace::operator`."""
 
     def add(formula: Callable[[Sequence[Any], Any], int]) -> Callable[[Sequence[Any], Any], int]:
@@ -33,7 +36,9 @@ def macs_of(*operators: str) -> Callable[[Callable[[Sequence[Any], Any], int]], 
 
 @macs_of("aten::convolution", "aten::_convolution", "aten::convolution_overrideable")
 def _convolution(args: Sequence[Any], result: Tensor) -> int:
-    """Each output element takes Cin/groups x kernel products; a transposed one, each input element Cout/groups x kernel."""
+    """Each output element takes Cin/groups x kernel products; a transposed one, each input element
+    Cout/groups x kernel.
+    """
     x, weight, transposed = args[0], args[1], args[6]
     return (x if transposed else result).numel() * weight[0].numel()
 
@@ -66,12 +71,17 @@ def _attention(args: Sequence[Any], result: Any) -> int:
 
 @macs_of("torchvision::deform_conv2d")
 def _deformable(args: Sequence[Any], result: Tensor) -> int:
-    """As the plain convolution; interpolating its inputs is element-wise work. The offsets' convolution counts by itself."""
+    """As the plain convolution; interpolating its inputs is element-wise work.
+
+    The offsets' convolution counts by itself.
+    """
     return result.numel() * args[1][0].numel()
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the formulas of what runs; `paused` while a module that declares its own formula is inside."""
+    """Adds up the formulas of what runs; `paused` while a module that declares its own formula is
+    inside.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +101,9 @@ class _Counter(TorchDispatchMode):
 
 @contextmanager
 def _declared_formulas(model: nn.Module, counter: _Counter) -> Iterator[None]:
-    """Lets modules with a method `macs(input, output) -> int` count instead of the operators inside them."""
+    """Lets modules with a method `macs(input, output) -> int` count instead of the operators inside
+    them.
+    """
 
     def enter(module: nn.Module, inputs: Any) -> None:
         counter.paused += 1
@@ -104,7 +116,10 @@ def _declared_formulas(model: nn.Module, counter: _Counter) -> Iterator[None]:
     handles = []
     for module in model.modules():
         if hasattr(module, "macs"):
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+            handles += [
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(leave),
+            ]
     try:
         yield
     finally:
@@ -125,11 +140,18 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
-    """One forward pass of shapes only: takes milliseconds at any size; parameters, buffers and modes are untouched."""
-    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    """One forward pass of shapes only: takes milliseconds at any size; parameters, buffers and
+    modes are untouched.
+    """
+    state = {
+        name: tensor.to("meta")
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with torch.no_grad(), _eval_mode(model):
-        functional_call(model, state, (torch.empty(1, channels, imgsz, imgsz, dtype=dtype, device="meta"),))
+        functional_call(
+            model, state, (torch.empty(1, channels, imgsz, imgsz, dtype=dtype, device="meta"),)
+        )
 
 
 def count_macs(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
@@ -138,15 +160,21 @@ def count_macs(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
 
 
 def count_operations(model: nn.Module, imgsz: int = 640, channels: int = 3) -> tuple[int, int]:
-    """(Multiply-accumulates, elements that pass through batch norms) of one image of imgsz x imgsz pixels."""
+    """(Multiply-accumulates, elements that pass through batch norms) of one image of imgsz x imgsz
+    pixels.
+    """
     counter = _Counter()
     with _declared_formulas(model, counter), counter:
         run_on_meta(model, imgsz, channels)
     return counter.total, counter.norm_elements
 
 
-def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dict[str, tuple[int, int, int]]:
-    """(MACs, output height, output width) of every convolution and linear layer that runs, summed where one runs twice."""
+def macs_by_module(
+    model: nn.Module, imgsz: int = 640, channels: int = 3
+) -> dict[str, tuple[int, int, int]]:
+    """(MACs, output height, output width) of every convolution and linear layer that runs, summed
+    where one runs twice.
+    """
     found: dict[str, tuple[int, int, int]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -158,7 +186,11 @@ def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dic
 
         return hook
 
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    layers = [
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
     handles = [layer.register_forward_hook(note(name)) for name, layer in layers]
     try:
         run_on_meta(model, imgsz, channels)
@@ -170,14 +202,20 @@ def macs_by_module(model: nn.Module, imgsz: int = 640, channels: int = 3) -> dic
 
 @dataclass(frozen=True)
 class Passed:
-    """What passed through a part of a model: its multiply-accumulates, and the shapes (C, H, W) that came out."""
+    """What passed through a part of a model: its multiply-accumulates, and the shapes (C, H, W)
+    that came out.
+    """
 
     macs: int
     shapes: tuple[tuple[int, ...], ...]
 
 
-def macs_by_part(model: nn.Module, parts: Sequence[str], imgsz: int = 640, channels: int = 3) -> dict[str, Passed]:
-    """For each named submodule what it did for one image; one that does not run has no MACs and no shapes."""
+def macs_by_part(
+    model: nn.Module, parts: Sequence[str], imgsz: int = 640, channels: int = 3
+) -> dict[str, Passed]:
+    """For each named submodule what it did for one image; one that does not run has no MACs and no
+    shapes.
+    """
     counter = _Counter()
     started: dict[str, int] = {}
     found = dict.fromkeys(parts, Passed(0, ()))
@@ -187,12 +225,18 @@ def macs_by_part(model: nn.Module, parts: Sequence[str], imgsz: int = 640, chann
             started[name] = counter.total
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            shapes = tuple(tuple(t.shape[1:]) for t in (output if isinstance(output, list | tuple) else [output]) if _is_map(t))
+            shapes = tuple(
+                tuple(t.shape[1:])
+                for t in (output if isinstance(output, list | tuple) else [output])
+                if _is_map(t)
+            )
             found[name] = Passed(found[name].macs + counter.total - started[name], shapes)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
-    with _declared_formulas(model, counter):  # before the hooks below, so that a part's own formula is in its total
+    with _declared_formulas(
+        model, counter
+    ):  # before the hooks below, so that a part's own formula is in its total
         handles = [handle for name in parts for handle in watch(name, model.get_submodule(name))]
         try:
             with counter:

@@ -1,4 +1,7 @@
-"""Name -> class tables. A newcomer adds a block, a pruner or a loss by dropping in one file that registers it."""
+"""Name -> class tables.
+
+A newcomer adds a block, a pruner or a loss by dropping in one file that registers it.
+"""
 
 import ast
 import importlib
@@ -24,10 +27,15 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self._items: dict[str, Any] = {}
-        self.fallback: Callable[[str], Any] = lambda name: None  # what a name means that is not registered, or None
+        self.fallback: Callable[[str], Any] = lambda name: (
+            None
+        )  # what a name means that is not registered, or None
 
     def register(self, *names: str) -> Callable[[Any], Any]:
-        """Decorator; registers under every name given, or under the class's own name. A name taken twice is our bug."""
+        """Decorator; registers under every name given, or under the class's own name.
+
+        A name taken twice is our bug.
+        """
 
         def add(item: Any) -> Any:
             for name in names or (item.__name__,):
@@ -42,7 +50,10 @@ class Registry:
         if name not in self._items:
             if found := self.fallback(name):
                 return found
-            raise UserError(f"unknown {self.kind} '{name}'{suggest(name, self._items)} (known: {', '.join(self.names())})")
+            raise UserError(
+                f"unknown {self.kind} '{name}'{suggest(name, self._items)} (known:"
+                f" {', '.join(self.names())})"
+            )
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:
@@ -60,7 +71,8 @@ class Registry:
 
 
 def import_files_of(package: ModuleType) -> None:
-    """Import every module of a package, so that its registrations run; not its `__main__`, which is a script.
+    """Import every module of a package, so that its registrations run; not its `__main__`, which is
+    a script.
 
     Names come from our folders, never from a user's string.
     """
@@ -70,7 +82,8 @@ def import_files_of(package: ModuleType) -> None:
 
 
 def registered_names(folder: Path, registry: str) -> list[str]:
-    """Names that `@<registry>.register("name")` decorators in a folder's files give, read from the source without importing it.
+    """Names that `@<registry>.register("name")` decorators in a folder's files give, read from the
+    source without importing it.
 
     Lets `--help` list every method without paying for torch.
     """
@@ -79,6 +92,11 @@ def registered_names(folder: Path, registry: str) -> list[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 for call in node.decorator_list:
-                    if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{registry}.register":
-                        names += [str(a.value) for a in call.args if isinstance(a, ast.Constant)] or [node.name]
+                    if (
+                        isinstance(call, ast.Call)
+                        and ast.unparse(call.func) == f"{registry}.register"
+                    ):
+                        names += [
+                            str(a.value) for a in call.args if isinstance(a, ast.Constant)
+                        ] or [node.name]
     return names

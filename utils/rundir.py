@@ -10,13 +10,22 @@ import torch
 
 from utils.config import ROOT, save_yaml
 from utils.errors import UserError
-from utils.options import command_line, to_dict
+from utils.options.base import command_line, to_dict
 
-RECORDED_PACKAGES = ("torch", "torchvision", "torch-pruning", "numpy", "opencv-python-headless", "opencv-python")
+RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "numpy",
+    "opencv-python-headless",
+    "opencv-python",
+)
 
 
 def make_run_dir(project: Path | str, name: str, exist_ok: bool = False) -> Path:
-    """Create `project/name`, or `name2`, `name3`, ... where it exists and `exist_ok` is not set. Safe against a second process.
+    """Create `project/name`, or `name2`, `name3`, ... where it exists and `exist_ok` is not set.
+
+    Safe against a second process.
 
     `UserError` where the folder cannot be created.
     """
@@ -28,17 +37,25 @@ def make_run_dir(project: Path | str, name: str, exist_ok: bool = False) -> Path
             return folder
         except FileExistsError:
             if exist_ok:
-                raise UserError(f"{folder}: is a file; --project and --name must give a folder") from None
+                raise UserError(
+                    f"{folder}: is a file; --project and --name must give a folder"
+                ) from None
             number += 1
         except OSError as error:
-            raise UserError(f"{folder}: cannot be created: {error.strerror}; --project names the folder of the runs") from None
+            raise UserError(
+                f"{folder}: cannot be created: {error.strerror}; --project names the folder of the"
+                " runs"
+            ) from None
 
 
 def latest_checkpoint(project: Path | str) -> Path:
     """The youngest `last.pt` below a folder of runs; `UserError` where there is none."""
     found = sorted(Path(project).rglob("weights/last.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"--resume: no weights/last.pt below {project}; give its path: --resume runs/train/exp/weights/last.pt")
+        raise UserError(
+            f"--resume: no weights/last.pt below {project}; give its path: --resume"
+            " runs/train/exp/weights/last.pt"
+        )
     return found[-1]
 
 
@@ -55,7 +72,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """The commit of this checkout, with `-dirty` where files differ from it; None without git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,10 +1,12 @@
 """What backbones that stand in one row share.
 
-Such a row gives five maps, strides 2, 4, 8, 16 and 32, so that it is outputs 0 to 4 and the next row is 5. Where a backbone has
-no map of the first strides, these outputs are None; a row that reads one is an error.
+Such a row gives five maps, strides 2, 4, 8, 16 and 32, so that it is outputs 0 to 4 and the next
+row is 5. Where a backbone has no map of the first strides, these outputs are None; a row that reads
+one is an error.
 
     backbone:
-      - [-1, 1, FasterNet, [t0]]  # 0 to 4; or, as it is often pasted: [-1, 1, fasternet_t0, [False]]
+      - [-1, 1, FasterNet, [t0]]  # 0 to 4; or, as it is often pasted: [-1, 1, fasternet_t0,
+        [False]]
       - [-1, 1, SPPF, [1024, 5]]  # 5
 """
 
@@ -13,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.registry import BLOCKS, Site
+from models.registry import BLOCKS, BuildContext
 from utils.errors import UserError
 
 LEVELS = 5
@@ -30,15 +32,19 @@ class _Named:
     def __init__(self, backbone: Any, size: str):
         self.backbone, self.size = backbone, size
 
-    def from_yaml(self, site: Site, pretrained: bool = False) -> nn.Module:
+    def from_yaml(self, context: BuildContext, pretrained: bool = False) -> nn.Module:
         """`[pretrained]`, which is False here."""
         if pretrained is not False:
-            raise UserError(f"there are no pretrained weights for this backbone: {pretrained!r} should be False")
-        return self.backbone.from_yaml(site, self.size)
+            raise UserError(
+                f"there are no pretrained weights for this backbone: {pretrained!r} should be False"
+            )
+        return self.backbone.from_yaml(context, self.size)
 
 
 def register_sizes(backbone: Any, sizes: dict[str, str]) -> None:
-    """Register names for sizes of a backbone: {name: what its `from_yaml` takes as first argument}."""
+    """Register names for sizes of a backbone: {name: what its `from_yaml` takes as
+    first argument}.
+    """
     for name, size in sizes.items():
         BLOCKS.register(name)(_Named(backbone, size))
 

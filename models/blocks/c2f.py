@@ -1,21 +1,24 @@
-"""C2f, the cross-stage block of YOLOv8 (Ultralytics, 2023; after CSPNet, Wang 2020, and ELAN, Wang 2022).
+"""C2f, the cross-stage block of YOLOv8 (Ultralytics, 2023; after CSPNet, Wang 2020, and ELAN, Wang
+2022).
 
-A 1x1 convolution to two halves of width c' = e C2; n steps of two 3x3 convolutions start from the second half, and both halves
-and what each step gives are joined by a 1x1 convolution: (N, C1, H, W) -> (N, C2, H, W).
+A 1x1 convolution to two halves of width c' = e C2; n steps of two 3x3 convolutions start from the
+second half, and both halves and what each step gives are joined by a 1x1 convolution: (N, C1, H, W)
+-> (N, C2, H, W).
 
-What differs: the first 1x1 is two convolutions, one a half. They compute the same, from the same number of parameters, and unlike
-`chunk` they leave the two halves free to be cut apart.
+What differs: the first 1x1 is two convolutions, one a half. They compute the same, from the same
+number of parameters, and unlike `chunk` they leave the two halves free to be cut apart.
 
     - [-1, 3, C2f, [128, True]]  # c2, shortcut, g, e; the repeats are the number of steps
 
-Pruning: each half and each step is a group of its own; with `shortcut` the second half and all steps are one.
+Pruning: each half and each step is a group of its own; with `shortcut` the second half and all
+steps are one.
 """
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.registry import BLOCKS, Act, Site
+from models.registry import BLOCKS, Act, BuildContext
 
 
 class TwoConvs(nn.Module):
@@ -39,7 +42,16 @@ class C2f(nn.Module):
 
     repeats_inside = True
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = False,
+        g: int = 1,
+        e: float = 0.5,
+        act: Act = "SiLU",
+    ):
         super().__init__()
         hidden = int(c2 * e)
         self.cv0, self.cv1 = Conv(c1, hidden, act=act), Conv(c1, hidden, act=act)
@@ -47,9 +59,11 @@ class C2f(nn.Module):
         self.cv2 = Conv((2 + n) * hidden, c2, act=act)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, shortcut: bool = False, g: int = 1, e: float = 0.5) -> "C2f":
+    def from_yaml(
+        cls, context: BuildContext, c2: int, shortcut: bool = False, g: int = 1, e: float = 0.5
+    ) -> "C2f":
         """`[c2, shortcut, g, e]`; the repeats are the number of steps."""
-        return cls(site.c1, site.scale(c2), site.repeats, shortcut, g, e, site.act)
+        return cls(context.c1, context.scale(c2), context.repeats, shortcut, g, e, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""

@@ -1,32 +1,39 @@
 """Cross-stage-partial blocks: one path through bottlenecks, one around them.
 
-Papers: He et al., "Deep Residual Learning for Image Recognition", 2015 (bottleneck); Wang et al., "CSPNet", 2020.
+Papers: He et al., "Deep Residual Learning for Image Recognition", 2015 (bottleneck); Wang et al.,
+"CSPNet", 2020.
 
-Structure: Bottleneck is a 1x1 to e c2 and a 3x3 to c2, with a residual where asked for and the widths agree. C3: two 1x1 to e c2;
-one path goes on through n bottlenecks (e = 1); joined, 1x1. BottleneckCSP: each path ends with a 1x1 that has no batch norm of
-its own, batch norm and activation come after both are joined; then 1x1.
+Structure: Bottleneck is a 1x1 to e c2 and a 3x3 to c2, with a residual where asked for and the
+widths agree. C3: two 1x1 to e c2; one path goes on through n bottlenecks (e = 1); joined, 1x1.
+BottleneckCSP: each path ends with a 1x1 that has no batch norm of its own, batch norm and
+activation come after both are joined; then 1x1.
 Shapes: (N, C1, H, W) -> (N, C2, H, W).
-What differs: CSPNet divides the channels between the paths; here, as in YOLOv5, a 1x1 of all of them begins each.
+What differs: CSPNet divides the channels between the paths; here, as in YOLOv5, a 1x1 of all of
+them begins each.
 
     - [-1, 1, Bottleneck, [128]]     # c2, shortcut, g, e
     - [-1, 3, C3, [128, False]]      # the same; the repeats are n
     - [-1, 3, BottleneckCSP, [128]]  # the same
 
-Pruning: everything. A residual ties what it adds: with `shortcut` the first 1x1 and the ends of all steps are one group.
+Pruning: everything. A residual ties what it adds: with `shortcut` the first 1x1 and the ends of all
+steps are one group.
 """
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.registry import BLOCKS, Act, Site, activation
+from models.registry import BLOCKS, Act, BuildContext, activation
 
 
 @BLOCKS.register()
 class Bottleneck(nn.Module):
-    """1x1 then 3x3 convolution, with a residual where asked for and the widths agree (ResNet, He 2015)."""
+    """1x1 then 3x3 convolution, with a residual where asked for and the widths agree (ResNet, He
+    2015)."""
 
-    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+    def __init__(
+        self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"
+    ):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, act=act)
@@ -34,9 +41,11 @@ class Bottleneck(nn.Module):
         self.add = shortcut and c1 == c2
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> "Bottleneck":
+    def from_yaml(
+        cls, context: BuildContext, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5
+    ) -> "Bottleneck":
         """`[c2, shortcut, g, e]`."""
-        return cls(site.c1, site.scale(c2), shortcut, g, e, site.act)
+        return cls(context.c1, context.scale(c2), shortcut, g, e, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""
@@ -50,16 +59,27 @@ class _Repeated:
     repeats_inside = True
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5):
+    def from_yaml(
+        cls, context: BuildContext, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5
+    ):
         """`[c2, shortcut, g, e]`; the repeats are the number of bottlenecks."""
-        return cls(site.c1, site.scale(c2), site.repeats, shortcut, g, e, site.act)  # type: ignore[call-arg]
+        return cls(context.c1, context.scale(c2), context.repeats, shortcut, g, e, context.act)  # type: ignore[call-arg]
 
 
 @BLOCKS.register()
 class C3(_Repeated, nn.Module):
     """CSP bottleneck with three convolutions (CSPNet, Wang 2020, as YOLOv5 uses it)."""
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        act: Act = "SiLU",
+    ):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, act=act)
@@ -78,9 +98,20 @@ class C3(_Repeated, nn.Module):
 
 @BLOCKS.register()
 class BottleneckCSP(_Repeated, nn.Module):
-    """CSP bottleneck with four convolutions and a batch norm over both paths (CSPNet, Wang 2020)."""
+    """CSP bottleneck with four convolutions and a batch norm over both paths (CSPNet,
+    Wang 2020).
+    """
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"):
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        act: Act = "SiLU",
+    ):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, act=act)
@@ -89,7 +120,9 @@ class BottleneckCSP(_Repeated, nn.Module):
         self.cv4 = Conv(2 * hidden, c2, 1, act=act)
         self.bn = nn.BatchNorm2d(2 * hidden)
         self.act = activation(act)
-        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0, act) for _ in range(n)))
+        self.m = nn.Sequential(
+            *(Bottleneck(hidden, hidden, shortcut, g, 1.0, act) for _ in range(n))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""

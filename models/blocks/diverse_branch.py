@@ -1,22 +1,26 @@
-"""DiverseBranchBlock (Ding et al., Diverse Branch Block: Building a Convolution as an Inception-like Unit, CVPR 2021).
+"""DiverseBranchBlock (Ding et al., Diverse Branch Block: Building a Convolution as an
+Inception-like Unit, CVPR 2021).
 
-Four branches train side by side and deploy as one k x k convolution (N, C1, H, W) -> (N, C2, H/s, W/s):
+Four branches train side by side and deploy as one k x k convolution (N, C1, H, W) -> (N, C2, H/s,
+W/s):
 
 1. k x k, BN
 2. 1x1, BN
 3. 1x1 (C1 to C1, starts as the identity), BN, k x k, BN
 4. 1x1, BN, k x k mean, BN
 
-The sum goes through the activation. Where a 1x1 precedes a k x k, the border takes what the inner BN gives for zero instead of
-zero: only then is the chain one convolution of a zero-padded image (the paper's transform III).
+The sum goes through the activation. Where a 1x1 precedes a k x k, the border takes what the inner
+BN gives for zero instead of zero: only then is the chain one convolution of a zero-padded image
+(the paper's transform III).
 
-What differs: the 1x1 of branch 3 is a plain convolution that starts as the identity, while the paper learns what is added to the
-identity, so weight decay pulls elsewhere. No groups, and no k = 1.
+What differs: the 1x1 of branch 3 is a plain convolution that starts as the identity, while the
+paper learns what is added to the identity, so weight decay pulls elsewhere. No groups, and no k =
+1.
 
     - [-1, 1, DiverseBranchBlock, [64, 3, 1]]  # c2, k, s, p, g, act as Conv
 
-Pruning: the branches share their outputs and are cut together. The width inside branch 3 folds away, so cutting it would save
-nothing: it stays whole.
+Pruning: the branches share their outputs and are cut together. The width inside branch 3 folds
+away, so cutting it would save nothing: it stays whole.
 """
 
 from typing import cast
@@ -26,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import DeployedConv, autopad, fold_bn, scale_and_shift
-from models.registry import BLOCKS, Act, Site, activation
+from models.registry import BLOCKS, Act, BuildContext, activation
 
 
 def conv_bn(c1: int, c2: int, k: int = 1, s: int = 1, p: int = 0) -> nn.Sequential:
@@ -41,7 +45,8 @@ def folded(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
 
 
 class Bordered(nn.Module):
-    """1x1 convolution and batch norm, with a border of `width` cells that hold what they give for zero."""
+    """1x1 convolution and batch norm, with a border of `width` cells that hold what they give for
+    zero."""
 
     def __init__(self, c1: int, c2: int, width: int):
         super().__init__()
@@ -59,35 +64,60 @@ class DiverseBranchBlock(nn.Module):
     """See the file."""
 
     deploy_free = ("point", "inner", "outer", "mixed")
-    keep_whole = {"inner": "its width folds away, so that cutting it saves nothing"}
+    no_prune = {"inner": "its width folds away, so that cutting it saves nothing"}
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, act: Act = "SiLU"):
         super().__init__()
         self.dense = conv_bn(c1, c2, k, s, k // 2)
         self.point = conv_bn(c1, c2, 1, s)
         self.inner, self.outer = Bordered(c1, c1, k // 2), conv_bn(c1, c2, k, s)
-        self.mixed, self.mean, self.mean_bn = Bordered(c1, c2, k // 2), nn.AvgPool2d(k, s), nn.BatchNorm2d(c2)
+        self.mixed, self.mean, self.mean_bn = (
+            Bordered(c1, c2, k // 2),
+            nn.AvgPool2d(k, s),
+            nn.BatchNorm2d(c2),
+        )
         self.act = activation(act)
         nn.init.dirac_(cast(nn.Conv2d, self.inner.point[0]).weight)
 
     @classmethod
     def from_yaml(
-        cls, site: Site, c2: int, k: int = 3, s: int = 1, p: int | None = None, g: int = 1, act: Act | None = None
+        cls,
+        context: BuildContext,
+        c2: int,
+        k: int = 3,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        act: Act | None = None,
     ) -> "DiverseBranchBlock":
         """`[c2, k, s, p, g, act]`, as Conv; k odd and above 1, p = k // 2, g = 1."""
-        if type(k) is not int or k < 3 or k % 2 == 0 or autopad(k, p) not in (k // 2, autopad(k)) or g != 1:
+        if (
+            type(k) is not int
+            or k < 3
+            or k % 2 == 0
+            or autopad(k, p) not in (k // 2, autopad(k))
+            or g != 1
+        ):
             raise ValueError(
-                f"DiverseBranchBlock has an odd k from 3, p = k // 2 (or None) and g = 1, not k = {k}, p = {p}, g = {g}"
+                "DiverseBranchBlock has an odd k from 3, p = k // 2 (or None) and g = 1, not k ="
+                f" {k}, p = {p}, g = {g}"
             )
-        return cls(site.c1, site.scale(c2), k, s, site.pick_act(act))
+        return cls(context.c1, context.scale(c2), k, s, context.pick_act(act))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
-        y = self.dense(x) + self.point(x) + self.outer(self.inner(x)) + self.mean_bn(self.mean(self.mixed(x)))
+        y = (
+            self.dense(x)
+            + self.point(x)
+            + self.outer(self.inner(x))
+            + self.mean_bn(self.mean(self.mixed(x)))
+        )
         return self.act(y)
 
     def fuse(self) -> nn.Module:
-        """One k x k convolution with bias: the sum of the branches' kernels (transforms I to VI)."""
+        """One k x k convolution with bias: the sum of the branches' kernels
+        (transforms I to VI).
+        """
         conv = fold_bn(cast(nn.Conv2d, self.dense[0]), cast(nn.BatchNorm2d, self.dense[1]))
         k = conv.weight.shape[-1]
         (point, point_bias), (inner, inner_bias) = folded(self.point), folded(self.inner.point)
@@ -95,7 +125,17 @@ class DiverseBranchBlock(nn.Module):
         gain, shift = scale_and_shift(self.mean_bn)
         weight = conv.weight.detach() + F.pad(point, (k // 2,) * 4)
         weight = weight + torch.einsum("omhw,mi->oihw", outer, inner.flatten(1))
-        weight = weight + (gain.view(-1, 1, 1, 1) * mixed / k**2)  # the same at each of the k x k taps
-        bias = cast(Tensor, conv.bias).detach() + point_bias + outer_bias + outer.sum((2, 3)) @ inner_bias
-        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias + gain * mixed_bias + shift)
+        weight = weight + (
+            gain.view(-1, 1, 1, 1) * mixed / k**2
+        )  # the same at each of the k x k taps
+        bias = (
+            cast(Tensor, conv.bias).detach()
+            + point_bias
+            + outer_bias
+            + outer.sum((2, 3)) @ inner_bias
+        )
+        conv.weight, conv.bias = (
+            nn.Parameter(weight),
+            nn.Parameter(bias + gain * mixed_bias + shift),
+        )
         return DeployedConv(conv, self.act)

@@ -1,20 +1,22 @@
 """DyHead: attention over levels, places and channels before a detection head.
 
-Paper: Dai et al., "Dynamic Head: Unifying Object Detection Heads with Attentions", CVPR 2021; DyReLU: Chen et al., ECCV 2020.
+Paper: Dai et al., "Dynamic Head: Unifying Object Detection Heads with Attentions", CVPR 2021;
+DyReLU: Chen et al., ECCV 2020.
 
-Structure, n blocks; in a block each level takes shifts and weights of taps from its own map (`Offsets`), and with them three
-deformable 3x3 kernels, each followed by a GroupNorm(16), which all levels share: on the finer map (stride 2), on its own, on the
-coarser map (then up-sampled, bilinear). Each result is weighed by one number (mean over the map -> 1x1 to 1 -> ReLU -> hard
-sigmoid); their average goes through DyReLU: max(a1 x + b1, a2 x + b2) a channel, with a and b from the mean over the map (1x1 to
-C / 4, ReLU, 1x1 to 4 C, hard sigmoid).
+Structure, n blocks; in a block each level takes shifts and weights of taps from its own map
+(`Offsets`), and with them three deformable 3x3 kernels, each followed by a GroupNorm(16), which all
+levels share: on the finer map (stride 2), on its own, on the coarser map (then up-sampled,
+bilinear). Each result is weighed by one number (mean over the map -> 1x1 to 1 -> ReLU -> hard
+sigmoid); their average goes through DyReLU: max(a1 x + b1, a2 x + b2) a channel, with a and b from
+the mean over the map (1x1 to C / 4, ReLU, 1x1 to 4 C, hard sigmoid).
 Shapes: [(N, C, H/2^i, W/2^i), ...] -> the same: a row with several outputs. C is a multiple of 16.
-What differs: the 1x1 to 4 C is four of C; for the coarser map the shifts and weights are averaged to its size, in its own
-cells.
+What differs: the 1x1 to 4 C is four of C; for the coarser map the shifts and weights are averaged
+to its size, in its own cells.
 
     - [[31, 32, 33], 2, DyHead, []]   # the repeats are n; takes as many indices as it has inputs
 
-Pruning: what goes in is cut as any input of a convolution. Inside, whole groups of the GroupNorms go (C / 16 channels at a
-time, the groups become fewer); gates and offsets tie nothing and stay.
+Pruning: what goes in is cut as any input of a convolution. Inside, whole groups of the GroupNorms
+go (C / 16 channels at a time, the groups become fewer); gates and offsets tie nothing and stay.
 """
 
 from collections.abc import Sequence
@@ -24,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.deformable import DeformableConv2d, Offsets
-from models.registry import BLOCKS, Site
-from utils.tracing import cut
+from models.pruning_rules import detach_channels
+from models.registry import BLOCKS, BuildContext
 
 NORM_GROUPS = 16
 
@@ -47,7 +49,7 @@ class MovingNorm(nn.Module):
 class ScaleGate(nn.Module):
     """One number an image, 0.5 to 1: how much a whole map counts (equation 3)."""
 
-    keep_whole = {"conv": "one number weighs all channels"}
+    no_prune = {"conv": "one number weighs all channels"}
 
     def __init__(self, channels: int):
         super().__init__()
@@ -56,7 +58,7 @@ class ScaleGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""
-        return x * cut(F.hardsigmoid(F.relu(self.conv(x.mean((2, 3), keepdim=True)))))
+        return x * detach_channels(F.hardsigmoid(F.relu(self.conv(x.mean((2, 3), keepdim=True)))))
 
 
 class DyReLU(nn.Module):
@@ -65,15 +67,23 @@ class DyReLU(nn.Module):
     def __init__(self, channels: int, ratio: int = 4):
         super().__init__()
         self.squeeze = nn.Conv2d(channels, channels // ratio, 1)
-        self.slope1, self.slope2, self.shift1, self.shift2 = (nn.Conv2d(channels // ratio, channels, 1) for _ in range(4))
+        self.slope1, self.slope2, self.shift1, self.shift2 = (
+            nn.Conv2d(channels // ratio, channels, 1) for _ in range(4)
+        )
         for conv in (self.squeeze, self.slope1, self.slope2, self.shift1, self.shift2):
             nn.init.normal_(conv.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""
         y = F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
-        slope1, slope2 = 2 * self._around_zero(self.slope1(y)) + 1, 2 * self._around_zero(self.slope2(y))
-        return torch.maximum(x * slope1 + self._around_zero(self.shift1(y)), x * slope2 + self._around_zero(self.shift2(y)))
+        slope1, slope2 = (
+            2 * self._around_zero(self.slope1(y)) + 1,
+            2 * self._around_zero(self.slope2(y)),
+        )
+        return torch.maximum(
+            x * slope1 + self._around_zero(self.shift1(y)),
+            x * slope2 + self._around_zero(self.shift2(y)),
+        )
 
     @staticmethod
     def _around_zero(x: Tensor) -> Tensor:
@@ -87,7 +97,11 @@ class DyBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.offset = Offsets(channels)
-        self.finer, self.own, self.coarser = MovingNorm(channels, 2), MovingNorm(channels), MovingNorm(channels)
+        self.finer, self.own, self.coarser = (
+            MovingNorm(channels, 2),
+            MovingNorm(channels),
+            MovingNorm(channels),
+        )
         self.scale = ScaleGate(channels)
         self.act = DyReLU(channels)
 
@@ -98,10 +112,18 @@ class DyBlock(nn.Module):
             offset, mask = self.offset(x)
             total, number = self.scale(self.own(x, offset, mask)), 1
             if level > 0:
-                total, number = total + self.scale(self.finer(maps[level - 1], offset, mask)), number + 1
+                total, number = (
+                    total + self.scale(self.finer(maps[level - 1], offset, mask)),
+                    number + 1,
+                )
             if level < len(maps) - 1:
-                coarser = self.coarser(maps[level + 1], F.avg_pool2d(offset, 2), F.avg_pool2d(mask, 2))
-                total, number = total + self.scale(F.interpolate(coarser, size=x.shape[2:], mode="bilinear")), number + 1
+                coarser = self.coarser(
+                    maps[level + 1], F.avg_pool2d(offset, 2), F.avg_pool2d(mask, 2)
+                )
+                total, number = (
+                    total + self.scale(F.interpolate(coarser, size=x.shape[2:], mode="bilinear")),
+                    number + 1,
+                )
             results.append(self.act(total / number))
         return results
 
@@ -117,17 +139,27 @@ class DyHead(nn.Module):
         self.blocks = nn.Sequential(*(DyBlock(channels) for _ in range(n)))
 
     @classmethod
-    def from_yaml(cls, site: Site) -> "DyHead":
+    def from_yaml(cls, context: BuildContext) -> "DyHead":
         """`[]`; the repeats are the number of blocks."""
-        if any(fine * 2 != coarse for fine, coarse in zip(site.in_strides, site.in_strides[1:], strict=False)):
-            raise ValueError(f"DyHead takes levels from fine to coarse, each of half the size; strides {site.in_strides}")
-        channels = set(site.in_channels)
-        if len(channels) != 1 or site.in_channels[0] % NORM_GROUPS or len(site.in_channels) < 2:
+        if any(
+            fine * 2 != coarse
+            for fine, coarse in zip(context.in_strides, context.in_strides[1:], strict=False)
+        ):
             raise ValueError(
-                f"DyHead takes at least two levels of one width, a multiple of {NORM_GROUPS}, not {site.in_channels}; "
-                "put a 1x1 Conv before each"
+                "DyHead takes levels from fine to coarse, each of half the size; strides"
+                f" {context.in_strides}"
             )
-        return cls(site.in_channels[0], site.repeats)
+        channels = set(context.in_channels)
+        if (
+            len(channels) != 1
+            or context.in_channels[0] % NORM_GROUPS
+            or len(context.in_channels) < 2
+        ):
+            raise ValueError(
+                f"DyHead takes at least two levels of one width, a multiple of {NORM_GROUPS}, not"
+                f" {context.in_channels}; put a 1x1 Conv before each"
+            )
+        return cls(context.in_channels[0], context.repeats)
 
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         """[(N, C, Hi, Wi)] -> the same shapes."""

@@ -1,8 +1,10 @@
-"""Joining levels with learned weights: the fast normalised fusion of BiFPN (EfficientDet, Tan, CVPR 2020).
+"""Joining levels with learned weights: the fast normalised fusion of BiFPN (EfficientDet, Tan, CVPR
+2020).
 
     w_i = relu(v_i) / (sum of relu(v_j) + 1e-4), v starts at 1
 
-    - [[-1, 6], 1, BiFPN_Concat, [1]]      the maps side by side, each times its weight; any number of them
+    - [[-1, 6], 1, BiFPN_Concat, [1]]      the maps side by side, each times its weight; any number
+      of them
     - [[-1, 6, 14], 1, BiFPN_Add, []]      their weighted sum, for maps of one shape
 
 Shapes: (N, sum of Ci, H, W), and that of the maps, (N, C, H, W).
@@ -15,8 +17,8 @@ Pruning: exactly; a weight belongs to a map and not to a channel.
 import torch
 from torch import Tensor, nn
 
-from models.registry import BLOCKS, Site
-from utils.tracing import cut
+from models.pruning_rules import detach_channels
+from models.registry import BLOCKS, BuildContext
 
 
 class _Weighted(nn.Module):
@@ -29,7 +31,7 @@ class _Weighted(nn.Module):
     def weighted(self, x: list[Tensor]) -> list[Tensor]:
         """Each map times its share of 1."""
         share = self.weight.relu()
-        share = cut(share / (share.sum() + 1e-4))
+        share = detach_channels(share / (share.sum() + 1e-4))
         return [level * share[i] for i, level in enumerate(x)]
 
 
@@ -42,9 +44,9 @@ class BiFPNConcat(_Weighted):
         self.d = dimension
 
     @classmethod
-    def from_yaml(cls, site: Site, dimension: int = 1) -> "BiFPNConcat":
+    def from_yaml(cls, context: BuildContext, dimension: int = 1) -> "BiFPNConcat":
         """`[dimension]`."""
-        return cls(len(site.in_channels), dimension)
+        return cls(len(context.in_channels), dimension)
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """List of (N, Ci, H, W) -> (N, sum of Ci, H, W)."""
@@ -56,11 +58,14 @@ class BiFPNAdd(_Weighted):
     """The weighted sum of maps."""
 
     @classmethod
-    def from_yaml(cls, site: Site) -> "BiFPNAdd":
+    def from_yaml(cls, context: BuildContext) -> "BiFPNAdd":
         """`[]`."""
-        if len(set(site.in_channels)) != 1:
-            raise ValueError(f"it adds maps of one width, 'from' gives {list(site.in_channels)}; use BiFPN_Concat")
-        return cls(len(site.in_channels))
+        if len(set(context.in_channels)) != 1:
+            raise ValueError(
+                f"it adds maps of one width, 'from' gives {list(context.in_channels)}; use"
+                " BiFPN_Concat"
+            )
+        return cls(len(context.in_channels))
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """List of (N, C, H, W) -> (N, C, H, W)."""

@@ -1,15 +1,19 @@
-"""GhostNet (Han, CVPR 2020): half of the channels are computed, the other half are cheap depthwise copies of them.
+"""GhostNet (Han, CVPR 2020): half of the channels are computed, the other half are cheap depthwise
+copies of them.
 
-    GhostConv   x -> y = conv(x) with c2 / 2 channels -> y beside depthwise5x5(y); (N, C1, H, W) -> (N, C2, H/s, W/s)
-    C3Ghost     C3 whose inner steps are two ghost convolutions with a residual; (N, C1, H, W) -> (N, C2, H, W)
+    GhostConv   x -> y = conv(x) with c2 / 2 channels -> y beside depthwise5x5(y); (N, C1, H, W) ->
+      (N, C2, H/s, W/s)
+    C3Ghost     C3 whose inner steps are two ghost convolutions with a residual; (N, C1, H, W) ->
+      (N, C2, H, W)
 
     - [-1, 1, GhostConv, [128, 3, 2]]
     - [-1, 3, C3Ghost, [128]]
 
 What differs: the cheap operation is 5x5 and the bottleneck has stride 1 only, as YOLOv5 uses them.
 
-Pruning: a channel goes with its copy. The stream through C3Ghost's residuals stays whole: what is added to it ties every channel
-to the one half a width away, which are the same channel of the convolution that computes both. All else in C3Ghost is cut.
+Pruning: a channel goes with its copy. The stream through C3Ghost's residuals stays whole: what is
+added to it ties every channel to the one half a width away, which are the same channel of the
+convolution that computes both. All else in C3Ghost is cut.
 """
 
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 
 from models.blocks.conv import Conv
 from models.blocks.csp import C3
-from models.registry import BLOCKS, Act, Site
+from models.registry import BLOCKS, Act, BuildContext
 
 
 @BLOCKS.register()
@@ -31,9 +35,17 @@ class GhostConv(nn.Module):
         self.cv2 = Conv(hidden, hidden, 5, g=hidden, act=act)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act | None = None) -> "GhostConv":
+    def from_yaml(
+        cls,
+        context: BuildContext,
+        c2: int,
+        k: int = 1,
+        s: int = 1,
+        g: int = 1,
+        act: Act | None = None,
+    ) -> "GhostConv":
         """`[c2, k, s, g, act]`."""
-        return cls(site.c1, site.scale(c2), k, s, g, site.pick_act(act))
+        return cls(context.c1, context.scale(c2), k, s, g, context.pick_act(act))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
@@ -47,8 +59,13 @@ class GhostBottleneck(nn.Module):
     def __init__(self, channels: int, act: Act = "SiLU"):
         super().__init__()
         hidden = channels // 2
-        # the Identity stands where the stride-2 form has a convolution: it keeps the official parameter names
-        self.conv = nn.Sequential(GhostConv(channels, hidden, act=act), nn.Identity(), GhostConv(hidden, channels, act=False))
+        # the Identity stands where the stride-2 form has a convolution: it keeps the official
+        # parameter names
+        self.conv = nn.Sequential(
+            GhostConv(channels, hidden, act=act),
+            nn.Identity(),
+            GhostConv(hidden, channels, act=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""

@@ -1,30 +1,41 @@
-"""Gather and distribute, the neck of Gold-YOLO (Wang, NeurIPS 2023): all levels are gathered in one map, and what comes of it
+"""Gather and distribute, the neck of Gold-YOLO (Wang, NeurIPS 2023): all levels are gathered in one
+map, and what comes of it
 is injected into each of them.
 
-    gather       SimFusion_4in -> IFM (low levels, convolutions), PyramidPoolAgg -> TopBasicLayer (high levels, attention)
-    distribute   SimFusion_3in or AdvPoolFusion beside each level, then InjectionMultiSum_Auto_pool, then a C3
+    gather       SimFusion_4in -> IFM (low levels, convolutions), PyramidPoolAgg -> TopBasicLayer
+      (high levels, attention)
+    distribute   SimFusion_3in or AdvPoolFusion beside each level, then InjectionMultiSum_Auto_pool,
+      then a C3
 
-Shapes: a gathering row gives one map (N, sum of parts, H, W) whose channels are a part for each target, side by side, as
-[64, 32]; an injection reads its own part, pooled or enlarged to the size of its level, and gives (N, C2, H, W) of that.
+Shapes: a gathering row gives one map (N, sum of parts, H, W) whose channels are a part for each
+target, side by side, as [64, 32]; an injection reads its own part, pooled or enlarged to the size
+of its level, and gives (N, C2, H, W) of that.
 
-What differs: an injection is gated whether it pools or enlarges (in the published modules the gate of the pooling branch lost its
-hard sigmoid); the scores of the attention are divided by sqrt(key), as in Vaswani 2017; no drop path.
+What differs: an injection is gated whether it pools or enlarges (in the published modules the gate
+of the pooling branch lost its hard sigmoid); the scores of the attention are divided by sqrt(key),
+as in Vaswani 2017; no drop path.
 
     - [[2, 3, 4, 6], 1, SimFusion_4in, []]
-    - [-1, 1, IFM, [[64, 32]]]                                       # widths of the parts, hidden, n
+    - [-1, 1, IFM, [[64, 32]]]                                       # widths of the parts, hidden,
+      n
     - [6, 1, Conv, [512, 1, 1]]
     - [[3, 4, -1], 1, SimFusion_3in, [512]]
-    - [[-1, 8], 1, InjectionMultiSum_Auto_pool, [512, [64, 32], 0]]  # c2, widths of the parts, which part
+    - [[-1, 8], 1, InjectionMultiSum_Auto_pool, [512, [64, 32], 0]]  # c2, widths of the parts,
+      which part
     - [[16, 12, 6], 1, PyramidPoolAgg, [352, 2]]                     # c2, stride
-    - [-1, 1, TopBasicLayer, [352, [64, 128]]]                       # its input's width, widths of the parts, n
+    - [-1, 1, TopBasicLayer, [352, [64, 128]]]                       # its input's width, widths of
+      the parts, n
     - [[16, 13], 1, AdvPoolFusion, []]
 
-Widths of IFM, injections, PyramidPoolAgg and TopBasicLayer are as written: the width multiple does not scale them.
+Widths of IFM, injections, PyramidPoolAgg and TopBasicLayer are as written: the width multiple does
+not scale them.
 
-Export: at image sizes that are multiples of 64 px; ONNX's older exporter refuses to halve an odd number of cells.
+Export: at image sizes that are multiples of 64 px; ONNX's older exporter refuses to halve an odd
+number of cells.
 
-Pruning: everything but the parts' widths (injections cut them out by position). An attention loses whole heads, query, key,
-value and what the projection reads of them. An injection's three convolutions are one group, the stream of the attention another.
+Pruning: everything but the parts' widths (injections cut them out by position). An attention loses
+whole heads, query, key, value and what the projection reads of them. An injection's three
+convolutions are one group, the stream of the attention another.
 """
 
 from collections.abc import Sequence
@@ -37,12 +48,14 @@ from torch import Tensor, nn
 from models.blocks.conv import Conv
 from models.blocks.pooling import averaged
 from models.blocks.repconv import RepConv
-from models.registry import BLOCKS, Act, Site
-from utils.tracing import Inner, cut
+from models.pruning_rules import Inner, detach_channels
+from models.registry import BLOCKS, Act, BuildContext
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size): averaged where that is smaller, bilinear where it is larger."""
+    """(N, C, H, W) -> (N, C, *size): averaged where that is smaller, bilinear where it
+    is larger.
+    """
     height, width = size
     if (height, width) == tuple(x.shape[2:]):
         return x
@@ -56,7 +69,7 @@ class SimFusion4(nn.Module):
     """Four levels side by side, at the size of the third."""
 
     @classmethod
-    def from_yaml(cls, site: Site) -> "SimFusion4":
+    def from_yaml(cls, context: BuildContext) -> "SimFusion4":
         """`[]`."""
         return cls()
 
@@ -67,71 +80,93 @@ class SimFusion4(nn.Module):
 
 @BLOCKS.register("SimFusion_3in")
 class SimFusion3(nn.Module):
-    """Three levels at the size of the second: a 1x1 convolution where a level has not c2 channels yet, and one over all."""
+    """Three levels at the size of the second: a 1x1 convolution where a level has not c2 channels
+    yet, and one over all."""
 
     def __init__(self, channels: Sequence[int], c2: int, act: Act = "SiLU"):
         super().__init__()
-        self.align = nn.ModuleList(nn.Identity() if c == c2 else Conv(c, c2, act=act) for c in channels)
+        self.align = nn.ModuleList(
+            nn.Identity() if c == c2 else Conv(c, c2, act=act) for c in channels
+        )
         self.fuse_levels = Conv(len(channels) * c2, c2, act=act)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int) -> "SimFusion3":
+    def from_yaml(cls, context: BuildContext, c2: int) -> "SimFusion3":
         """`[c2]`."""
-        return cls(site.in_channels, site.scale(c2), site.act)
+        return cls(context.in_channels, context.scale(c2), context.act)
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """List of (N, Ci, Hi, Wi), large maps first -> (N, C2, H, W) of the second."""
         size = x[1].shape[2:]
-        return self.fuse_levels(torch.cat([align(resized(level, size)) for align, level in zip(self.align, x, strict=True)], 1))
+        return self.fuse_levels(
+            torch.cat(
+                [align(resized(level, size)) for align, level in zip(self.align, x, strict=True)], 1
+            )
+        )
 
 
 @BLOCKS.register()
 class IFM(nn.Module):
-    """Information fusion of the low levels: 1x1 to `hidden`, `n` RepVGG blocks, 1x1 to all parts."""
+    """Information fusion of the low levels: 1x1 to `hidden`, `n` RepVGG blocks, 1x1 to
+    all parts.
+    """
 
-    keep_whole = {"split": "injections cut their parts out by position"}
+    no_prune = {"split": "injections cut their parts out by position"}
 
-    def __init__(self, c1: int, parts: Sequence[int], hidden: int = 96, n: int = 3, act: Act = "SiLU"):
+    def __init__(
+        self, c1: int, parts: Sequence[int], hidden: int = 96, n: int = 3, act: Act = "SiLU"
+    ):
         super().__init__()
         self.reduce = Conv(c1, hidden, act=act)
         self.m = nn.Sequential(*(RepConv(hidden, hidden, act="ReLU") for _ in range(n)))
         self.split = Conv(hidden, sum(parts), act=act)
 
     @classmethod
-    def from_yaml(cls, site: Site, parts: Sequence[int], hidden: int = 96, n: int = 3) -> "IFM":
+    def from_yaml(
+        cls, context: BuildContext, parts: Sequence[int], hidden: int = 96, n: int = 3
+    ) -> "IFM":
         """`[[width of each part], hidden, n]`, unscaled."""
-        return cls(site.c1, parts, hidden, n, site.act)
+        return cls(context.c1, parts, hidden, n, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, sum of parts, H, W)."""
-        return cut(self.split(self.m(self.reduce(x))))
+        return detach_channels(self.split(self.m(self.reduce(x))))
 
 
 @BLOCKS.register("InjectionMultiSum_Auto_pool")
 class Injection(nn.Module):
-    """local * gate + global: a level's own map, weighted and shifted by its part of the gathered one."""
+    """local * gate + global: a level's own map, weighted and shifted by its part of the gathered
+    one."""
 
     def __init__(self, local: int, c2: int, parts: Sequence[int], part: int):
         super().__init__()
-        self.first = sum(parts[:part])  # channels where the part begins and ends: gathering rows keep theirs whole
+        self.first = sum(
+            parts[:part]
+        )  # channels where the part begins and ends: gathering rows keep theirs whole
         self.last = self.first + parts[part]
         self.local = Conv(local, c2, act=False)
         self.shift = Conv(parts[part], c2, act=False)
         self.gate = Conv(parts[part], c2, act="Hardsigmoid")
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, parts: Sequence[int], part: int) -> "Injection":
+    def from_yaml(
+        cls, context: BuildContext, c2: int, parts: Sequence[int], part: int
+    ) -> "Injection":
         """`[c2, [width of each part], which part]`, unscaled; `from` is [level, gathered]."""
-        local, gathered = site.in_channels
+        local, gathered = context.in_channels
         if gathered != sum(parts) or not 0 <= part < len(parts):
-            raise ValueError(f"part {part} of {list(parts)} does not fit an input of {gathered} channels")
+            raise ValueError(
+                f"part {part} of {list(parts)} does not fit an input of {gathered} channels"
+            )
         return cls(local, c2, parts, part)
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """[(N, C, H, W), (N, sum of parts, H', W')] -> (N, C2, H, W)."""
         local, gathered = x[0], x[1][:, self.first : self.last]
         size = local.shape[2:]
-        return self.local(local) * resized(self.gate(gathered), size) + resized(self.shift(gathered), size)
+        return self.local(local) * resized(self.gate(gathered), size) + resized(
+            self.shift(gathered), size
+        )
 
 
 @BLOCKS.register()
@@ -139,7 +174,7 @@ class AdvPoolFusion(nn.Module):
     """A larger level, averaged to the size of a smaller one, beside it."""
 
     @classmethod
-    def from_yaml(cls, site: Site) -> "AdvPoolFusion":
+    def from_yaml(cls, context: BuildContext) -> "AdvPoolFusion":
         """`[]`; `from` is [larger, smaller]."""
         return cls()
 
@@ -158,22 +193,28 @@ class PyramidPoolAgg(nn.Module):
         self.conv = Conv(c1, c2, act=act)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, stride: int = 2) -> "PyramidPoolAgg":
+    def from_yaml(cls, context: BuildContext, c2: int, stride: int = 2) -> "PyramidPoolAgg":
         """`[c2, stride]`, unscaled."""
-        return cls(sum(site.in_channels), c2, stride, site.act)
+        return cls(sum(context.in_channels), c2, stride, context.act)
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of (N, Ci, Hi, Wi), the smallest last -> (N, C2, ceil(H / stride), ceil(W / stride)) of the last."""
+        """List of (N, Ci, Hi, Wi), the smallest last -> (N, C2, ceil(H / stride), ceil(W / stride))
+        of the last."""
         size = [-(-length // self.stride) for length in x[-1].shape[2:]]
         return self.conv(torch.cat([resized(level, size) for level in x], 1))
 
 
 class GlobalAttention(nn.Module):
-    """Every cell looks at every other (TopFormer, Zhang 2022): projections are `Conv`s, values `ratio` x as wide as keys."""
+    """Every cell looks at every other (TopFormer, Zhang 2022): projections are `Conv`s, values
+    `ratio` x as wide as keys."""
 
     def __init__(self, c: int, heads: int = 4, key: int = 8, ratio: int = 2):
         super().__init__()
-        self.widths = key, key, key * ratio  # of a head's query, key and value; how many heads there are follows from the layers
+        self.widths = (
+            key,
+            key,
+            key * ratio,
+        )  # of a head's query, key and value; how many heads there are follows from the layers
         self.query = Conv(c, heads * key, act=False)
         self.key = Conv(c, heads * key, act=False)
         self.value = Conv(c, heads * key * ratio, act=False)
@@ -181,12 +222,17 @@ class GlobalAttention(nn.Module):
         self.project = Conv(heads * key * ratio, c, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same. Equation: project(relu(value x softmax(query x key / sqrt(width of a key))))."""
+        """(N, C, H, W) -> the same.
+
+        Equation: project(relu(value x softmax(query x key / sqrt(width of a key))))."""
         layers = self.query, self.key, self.value
         query, key, value = (
-            cut(layer(x)).flatten(2).unflatten(1, (-1, width)) for layer, width in zip(layers, self.widths, strict=True)
+            detach_channels(layer(x)).flatten(2).unflatten(1, (-1, width))
+            for layer, width in zip(layers, self.widths, strict=True)
         )
-        looks = (query.transpose(2, 3) @ key * query.shape[2] ** -0.5).softmax(3)  # (N, heads, cells, cells)
+        looks = (query.transpose(2, 3) @ key * query.shape[2] ** -0.5).softmax(
+            3
+        )  # (N, heads, cells, cells)
         seen = value @ looks.transpose(2, 3)
         return self.project(self.act(seen.flatten(1, 2).unflatten(2, x.shape[2:])))
 
@@ -200,13 +246,16 @@ class GlobalAttention(nn.Module):
 
         parts = zip(("query", "key", "value"), self.widths, strict=True)
         made = [
-            heads(f"{part}.{layer}", kind, width) for part, width in parts for layer, kind in (("conv", "out"), ("bn", "norm"))
+            heads(f"{part}.{layer}", kind, width)
+            for part, width in parts
+            for layer, kind in (("conv", "out"), ("bn", "norm"))
         ]
         return [*made, heads("project.conv", "in", self.widths[2])]
 
 
 class AttentionBlock(nn.Module):
-    """A transformer block on maps: attention, then 1x1 to `ratio` x c, depthwise 3x3, ReLU6, 1x1 back; a residual around each."""
+    """A transformer block on maps: attention, then 1x1 to `ratio` x c, depthwise 3x3, ReLU6, 1x1
+    back; a residual around each."""
 
     def __init__(self, c: int, heads: int = 4, key: int = 8, ratio: int = 4):
         super().__init__()
@@ -226,22 +275,32 @@ class AttentionBlock(nn.Module):
 class TopBasicLayer(nn.Module):
     """Information fusion of the high levels: `n` transformer blocks, then 1x1 to all parts."""
 
-    keep_whole = {"split": "injections cut their parts out by position"}
+    no_prune = {"split": "injections cut their parts out by position"}
 
-    def __init__(self, c: int, parts: Sequence[int], n: int = 2, heads: int = 4, key: int = 8, ratio: int = 4):
+    def __init__(
+        self, c: int, parts: Sequence[int], n: int = 2, heads: int = 4, key: int = 8, ratio: int = 4
+    ):
         super().__init__()
         self.m = nn.Sequential(*(AttentionBlock(c, heads, key, ratio) for _ in range(n)))
         self.split = nn.Conv2d(c, sum(parts), 1)
 
     @classmethod
     def from_yaml(
-        cls, site: Site, c: int, parts: Sequence[int], n: int = 2, heads: int = 4, key: int = 8, ratio: int = 4
+        cls,
+        context: BuildContext,
+        c: int,
+        parts: Sequence[int],
+        n: int = 2,
+        heads: int = 4,
+        key: int = 8,
+        ratio: int = 4,
     ) -> "TopBasicLayer":
-        """`[c, [width of each part], n, heads, key, ratio]`, unscaled; c are the channels of the input."""
-        if c != site.c1:
-            raise ValueError(f"its width is {c}, but its input has {site.c1} channels")
+        """`[c, [width of each part], n, heads, key, ratio]`, unscaled; c are the channels of the
+        input."""
+        if c != context.c1:
+            raise ValueError(f"its width is {c}, but its input has {context.c1} channels")
         return cls(c, parts, n, heads, key, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, sum of parts, H, W)."""
-        return cut(self.split(self.m(x)))
+        return detach_channels(self.split(self.m(x)))

@@ -2,11 +2,13 @@
 
 Paper: Howard et al., "Searching for MobileNetV3", ICCV 2019, table 2.
 
-Structure: 3x3/2 stem of 16, h-swish; inverted residuals (1x1 to the hidden width, depthwise, squeeze-excite to a quarter of it
-with a hard sigmoid, 1x1), ReLU in the first ones, h-swish later; a last 1x1 from 96 to 576.
-Shapes: (N, 3, H, W) -> five maps of strides 2, 4, 8, 16, 32 with 16, 16, 24, 48, 576 channels: indices 0 to 4 where it is row
-0.
-What differs: no classifier. Pretrained weights: timm's by `[-1, 1, Timm, [mobilenetv3_small_100, True]]`, which prunes as well.
+Structure: 3x3/2 stem of 16, h-swish; inverted residuals (1x1 to the hidden width, depthwise,
+squeeze-excite to a quarter of it with a hard sigmoid, 1x1), ReLU in the first ones, h-swish later;
+a last 1x1 from 96 to 576.
+Shapes: (N, 3, H, W) -> five maps of strides 2, 4, 8, 16, 32 with 16, 16, 24, 48, 576 channels:
+indices 0 to 4 where it is row 0.
+What differs: no classifier. Pretrained weights: timm's by `[-1, 1, Timm, [mobilenetv3_small_100,
+True]]`, which prunes as well.
 
     - [-1, 1, MobileNetV3, []]
 
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.registry import BLOCKS, Site
+from models.registry import BLOCKS, BuildContext
 
 SMALL = (
     (3, 16, 16, True, "ReLU", 2),
@@ -84,12 +86,14 @@ class MobileNetV3(nn.Module):
         starts = [i for i, row in enumerate(SMALL) if row[-1] == 2]
         self.stages = nn.ModuleList([Conv(c1, 16, 3, 2, act="Hardswish")])
         for start, end in zip(starts, [*starts[1:], len(SMALL)], strict=True):
-            self.stages.append(nn.Sequential(*blocks[start:end], *([last] if end == len(SMALL) else [])))
+            self.stages.append(
+                nn.Sequential(*blocks[start:end], *([last] if end == len(SMALL) else []))
+            )
 
     @classmethod
-    def from_yaml(cls, site: Site) -> "MobileNetV3":
+    def from_yaml(cls, context: BuildContext) -> "MobileNetV3":
         """`[]`."""
-        return cls(site.c1)
+        return cls(context.c1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> maps of strides 2, 4, 8, 16, 32."""

@@ -2,9 +2,11 @@
 
     MP        k x k maximum, stride k: (N, C, H, W) -> (N, C, H/k, W/k)
     SP        k x k maximum, stride s, padded: (N, C, H, W) -> (N, C, H/s, W/s)
-    SPP       1x1 to half, maxima of several sizes beside it, 1x1 (He, ECCV 2014): (N, C1, H, W) -> (N, C2, H, W)
+    SPP       1x1 to half, maxima of several sizes beside it, 1x1 (He, ECCV 2014): (N, C1, H, W) ->
+      (N, C2, H, W)
     SPPF      the same by three small maxima one after another (YOLOv5): the same shapes
-    SPPCSPC   SPP in a CSP block, four convolutions on its path and one beside it (YOLOv7, Wang 2022): the same shapes
+    SPPCSPC   SPP in a CSP block, four convolutions on its path and one beside it (YOLOv7, Wang
+      2022): the same shapes
 
     - [-1, 1, MP, []]             # k
     - [-1, 1, SP, [5]]            # k, s
@@ -12,9 +14,11 @@
     - [-1, 1, SPPF, [1024, 5]]    # c2, k
     - [-1, 1, SPPCSPC, [512]]     # c2, n, shortcut, g, e, [k, ...]
 
-What differs: He's pyramid pools to maps of fixed size; these keep the size of the map, as YOLO uses them.
+What differs: He's pyramid pools to maps of fixed size; these keep the size of the map, as YOLO uses
+them.
 
-Pruning: everything. A channel goes with its pooled copies: the convolution over the join loses all of them.
+Pruning: everything. A channel goes with its pooled copies: the convolution over the join loses all
+of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.registry import BLOCKS, Act, Site
+from models.registry import BLOCKS, Act, BuildContext
 
 
 def averaged(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size), not larger: means over cells that are as equal as they can be."""
+    """(N, C, H, W) -> (N, C, *size), not larger: means over cells that are as equal as
+    they can be.
+    """
     return _to_size(x, size, F.avg_pool2d, F.adaptive_avg_pool2d)
 
 
@@ -37,8 +43,11 @@ def strongest(x: Tensor, size: Sequence[int]) -> Tensor:
     return _to_size(x, size, F.max_pool2d, F.adaptive_max_pool2d)
 
 
-def _to_size(x: Tensor, size: Sequence[int], plain: Callable[..., Tensor], adaptive: Callable[..., Tensor]) -> Tensor:
-    """Plain pooling where all cells are equal: ONNX's older exporter refuses the adaptive one behind a map that was resized."""
+def _to_size(
+    x: Tensor, size: Sequence[int], plain: Callable[..., Tensor], adaptive: Callable[..., Tensor]
+) -> Tensor:
+    """Plain pooling where all cells are equal: ONNX's older exporter refuses the adaptive one
+    behind a map that was resized."""
     (rows, columns), (height, width) = x.shape[2:], size
     if rows % height == 0 and columns % width == 0:
         return plain(x, (int(rows // height), int(columns // width)))
@@ -59,7 +68,7 @@ class MP(nn.Module):
         self.m = nn.MaxPool2d(k, k)
 
     @classmethod
-    def from_yaml(cls, site: Site, k: int = 2) -> "MP":
+    def from_yaml(cls, context: BuildContext, k: int = 2) -> "MP":
         """`[k]`."""
         return cls(k)
 
@@ -77,7 +86,7 @@ class SP(nn.Module):
         self.m = nn.MaxPool2d(k, s, k // 2)
 
     @classmethod
-    def from_yaml(cls, site: Site, k: int = 3, s: int = 1) -> "SP":
+    def from_yaml(cls, context: BuildContext, k: int = 3, s: int = 1) -> "SP":
         """`[k, s]`."""
         return cls(k, s)
 
@@ -98,9 +107,9 @@ class SPP(nn.Module):
         self.m = nn.ModuleList(same_pool(size) for size in k)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, k: Sequence[int] = (5, 9, 13)) -> "SPP":
+    def from_yaml(cls, context: BuildContext, c2: int, k: Sequence[int] = (5, 9, 13)) -> "SPP":
         """`[c2, [k, ...]]`."""
-        return cls(site.c1, site.scale(c2), k, site.act)
+        return cls(context.c1, context.scale(c2), k, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""
@@ -120,9 +129,9 @@ class SPPF(nn.Module):
         self.m = same_pool(k)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, k: int = 5) -> "SPPF":
+    def from_yaml(cls, context: BuildContext, c2: int, k: int = 5) -> "SPPF":
         """`[c2, k]`."""
-        return cls(site.c1, site.scale(c2), k, site.act)
+        return cls(context.c1, context.scale(c2), k, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""
@@ -136,7 +145,9 @@ class SPPF(nn.Module):
 class SPPCSPC(nn.Module):
     """Spatial pyramid pooling in a CSP block (YOLOv7, Wang 2022). The hidden width is 2 e c2."""
 
-    def __init__(self, c1: int, c2: int, e: float = 0.5, k: Sequence[int] = (5, 9, 13), act: Act = "SiLU"):
+    def __init__(
+        self, c1: int, c2: int, e: float = 0.5, k: Sequence[int] = (5, 9, 13), act: Act = "SiLU"
+    ):
         super().__init__()
         hidden = int(2 * c2 * e)
         self.cv1 = Conv(c1, hidden, 1, act=act)
@@ -150,10 +161,18 @@ class SPPCSPC(nn.Module):
 
     @classmethod
     def from_yaml(
-        cls, site: Site, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5, k: Sequence[int] = (5, 9, 13)
+        cls,
+        context: BuildContext,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = False,
+        g: int = 1,
+        e: float = 0.5,
+        k: Sequence[int] = (5, 9, 13),
     ) -> "SPPCSPC":
-        """`[c2, n, shortcut, g, e, [k, ...]]`; n, shortcut and g stand in YOLOv7's signature without effect."""
-        return cls(site.c1, site.scale(c2), e, k, site.act)
+        """`[c2, n, shortcut, g, e, [k, ...]]`; n, shortcut and g stand in YOLOv7's signature
+        without effect."""
+        return cls(context.c1, context.scale(c2), e, k, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""

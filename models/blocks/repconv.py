@@ -1,15 +1,17 @@
 """RepConv: three branches that train side by side and deploy as one convolution.
 
-Paper: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021; the name is YOLOv7's (Wang 2022).
+Paper: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021; the name is YOLOv7's
+(Wang 2022).
 
-Structure: 3x3 + 1x1 + (where widths agree and the stride is 1) identity, each with its batch norm; activation after the sum.
+Structure: 3x3 + 1x1 + (where widths agree and the stride is 1) identity, each with its batch norm;
+activation after the sum.
 Shapes: (N, C1, H, W) -> (N, C2, H/s, W/s).
 What differs: nothing known.
 
     - [-1, 1, RepConv, [256, 3, 1]]  # c2, k, s, p, g, act as Conv; k is 3
 
-Pruning: the branches share their outputs and are cut together; the identity ties outputs to inputs. The 1x1 vanishes by `fuse()`
-and counts for no MACs.
+Pruning: the branches share their outputs and are cut together; the identity ties outputs to inputs.
+The 1x1 vanishes by `fuse()` and counts for no MACs.
 """
 
 from typing import cast
@@ -19,30 +21,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import DeployedConv, fold_bn, scale_and_shift
-from models.registry import BLOCKS, Act, Site, activation
+from models.registry import BLOCKS, Act, BuildContext, activation
 
 
 @BLOCKS.register()
 class RepConv(nn.Module):
-    """3x3, 1x1 and (where the shape allows) identity branch, each with batch norm, summed (RepVGG, Ding 2021)."""
+    """3x3, 1x1 and (where the shape allows) identity branch, each with batch norm, summed (RepVGG,
+    Ding 2021)."""
 
     deploy_free = ("rbr_1x1",)  # children that cost nothing in the deployed model
 
     def __init__(self, c1: int, c2: int, s: int = 1, g: int = 1, act: Act = "SiLU"):
         super().__init__()
         self.rbr_identity = nn.BatchNorm2d(c1) if c1 == c2 and s == 1 else None
-        self.rbr_dense = nn.Sequential(nn.Conv2d(c1, c2, 3, s, 1, groups=g, bias=False), nn.BatchNorm2d(c2))
-        self.rbr_1x1 = nn.Sequential(nn.Conv2d(c1, c2, 1, s, 0, groups=g, bias=False), nn.BatchNorm2d(c2))
+        self.rbr_dense = nn.Sequential(
+            nn.Conv2d(c1, c2, 3, s, 1, groups=g, bias=False), nn.BatchNorm2d(c2)
+        )
+        self.rbr_1x1 = nn.Sequential(
+            nn.Conv2d(c1, c2, 1, s, 0, groups=g, bias=False), nn.BatchNorm2d(c2)
+        )
         self.act = activation(act)
 
     @classmethod
     def from_yaml(
-        cls, site: Site, c2: int, k: int = 3, s: int = 1, p: int | None = None, g: int = 1, act: Act | None = None
+        cls,
+        context: BuildContext,
+        c2: int,
+        k: int = 3,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        act: Act | None = None,
     ) -> "RepConv":
         """`[c2, k, s, p, g, act]`, as Conv; k is 3 and p is 1, what the branches' sum needs."""
         if k != 3 or p not in (None, 1):
             raise ValueError(f"RepConv has k = 3 and p = 1 (or None), not k = {k}, p = {p}")
-        return cls(site.c1, site.scale(c2), s, g, site.pick_act(act))
+        return cls(context.c1, context.scale(c2), s, g, context.pick_act(act))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
@@ -50,14 +64,21 @@ class RepConv(nn.Module):
         return self.act(y if self.rbr_identity is None else y + self.rbr_identity(x))
 
     def fuse(self) -> nn.Module:
-        """One 3x3 convolution with bias. Equation: the sum of the branches' folded kernels, the small ones padded to 3x3."""
-        dense, point = (fold_bn(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1])) for b in (self.rbr_dense, self.rbr_1x1))
+        """One 3x3 convolution with bias.
+
+        Equation: the sum of the branches' folded kernels, the small ones padded to 3x3."""
+        dense, point = (
+            fold_bn(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1]))
+            for b in (self.rbr_dense, self.rbr_1x1)
+        )
         weight = dense.weight.detach() + F.pad(point.weight.detach(), (1, 1, 1, 1))
         bias = cast(Tensor, dense.bias).detach() + cast(Tensor, point.bias).detach()
         if self.rbr_identity is not None:
             gain, shift = scale_and_shift(self.rbr_identity)
             index = torch.arange(len(gain), device=weight.device)
-            weight[index, index % weight.shape[1], 1, 1] += gain  # within its group, an output's own input
+            weight[index, index % weight.shape[1], 1, 1] += (
+                gain  # within its group, an output's own input
+            )
             bias += shift
         dense.weight, dense.bias = nn.Parameter(weight), nn.Parameter(bias)
         return DeployedConv(dense, self.act)

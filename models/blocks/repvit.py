@@ -1,22 +1,26 @@
-"""RepViT (Wang et al., RepViT: Revisiting Mobile CNN From ViT Perspective, CVPR 2024, arXiv 2307.09283), its first release.
+"""RepViT (Wang et al., RepViT: Revisiting Mobile CNN From ViT Perspective, CVPR 2024, arXiv
+2307.09283), its first release.
 
 - Stem: two 3x3 convolutions of stride 2, GELU between them.
-- Block: token mixer (depthwise 3x3 + depthwise 1x1 + identity, each convolution with its BN; squeeze-and-excite on every other
-  block), then channel mixer x + W2 GELU(W1 x) with 1x1 convolutions and BN, hidden width 2C.
+- Block: token mixer (depthwise 3x3 + depthwise 1x1 + identity, each convolution with its BN;
+  squeeze-and-excite on every other block), then channel mixer x + W2 GELU(W1 x) with 1x1
+  convolutions and BN, hidden width 2C.
 - Between stages: depthwise 3x3 of stride 2, 1x1 to the next width, a channel mixer.
 
-Maps of strides 4, 8, 16, 32: (N, C, H/4, W/4) to (N, 8C, H/32, W/32); not scaled by `width_multiple`. The map of a stage is what
-goes into the next down-sampling (timm takes it one block earlier: same widths and parameters). In deployment a token mixer's
-branches are one depthwise 3x3 convolution.
+Maps of strides 4, 8, 16, 32: (N, C, H/4, W/4) to (N, 8C, H/32, W/32); not scaled by
+`width_multiple`. The map of a stage is what goes into the next down-sampling (timm takes it one
+block earlier: same widths and parameters). In deployment a token mixer's branches are one depthwise
+3x3 convolution.
 
-What differs: of the sizes only those of the first release, m1 to m3; later ones (m0_9 ...) have the batch norm of the token mixer
-behind the sum and are equal to these once deployed. No classifier, no distillation token.
+What differs: of the sizes only those of the first release, m1 to m3; later ones (m0_9 ...) have the
+batch norm of the token mixer behind the sum and are equal to these once deployed. No classifier, no
+distillation token.
 
     - [-1, 1, RepViT, [m1]]  # outputs 0 (None), 1, 2, 3, 4
     - [-1, 1, repvit_m1, [False]]  # the same
 
-Pruning: the channels of a stage are one group (identity, depthwise branches and gates tie them); the hidden widths of the channel
-mixers and of the squeeze-and-excite are groups of their own.
+Pruning: the channels of a stage are one group (identity, depthwise branches and gates tie them);
+the hidden widths of the channel mixers and of the squeeze-and-excite are groups of their own.
 """
 
 from typing import cast
@@ -26,9 +30,13 @@ from torch import Tensor, nn
 
 from models.blocks.backbone import five_maps, register_sizes, size_of
 from models.blocks.conv import Conv, fold_bn
-from models.registry import BLOCKS, Act, Site
+from models.registry import BLOCKS, Act, BuildContext
 
-SIZES: dict[str, tuple[int, tuple[int, ...]]] = {"m1": (48, (2, 2, 14, 2)), "m2": (64, (2, 2, 12, 2)), "m3": (64, (4, 4, 18, 2))}
+SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
+    "m1": (48, (2, 2, 14, 2)),
+    "m2": (64, (2, 2, 12, 2)),
+    "m3": (64, (4, 4, 18, 2)),
+}
 """Width of the first stage, and blocks a stage without the one before each down-sampling."""
 
 
@@ -53,16 +61,22 @@ class RepDepthwise(nn.Module):
 
     def fuse(self) -> nn.Module:
         """One depthwise 3x3 convolution with bias."""
-        dense, point = (fold_bn(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1])) for b in (self.dense, self.point))
+        dense, point = (
+            fold_bn(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1]))
+            for b in (self.dense, self.point)
+        )
         weight = dense.weight.detach() + F.pad(point.weight.detach(), (1, 1, 1, 1))
         weight[:, :, 1, 1] += 1
         dense.weight = nn.Parameter(weight)
-        dense.bias = nn.Parameter(cast(Tensor, dense.bias).detach() + cast(Tensor, point.bias).detach())
+        dense.bias = nn.Parameter(
+            cast(Tensor, dense.bias).detach() + cast(Tensor, point.bias).detach()
+        )
         return dense
 
 
 class Gate(nn.Module):
-    """Squeeze-and-excite (Hu 2018) at a quarter of the width, rounded to a multiple of 8, halves up."""
+    """Squeeze-and-excite (Hu 2018) at a quarter of the width, rounded to a multiple of 8, halves
+    up."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -79,7 +93,10 @@ class ChannelMixer(nn.Module):
 
     def __init__(self, channels: int, act: Act):
         super().__init__()
-        self.expand, self.project = Conv(channels, 2 * channels, act=act), Conv(2 * channels, channels, act=False)
+        self.expand, self.project = (
+            Conv(channels, 2 * channels, act=act),
+            Conv(2 * channels, channels, act=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""
@@ -94,7 +111,9 @@ def block(channels: int, gated: bool, act: Act) -> nn.Sequential:
 
 def down(c1: int, c2: int, act: Act) -> nn.Sequential:
     """(N, C1, H, W) -> (N, C2, H/2, W/2)."""
-    return nn.Sequential(Conv(c1, c1, 3, 2, g=c1, act=False), Conv(c1, c2, act=False), ChannelMixer(c2, act))
+    return nn.Sequential(
+        Conv(c1, c1, 3, 2, g=c1, act=False), Conv(c1, c2, act=False), ChannelMixer(c2, act)
+    )
 
 
 @BLOCKS.register()
@@ -104,19 +123,23 @@ class RepViT(nn.Module):
     def __init__(self, c1: int, width: int, depths: tuple[int, ...], act: Act = "GELU"):
         super().__init__()
         last = len(depths) - 1
-        stem = nn.Sequential(Conv(c1, width // 2, 3, 2, act=act), Conv(width // 2, width, 3, 2, act=False))
+        stem = nn.Sequential(
+            Conv(c1, width // 2, 3, 2, act=act), Conv(width // 2, width, 3, 2, act=False)
+        )
         self.stages = nn.ModuleList()
         for i, depth in enumerate(depths):
             channels = width * 2**i
             first = down(channels // 2, channels, act) if i else stem
-            gated = [j % 2 == 0 for j in range(depth)] + [False] * (i < last)  # the last one prepares the down-sampling
+            gated = [j % 2 == 0 for j in range(depth)] + [False] * (
+                i < last
+            )  # the last one prepares the down-sampling
             self.stages.append(nn.Sequential(first, *(block(channels, g, act) for g in gated)))
 
     @classmethod
-    def from_yaml(cls, site: Site, size: str = "m1", act: Act | None = None) -> "RepViT":
+    def from_yaml(cls, context: BuildContext, size: str = "m1", act: Act | None = None) -> "RepViT":
         """`[size, act]`; GELU where no activation is given."""
         width, depths = size_of(SIZES, size, "RepViT")
-        return cls(site.c1, width, depths, "GELU" if act is None else act)
+        return cls(context.c1, width, depths, "GELU" if act is None else act)
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
         """(N, C1, H, W) -> five maps: None, then strides 4 to 32."""

@@ -2,19 +2,21 @@
 
 Paper: Han et al., "Rethinking Channel Dimensions for Efficient Model Design", CVPR 2021.
 
-Structure: 3x3/2 stem of 32, SiLU; 16 blocks of 1, 2, 2, 3, 3, 5 a stage at strides 2, 4, 8, 16, 16, 32, whose widths are
-16 + 11.25 i, rounded. A block: 1x1 to 6 c1, SiLU (none in the first block); depthwise 3x3; from the third stage on
-squeeze-excite to a twelfth of the hidden width; ReLU6; 1x1 to c2. At stride 1 the input is added to the first c1 of the c2
-channels.
-Shapes: (N, 3, H, W) -> five maps of strides 2, 4, 8, 16, 32 with 16, 38, 61, 128, 185 channels: indices 0 to 4 where it is row
-0.
-What differs: the squeeze convolution has no bias, its batch norm's shift is one (a bias less a hidden squeeze channel).
+Structure: 3x3/2 stem of 32, SiLU; 16 blocks of 1, 2, 2, 3, 3, 5 a stage at strides 2, 4, 8, 16, 16,
+32, whose widths are 16 + 11.25 i, rounded. A block: 1x1 to 6 c1, SiLU (none in the first block);
+depthwise 3x3; from the third stage on squeeze-excite to a twelfth of the hidden width; ReLU6; 1x1
+to c2. At stride 1 the input is added to the first c1 of the c2 channels.
+Shapes: (N, 3, H, W) -> five maps of strides 2, 4, 8, 16, 32 with 16, 38, 61, 128, 185 channels:
+indices 0 to 4 where it is row 0.
+What differs: the squeeze convolution has no bias, its batch norm's shift is one (a bias less a
+hidden squeeze channel).
 
     - [-1, 1, ReXNet, [1.0]]        # width
     - [-1, 1, rexnet_100, [False]]  # the same, no pretrained weights
 
-Pruning: hidden widths and squeeze widths are cut. What the blocks pass on to each other stays whole: of c2 channels the first
-c1 are tied to the block before, the others are not, all along a stage.
+Pruning: hidden widths and squeeze widths are cut. What the blocks pass on to each other stays
+whole: of c2 channels the first c1 are tied to the block before, the others are not, all along a
+stage.
 """
 
 import torch.nn.functional as F
@@ -22,9 +24,9 @@ from torch import Tensor, nn
 
 from models.blocks.backbone import register_sizes
 from models.blocks.conv import Conv
-from models.registry import BLOCKS, Site
+from models.pruning_rules import detach_channels
+from models.registry import BLOCKS, BuildContext
 from utils.errors import UserError
-from utils.tracing import cut
 
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (5, 2))
 """Blocks, and the first one's stride."""
@@ -49,7 +51,7 @@ class SqueezeExcite(nn.Module):
 class ReXBlock(nn.Module):
     """Inverted residual with linear bottleneck; the residual covers the first c1 channels."""
 
-    keep_whole = {"project": "a residual ties only a part of its channels, another one in each block"}
+    no_prune = {"project": "a residual ties only a part of its channels, another one in each block"}
 
     def __init__(self, c1: int, c2: int, s: int, expansion: int, squeeze: bool):
         super().__init__()
@@ -64,7 +66,11 @@ class ReXBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
         y = self.project(self.act(self.excite(self.depthwise(self.expand(x)))))
-        return y + cut(F.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))) if self.add else y
+        return (
+            y + detach_channels(F.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])))
+            if self.add
+            else y
+        )
 
 
 @BLOCKS.register()
@@ -75,21 +81,31 @@ class ReXNet(nn.Module):
         super().__init__()
         blocks = sum(n for n, _ in STAGES)
         base = 1 / min(width, 1.0)  # the first widths are never below those of size 1
-        channels = [round(32 * base * width)] + [round((16 * base + 180 / blocks * i) * width) for i in range(blocks)]
+        channels = [round(32 * base * width)] + [
+            round((16 * base + 180 / blocks * i) * width) for i in range(blocks)
+        ]
         strides = [s if i == 0 else 1 for n, s in STAGES for i in range(n)]
         self.stem = Conv(c1, channels[0], 3, 2)
         self.blocks = nn.ModuleList(
-            ReXBlock(channels[i], channels[i + 1], strides[i], 6 if i else 1, squeeze=i >= sum(n for n, _ in STAGES[:2]))
+            ReXBlock(
+                channels[i],
+                channels[i + 1],
+                strides[i],
+                6 if i else 1,
+                squeeze=i >= sum(n for n, _ in STAGES[:2]),
+            )
             for i in range(blocks)
         )
 
     @classmethod
-    def from_yaml(cls, site: Site, width: float | str = 1.0) -> "ReXNet":
+    def from_yaml(cls, context: BuildContext, width: float | str = 1.0) -> "ReXNet":
         """`[width]`."""
         factor = SIZES.get(width) if isinstance(width, str) else width
         if factor is None or not 0 < factor <= 8:
-            raise UserError(f"ReXNet has no width {width!r}; expected a number as 1.0, 1.3, 1.5, 2.0, 3.0")
-        return cls(site.c1, factor)
+            raise UserError(
+                f"ReXNet has no width {width!r}; expected a number as 1.0, 1.3, 1.5, 2.0, 3.0"
+            )
+        return cls(context.c1, factor)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> maps of strides 2, 4, 8, 16, 32."""

@@ -2,17 +2,20 @@
 
 Paper: Li et al., "Slim-neck by GSConv", 2022.
 
-Structure: GSConv is a convolution to c2 / 2 and a depthwise 5x5 of its result, joined. VoVGSCSP: two 1x1 to e c2; one path
-goes through n steps of (GSConv 1x1, GSConv 3x3 without activation) + (1x1 without activation); joined, 1x1.
+Structure: GSConv is a convolution to c2 / 2 and a depthwise 5x5 of its result, joined. VoVGSCSP:
+two 1x1 to e c2; one path goes through n steps of (GSConv 1x1, GSConv 3x3 without activation) + (1x1
+without activation); joined, 1x1.
 Shapes: (N, C1, H, W) -> (N, C2, H/s, W/s).
-What differs: the paper shuffles what GSConv joins. The next dense layer can read the channels in any order, so the shuffle is
-left out: the same functions, with the next layer's inputs in another order (weights from elsewhere have to be reordered so).
-`dead_convs`: the 3x3 convolution that the published VoVGSCSP carries and never runs; for counting only, it is not trained.
+What differs: the paper shuffles what GSConv joins. The next dense layer can read the channels in
+any order, so the shuffle is left out: the same functions, with the next layer's inputs in another
+order (weights from elsewhere have to be reordered so). `dead_convs`: the 3x3 convolution that the
+published VoVGSCSP carries and never runs; for counting only, it is not trained.
 
     - [-1, 1, GSConv, [128, 3, 2]]   # c2, k, s, g, act
     - [-1, 1, VoVGSCSP, [128]]       # c2, e, dead_convs; the repeats are n
 
-Pruning: the depthwise convolution follows the first half, everything else is plain. Dead convolutions stay whole.
+Pruning: the depthwise convolution follows the first half, everything else is plain. Dead
+convolutions stay whole.
 """
 
 import torch
@@ -20,12 +23,13 @@ from torch import Tensor, nn
 
 from models.blocks.conv import Conv
 from models.blocks.ghost import GhostConv
-from models.registry import BLOCKS, Act, Site
+from models.registry import BLOCKS, Act, BuildContext
 
 
 @BLOCKS.register()
 class GSConv(GhostConv):
-    """Convolution, and a depthwise one of its result: without the shuffle the same as a ghost convolution."""
+    """Convolution, and a depthwise one of its result: without the shuffle the same as a ghost
+    convolution."""
 
 
 class GSBottleneck(nn.Module):
@@ -48,7 +52,15 @@ class VoVGSCSP(nn.Module):
 
     repeats_inside = True
 
-    def __init__(self, c1: int, c2: int, n: int = 1, e: float = 0.5, dead_convs: bool = False, act: Act = "SiLU"):
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        e: float = 0.5,
+        dead_convs: bool = False,
+        act: Act = "SiLU",
+    ):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, act=act)
@@ -59,9 +71,11 @@ class VoVGSCSP(nn.Module):
             self.dead = Conv(hidden, hidden, 3, act=False).requires_grad_(False)
 
     @classmethod
-    def from_yaml(cls, site: Site, c2: int, e: float = 0.5, dead_convs: bool = False) -> "VoVGSCSP":
+    def from_yaml(
+        cls, context: BuildContext, c2: int, e: float = 0.5, dead_convs: bool = False
+    ) -> "VoVGSCSP":
         """`[c2, e, dead_convs]`; the repeats are the number of bottlenecks."""
-        return cls(site.c1, site.scale(c2), site.repeats, e, dead_convs, site.act)
+        return cls(context.c1, context.scale(c2), context.repeats, e, dead_convs, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""

@@ -1,18 +1,21 @@
 """Backbones of the package timm (optional: `pip install timm`) in one row that gives a map a level.
 
-    - [-1, 1, Timm, [mobilenetv3_small_100]]     outputs 0 to 4 are the strides 2 to 32, the next row is 5
-    - [-1, 1, mobilenetv3_small_100, [False]]    the same: any lower-case name that no block has and timm knows
+    - [-1, 1, Timm, [mobilenetv3_small_100]]     outputs 0 to 4 are the strides 2 to 32, the next
+      row is 5
+    - [-1, 1, mobilenetv3_small_100, [False]]    the same: any lower-case name that no block has and
+      timm knows
 
-Image (N, 3, H, W) -> [(N, C1, H/2, W/2) ... (N, C5, H/32, W/32)]; a level that the model does not give (stride 2 of RepViT and
-most others) is None, so that 0 to 4 always are the strides 2 to 32.
+Image (N, 3, H, W) -> [(N, C1, H/2, W/2) ... (N, C5, H/32, W/32)]; a level that the model does not
+give (stride 2 of RepViT and most others) is None, so that 0 to 4 always are the strides 2 to 32.
 
-What differs: no classifier. Weights start at random; with `pretrained` True they are downloaded once, when the model is built
-from its YAML, and never when a checkpoint is loaded. Batch norms get the model's eps and momentum like all others. In the
-deployed model every batch norm that follows a convolution is folded, timm's own re-parameterisable blocks too; published tables
-count such a backbone unfolded.
+What differs: no classifier. Weights start at random; with `pretrained` True they are downloaded
+once, when the model is built from its YAML, and never when a checkpoint is loaded. Batch norms get
+the model's eps and momentum like all others. In the deployed model every batch norm that follows a
+convolution is folded, timm's own re-parameterisable blocks too; published tables count such a
+backbone unfolded.
 
-Pruning: through the graph, as everything; MobileNetV3 and RepViT prune well. ReXNet and FasterNet do not (residuals and
-convolutions over a part of the channels): ours do.
+Pruning: through the graph, as everything; MobileNetV3 and RepViT prune well. ReXNet and FasterNet
+do not (residuals and convolutions over a part of the channels): ours do.
 """
 
 import copy
@@ -24,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.blocks.backbone import five_maps
 from models.blocks.conv import fold_bn
-from models.registry import BLOCKS, Site, weights_follow
+from models.registry import BLOCKS, BuildContext, weights_follow
 from utils.errors import UserError, suggest
 
 NEEDED = "needs the package timm, which is not installed; install it with: pip install timm"
@@ -48,23 +51,30 @@ class Timm(nn.Module):
         self.body = body
 
     @classmethod
-    def from_yaml(cls, site: Site, name: str, pretrained: bool = False) -> "Timm":
+    def from_yaml(cls, context: BuildContext, name: str, pretrained: bool = False) -> "Timm":
         """`[name, pretrained]`."""
         timm = timm_package()
         if not timm.is_model(name):
-            raise UserError(f"timm {timm.__version__} has no model '{name}'{suggest(name, timm.list_models())}")
+            raise UserError(
+                f"timm {timm.__version__} has no model '{name}'{suggest(name, timm.list_models())}"
+            )
         download = pretrained and not weights_follow()
-        return cls(timm.create_model(name, pretrained=download, features_only=True, in_chans=site.c1))
+        return cls(
+            timm.create_model(name, pretrained=download, features_only=True, in_chans=context.c1)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
         """See the file."""
         return five_maps(self.body(x))
 
     def fuse(self) -> nn.Module:
-        """Batch norms folded into the convolutions before them; the training form where that would change what it computes."""
+        """Batch norms folded into the convolutions before them; the training form where that would
+        change what it computes."""
         tensor = next(self.parameters())
         channels = next(m.in_channels for m in self.modules() if isinstance(m, nn.Conv2d))
-        image = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(tensor)
+        image = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(
+            tensor
+        )
         folded = fold_norms(copy.deepcopy(self).eval(), image)
         pairs = zip(folded.body(image), self.body(image), strict=True)
         same = all((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1e-6) for a, b in pairs)
@@ -72,8 +82,11 @@ class Timm(nn.Module):
 
 
 def fold_norms(module: Any, image: Tensor) -> Any:
-    """Fold, in place, every batch norm that reads what a convolution has just made; found by running the image."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the id of the map, which is kept so that the id stays its own
+    """Fold, in place, every batch norm that reads what a convolution has just made; found by
+    running the image."""
+    made: dict[
+        int, tuple[nn.Conv2d, Tensor]
+    ] = {}  # by the id of the map, which is kept so that the id stays its own
     pairs: list[tuple[nn.Conv2d, _BatchNorm]] = []
 
     def note(conv: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -92,8 +105,14 @@ def fold_norms(module: Any, image: Tensor) -> Any:
     names = {m: n for n, m in module.named_modules()}
     for conv, norm in pairs:
         _replace(module, names[conv], fold_bn(conv, cast(nn.BatchNorm2d, norm)))
-        rest = [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
-        _replace(module, names[norm], nn.Sequential(*rest) if rest else nn.Identity())  # timm's have their activation inside
+        rest = [
+            getattr(norm, part)
+            for part in ("drop", "act")
+            if isinstance(getattr(norm, part, None), nn.Module)
+        ]
+        _replace(
+            module, names[norm], nn.Sequential(*rest) if rest else nn.Identity()
+        )  # timm's have their activation inside
     return module
 
 
@@ -108,13 +127,14 @@ class _Named:
     def __init__(self, name: str):
         self.name = name
 
-    def from_yaml(self, site: Site, pretrained: bool = False) -> Timm:
+    def from_yaml(self, context: BuildContext, pretrained: bool = False) -> Timm:
         """See Timm."""
-        return Timm.from_yaml(site, self.name, pretrained)
+        return Timm.from_yaml(context, self.name, pretrained)
 
 
 def _named(name: str) -> _Named | None:
-    """What an unknown block's name means, if it is a model of timm; names of theirs are lower case and have a digit or `_`."""
+    """What an unknown block's name means, if it is a model of timm; names of theirs are lower case
+    and have a digit or `_`."""
     if not name.islower() or name.isalpha():
         return None
     try:

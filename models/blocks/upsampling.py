@@ -1,14 +1,18 @@
 """Upsampling that looks at the content: CARAFE and DySample, in the place of `nn.Upsample`.
 
-    - [-1, 1, CARAFE, [2, 5]]    Wang, ICCV 2019: every output is a weighted mean of the k x k cells around, the weights predicted
-    - [-1, 1, DySample, [2]]     Liu, ICCV 2023: every output is sampled at a predicted place near its own
+    - [-1, 1, CARAFE, [2, 5]]    Wang, ICCV 2019: every output is a weighted mean of the k x k cells
+      around, the weights predicted
+    - [-1, 1, DySample, [2]]     Liu, ICCV 2023: every output is sampled at a predicted place near
+      its own
 
     x (N, C, H, W) -> (N, C, scale H, scale W)
 
-What differs: DySample has one group of channels (theirs 4, with an offset each) and the static scope of 0.25 cells.
+What differs: DySample has one group of channels (theirs 4, with an offset each) and the static
+scope of 0.25 cells.
 
-Pruning: the channels pass through one by one and are cut with what is before and after; CARAFE's hidden width is a group of its
-own. The predicted kernels and offsets stay whole. Weighing and sampling are element-wise work, which MACs do not count.
+Pruning: the channels pass through one by one and are cut with what is before and after; CARAFE's
+hidden width is a group of its own. The predicted kernels and offsets stay whole. Weighing and
+sampling are element-wise work, which MACs do not count.
 """
 
 import torch
@@ -16,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.registry import BLOCKS, Act, Site
-from utils.tracing import cut
+from models.pruning_rules import detach_channels
+from models.registry import BLOCKS, Act, BuildContext
 
 
 @BLOCKS.register()
 class CARAFE(nn.Module):
     """Content-aware reassembly of features."""
 
-    keep_whole = {"encode": "the weights of a kernel"}
+    no_prune = {"encode": "the weights of a kernel"}
 
     def __init__(self, c: int, scale: int = 2, k: int = 5, hidden: int = 64, act: Act = "SiLU"):
         super().__init__()
@@ -33,30 +37,38 @@ class CARAFE(nn.Module):
         self.encode = nn.Conv2d(hidden, (scale * k) ** 2, 3, padding=1)
 
     @classmethod
-    def from_yaml(cls, site: Site, scale: int = 2, k: int = 5, hidden: int = 64) -> "CARAFE":
+    def from_yaml(
+        cls, context: BuildContext, scale: int = 2, k: int = 5, hidden: int = 64
+    ) -> "CARAFE":
         """`[scale, k, hidden]`, unscaled."""
         if k % 2 == 0:
             raise ValueError(f"k is {k}; the window needs a middle, so an odd number")
-        return cls(site.c1, scale, k, hidden, site.act)
+        return cls(context.c1, scale, k, hidden, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the file. Beyond the border are zeros."""
         s, k = self.scale, self.k
-        weights = F.pixel_shuffle(cut(self.encode(self.compress(x))), s).softmax(1)  # (N, k k, s H, s W)
+        weights = F.pixel_shuffle(detach_channels(self.encode(self.compress(x))), s).softmax(
+            1
+        )  # (N, k k, s H, s W)
         height, width = weights.shape[2:]
         large = F.interpolate(F.pad(x, (k // 2,) * 4), scale_factor=s, mode="nearest")
         total = torch.zeros_like(large[..., :height, :width])
         for i in range(k * k):
             top, left = s * (i // k), s * (i % k)  # a cell further is s pixels further
-            total = total + large[..., top : top + height, left : left + width] * weights[:, i : i + 1]
+            total = (
+                total + large[..., top : top + height, left : left + width] * weights[:, i : i + 1]
+            )
         return total
 
 
 @BLOCKS.register()
 class DySample(nn.Module):
-    """Upsampling by point sampling. With offsets of zero, where training starts nearly, it is the bilinear one."""
+    """Upsampling by point sampling.
 
-    keep_whole = {"offset": "where to sample"}
+    With offsets of zero, where training starts nearly, it is the bilinear one."""
+
+    no_prune = {"offset": "where to sample"}
 
     def __init__(self, c: int, scale: int = 2):
         super().__init__()
@@ -66,13 +78,15 @@ class DySample(nn.Module):
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]  # it has one
 
     @classmethod
-    def from_yaml(cls, site: Site, scale: int = 2) -> "DySample":
+    def from_yaml(cls, context: BuildContext, scale: int = 2) -> "DySample":
         """`[scale]`."""
-        return cls(site.c1, scale)
+        return cls(context.c1, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the file."""
-        shift = F.pixel_shuffle(cut(self.offset(x)) * 0.25, self.scale)  # (N, 2, s H, s W) in cells: x, y
+        shift = F.pixel_shuffle(
+            detach_channels(self.offset(x)) * 0.25, self.scale
+        )  # (N, 2, s H, s W) in cells: x, y
         height, width = shift.shape[2:]
         rows = (torch.arange(height, device=x.device, dtype=x.dtype) + 0.5) / height
         columns = (torch.arange(width, device=x.device, dtype=x.dtype) + 0.5) / width

@@ -8,10 +8,12 @@
     - [-1, 1, nn.Upsample, [None, 2, nearest]]
     - [-1, 1, nn.Conv2d, [64, 3, 2, 1]]  # the input channels are put in front
 
-What differs: nothing; PyTorch's layers are PyTorch's. nn.Conv2d has a bias and neither batch norm nor activation.
+What differs: nothing; PyTorch's layers are PyTorch's. nn.Conv2d has a bias and neither batch norm
+nor activation.
 
-Pruning: a join keeps its inputs apart, a sum ties them. nn.Conv2d is cut, what has no parameters and nn.BatchNorm2d follow;
-nn.ConvTranspose2d stays whole, and so does whatever goes into nn.PixelShuffle.
+Pruning: a join keeps its inputs apart, a sum ties them. nn.Conv2d is cut, what has no parameters
+and nn.BatchNorm2d follow; nn.ConvTranspose2d stays whole, and so does whatever goes into
+nn.PixelShuffle.
 """
 
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.registry import BLOCKS, Site
+from models.registry import BLOCKS, BuildContext
 
 
 @BLOCKS.register()
@@ -31,7 +33,7 @@ class Concat(nn.Module):
         self.d = dimension
 
     @classmethod
-    def from_yaml(cls, site: Site, dimension: int = 1) -> "Concat":
+    def from_yaml(cls, context: BuildContext, dimension: int = 1) -> "Concat":
         """`[dimension]`."""
         return cls(dimension)
 
@@ -45,7 +47,7 @@ class Shortcut(nn.Module):
     """Adds maps of one shape."""
 
     @classmethod
-    def from_yaml(cls, site: Site, dimension: int = 0) -> "Shortcut":
+    def from_yaml(cls, context: BuildContext, dimension: int = 0) -> "Shortcut":
         """`[dimension]`: written in YOLOv7's files, without meaning."""
         return cls()
 
@@ -58,23 +60,33 @@ class Shortcut(nn.Module):
 
 
 class _TorchLayer:
-    """A layer of `torch.nn` in a YAML row. `leading` says which arguments the model knows better than the row."""
+    """A layer of `torch.nn` in a YAML row.
+
+    `leading` says which arguments the model knows better than the row."""
 
     def __init__(self, layer: type[nn.Module], leading: str = ""):
         self.layer = layer
         self.leading = leading
 
-    def from_yaml(self, site: Site, *args: Any, **kwargs: Any) -> nn.Module:
+    def from_yaml(self, context: BuildContext, *args: Any, **kwargs: Any) -> nn.Module:
         """The row's arguments, with the input channels put in front where the layer has them."""
         if self.leading == "in":
-            return self.layer(site.c1, *args, **kwargs)
+            return self.layer(context.c1, *args, **kwargs)
         if self.leading == "in, out":
             c2 = args[0] if args else kwargs.pop("out_channels")
-            return self.layer(site.c1, site.scale(c2), *args[1:], **kwargs)
+            return self.layer(context.c1, context.scale(c2), *args[1:], **kwargs)
         return self.layer(*args, **kwargs)
 
 
-for _layer in (nn.Upsample, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d, nn.Identity, nn.PixelShuffle):
+for _layer in (
+    nn.Upsample,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.ZeroPad2d,
+    nn.Identity,
+    nn.PixelShuffle,
+):
     BLOCKS.register(f"nn.{_layer.__name__}")(_TorchLayer(_layer))
 BLOCKS.register("nn.BatchNorm2d")(_TorchLayer(nn.BatchNorm2d, "in"))
 BLOCKS.register("nn.Conv2d")(_TorchLayer(nn.Conv2d, "in, out"))

@@ -1,11 +1,14 @@
 """A detection head with a branch of its own for the classes.
 
-Paper: Ge et al., "YOLOX", 2021 (decoupled head); Wang et al., "You Only Learn One Representation", 2021 (implicit vectors).
+Paper: Ge et al., "YOLOX", 2021 (decoupled head); Wang et al., "You Only Learn One Representation",
+2021 (implicit vectors).
 
-Structure, a level: 1x1 to its own width; 3x3 -> classes; another 3x3 -> box and objectness. Each of the three predictions is a
-1x1 with a vector added before and one multiplied after, which vanish in the deployed form.
+Structure, a level: 1x1 to its own width; 3x3 -> classes; another 3x3 -> box and objectness. Each of
+the three predictions is a 1x1 with a vector added before and one multiplied after, which vanish in
+the deployed form.
 Shapes: as Detect, maps (N, na, H, W, 5 + nc).
-What differs: YOLOX has no anchors and two 3x3 a branch; this is the form that the YOLOv5 and YOLOv7 combinations use.
+What differs: YOLOX has no anchors and two 3x3 a branch; this is the form that the YOLOv5 and YOLOv7
+combinations use.
 
     - [[57, 65, 73], 1, DecoupledHead, [nc, anchors]]   # nc, anchors, implicit
 
@@ -19,15 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.heads.detect import Detect, ImplicitA, ImplicitM, class_logits, fold_implicit, objectness_logit
-from models.registry import BLOCKS, Act, Site
-from utils.tracing import cut
+from models.heads.detect import (
+    Detect,
+    ImplicitA,
+    ImplicitM,
+    class_logits,
+    fold_implicit,
+    objectness_logit,
+)
+from models.pruning_rules import detach_channels
+from models.registry import BLOCKS, Act, BuildContext
 
 
 class Prediction(nn.Module):
     """A 1x1 convolution between two implicit vectors (or none)."""
 
-    keep_whole = {"conv": "it makes the head's predictions"}
+    no_prune = {"conv": "it makes the head's predictions"}
 
     def __init__(self, c1: int, c2: int, implicit: bool = True):
         super().__init__()
@@ -42,7 +52,7 @@ class Prediction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, H, W)."""
-        return cut(self.multiply(self.conv(self.add(x))))
+        return detach_channels(self.multiply(self.conv(self.add(x))))
 
     def fuse(self) -> nn.Conv2d:
         """The convolution alone."""
@@ -52,7 +62,8 @@ class Prediction(nn.Module):
 
 
 def by_anchor(na: int, parts: list[Tensor]) -> Tensor:
-    """Predictions (N, na x ci, H, W) -> (N, na x sum of ci, H, W), everything of an anchor together."""
+    """Predictions (N, na x ci, H, W) -> (N, na x sum of ci, H, W), everything of an anchor
+    together."""
     return torch.cat([part.unflatten(1, (na, -1)) for part in parts], 2).flatten(1, 2)
 
 
@@ -89,12 +100,16 @@ class DecoupledHead(Detect):
         implicit: bool = True,
         act: Act = "SiLU",
     ):
-        super().__init__(channels, strides, nc, anchors, lambda c, na: Branches(c, na, nc, implicit, act))
+        super().__init__(
+            channels, strides, nc, anchors, lambda c, na: Branches(c, na, nc, implicit, act)
+        )
 
     @classmethod
-    def from_yaml(cls, site: Site, nc: int, anchors: Any, implicit: bool = True) -> "DecoupledHead":
+    def from_yaml(
+        cls, context: BuildContext, nc: int, anchors: Any, implicit: bool = True
+    ) -> "DecoupledHead":
         """`[nc, anchors, implicit]`."""
-        return cls(site.in_channels, site.in_strides, nc, anchors, implicit, site.act)
+        return cls(context.in_channels, context.in_strides, nc, anchors, implicit, context.act)
 
     def initialise_bias(self, class_counts: Tensor | None = None) -> None:
         """See Detect."""

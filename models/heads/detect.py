@@ -1,11 +1,12 @@
 """Anchor-based detection heads of YOLOv5 (`Detect`) and YOLOv7 (`IDetect`).
 
-Papers: Redmon, "YOLO9000", 2017 (anchors); Wang et al., "You Only Learn One Representation", 2021 (implicit vectors) and
-"YOLOv7", 2022.
+Papers: Redmon, "YOLO9000", 2017 (anchors); Wang et al., "You Only Learn One Representation", 2021
+(implicit vectors) and "YOLOv7", 2022.
 
-Structure: a 1x1 convolution a level. IDetect adds a learned vector before it and multiplies by one after it; deployed, it is a
-Detect.
-Shapes: [(N, Ci, Hi, Wi)] -> raw maps [(N, na, Hi, Wi, 5 + nc)]; in eval mode boxes (N, all cells and anchors, 5 + nc) too.
+Structure: a 1x1 convolution a level. IDetect adds a learned vector before it and multiplies by one
+after it; deployed, it is a Detect.
+Shapes: [(N, Ci, Hi, Wi)] -> raw maps [(N, na, Hi, Wi, 5 + nc)]; in eval mode boxes (N, all cells
+and anchors, 5 + nc) too.
 What differs: boxes are decoded as in YOLOv5 (see `decode`), not as in YOLO9000.
 
     - [[17, 20, 23], 1, Detect, [nc, anchors]]
@@ -22,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from models.registry import BLOCKS, Site
+from models.registry import BLOCKS, BuildContext
 from utils.errors import UserError
 from utils.log import LOGGER
 
@@ -46,15 +47,20 @@ class Detect(nn.Module):
         anchors: Any,
         predictor: Callable[[int, int], nn.Module] | None = None,
     ):
-        """`anchors`: a list a level of w, h, w, h ... in pixels, or their number a level (autoanchor then finds better ones).
+        """`anchors`: a list a level of w, h, w, h ... in pixels, or their number a level
+        (autoanchor then finds better ones).
 
-        `predictor`: (channels of a level, na) -> what makes its raw map; a 1x1 convolution where none is given.
+        `predictor`: (channels of a level, na) -> what makes its raw map; a 1x1 convolution where
+        none is given.
         """
         super().__init__()
         if isinstance(anchors, int):
             anchors = [_generic_anchors(stride, anchors) for stride in strides]
         if len(anchors) != len(channels):
-            raise UserError(f"{len(anchors)} levels of anchors for {len(channels)} inputs; give one list of anchors an input")
+            raise UserError(
+                f"{len(anchors)} levels of anchors for {len(channels)} inputs; give one list of"
+                " anchors an input"
+            )
         self.nc = nc
         self.no = nc + 5
         self.nl = len(channels)
@@ -63,13 +69,17 @@ class Detect(nn.Module):
         self.register_buffer("anchors", torch.zeros(self.nl, self.na, 2))
         make = predictor or (lambda c, na: nn.Conv2d(c, self.no * na, 1))
         self.m = nn.ModuleList(make(c, self.na) for c in channels)
-        self.set_anchors(_ordered(torch.tensor(anchors, dtype=torch.float32).view(self.nl, self.na, 2), self.stride))
+        self.set_anchors(
+            _ordered(
+                torch.tensor(anchors, dtype=torch.float32).view(self.nl, self.na, 2), self.stride
+            )
+        )
         self.initialise_bias()
 
     @classmethod
-    def from_yaml(cls, site: Site, nc: int, anchors: Any) -> "Detect":
+    def from_yaml(cls, context: BuildContext, nc: int, anchors: Any) -> "Detect":
         """`[nc, anchors]`: the names, or values of its own."""
-        return cls(site.in_channels, site.in_strides, nc, anchors)
+        return cls(context.in_channels, context.in_strides, nc, anchors)
 
     def set_anchors(self, pixels: Tensor) -> None:
         """New anchors (nl, na, 2) in pixels, the smallest level first."""
@@ -82,7 +92,8 @@ class Detect(nn.Module):
         return self.anchors * self.stride.view(-1, 1, 1)
 
     def initialise_bias(self, class_counts: Tensor | None = None) -> None:
-        """Start from expected frequencies: 8 objects in a 640 px image, classes as counted or all alike (RetinaNet, 3.3)."""
+        """Start from expected frequencies: 8 objects in a 640 px image, classes as counted or all
+        alike (RetinaNet, 3.3)."""
         for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
             bias = cast(Tensor, cast(nn.Conv2d, conv).bias).detach().view(self.na, self.no)
             bias[:, 4] += objectness_logit(stride)
@@ -93,7 +104,9 @@ class Detect(nn.Module):
         return self.m[level](x)
 
     def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Training: raw maps (N, na, H, W, no). Eval: boxes (N, all cells and anchors, no), and the raw maps.
+        """Training: raw maps (N, na, H, W, no).
+
+        Eval: boxes (N, all cells and anchors, no), and the raw maps.
 
         Boxes are x, y, w, h in pixels (centre, size), then sigmoid scores.
         """
@@ -101,13 +114,16 @@ class Detect(nn.Module):
         for level, features in enumerate(x):
             y = self.raw(features, level)
             n, _, height, width = y.shape
-            maps.append(y.view(n, self.na, self.no, height, width).permute(0, 1, 3, 4, 2).contiguous())
+            maps.append(
+                y.view(n, self.na, self.no, height, width).permute(0, 1, 3, 4, 2).contiguous()
+            )
         if self.training:
             return maps
         return torch.cat([self.decode(y, level) for level, y in enumerate(maps)], 1), maps
 
     def decode(self, y: Tensor, level: int) -> Tensor:
-        """Raw map (N, na, H, W, no) -> (N, na x H x W, no): centre (2 s - 0.5 + cell) stride, size (2 s)^2 anchor, s sigmoid."""
+        """Raw map (N, na, H, W, no) -> (N, na x H x W, no): centre (2 s - 0.5 + cell) stride, size
+        (2 s)^2 anchor, s sigmoid."""
         n, na, height, width, no = y.shape
         rows = torch.arange(height, device=y.device, dtype=y.dtype)
         columns = torch.arange(width, device=y.device, dtype=y.dtype)
@@ -125,7 +141,11 @@ def objectness_logit(stride: float) -> float:
 
 def class_logits(nc: int, class_counts: Tensor | None) -> Tensor | float:
     """(nc,) as counted, or one for all alike."""
-    return math.log(0.6 / (nc - 0.99999)) if class_counts is None else torch.log(class_counts / class_counts.sum())
+    return (
+        math.log(0.6 / (nc - 0.99999))
+        if class_counts is None
+        else torch.log(class_counts / class_counts.sum())
+    )
 
 
 class ImplicitA(nn.Module):
@@ -154,14 +174,19 @@ class ImplicitM(nn.Module):
 
 @BLOCKS.register()
 class IDetect(Detect):
-    """Detect with implicit knowledge: a vector added before, one multiplied after each prediction (YOLOv7)."""
+    """Detect with implicit knowledge: a vector added before, one multiplied after each prediction
+    (YOLOv7)."""
 
     anchor_grid: Tensor
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[float, ...], nc: int, anchors: Any):
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[float, ...], nc: int, anchors: Any
+    ):
         super().__init__(channels, strides, nc, anchors)
         # the anchors in pixels once more: official YOLOv7 files have them, nothing here reads them
-        self.register_buffer("anchor_grid", self.anchors_px.view(self.nl, 1, self.na, 1, 1, 2).clone())
+        self.register_buffer(
+            "anchor_grid", self.anchors_px.view(self.nl, 1, self.na, 1, 1, 2).clone()
+        )
         self.ia = nn.ModuleList(ImplicitA(c) for c in channels)
         self.im = nn.ModuleList(ImplicitM(self.no * self.na) for _ in channels)
 
@@ -206,9 +231,13 @@ def _generic_anchors(stride: float, number: int) -> list[float]:
 
 
 def _ordered(anchors: Tensor, stride: Tensor) -> Tensor:
-    """Anchors (nl, na, 2) with small ones at small strides: turned round, with a warning, where they are the other way."""
+    """Anchors (nl, na, 2) with small ones at small strides: turned round, with a warning, where
+    they are the other way."""
     area = anchors.prod(-1).mean(-1)
     if len(area) > 1 and (area[-1] - area[0]) * (stride[-1] - stride[0]) < 0:
-        LOGGER.warning("anchors: their order is against the strides' (large objects need large strides); turned round")
+        LOGGER.warning(
+            "anchors: their order is against the strides' (large objects need large strides);"
+            " turned round"
+        )
         return anchors.flip(0)
     return anchors

@@ -3,18 +3,21 @@
 Paper: Zhuang et al., "Task-Specific Context Decoupling for Object Detection", 2023.
 
 Structure, of three neighbouring inputs P(l-1), P(l), P(l+1), all widths that of P(l):
-- classes: [3x3/2 of P(l), P(l+1)] -> 1x1 -> 3x3 -> 1x1 to 4 na nc, whose 4 are the 2x2 cells of P(l) (pixel shuffle);
-- box and objectness, with M a 1x1 of P(l): 3x3/2 of (1x1 of P(l-1) + 1x1 of the up-sampled M) + M + 1x1 of the up-sampled P(l+1),
-  two 3x3, then a 1x1 each.
-Each prediction has implicit vectors as in `DecoupledHead`. `dead_convs`: the 1x1 a level that the published head carries and
-never runs; for counting only, it is not trained.
-Shapes: n inputs of strides s, 2s, 4s ... give n - 2 levels, those between the first and the last; maps
-(N, na, H, W, 5 + nc) as Detect.
+- classes: [3x3/2 of P(l), P(l+1)] -> 1x1 -> 3x3 -> 1x1 to 4 na nc, whose 4 are the 2x2 cells of
+  P(l) (pixel shuffle);
+- box and objectness, with M a 1x1 of P(l): 3x3/2 of (1x1 of P(l-1) + 1x1 of the up-sampled M) + M +
+  1x1 of the up-sampled P(l+1), two 3x3, then a 1x1 each.
+Each prediction has implicit vectors as in `DecoupledHead`. `dead_convs`: the 1x1 a level that the
+published head carries and never runs; for counting only, it is not trained.
+Shapes: n inputs of strides s, 2s, 4s ... give n - 2 levels, those between the first and the last;
+maps (N, na, H, W, 5 + nc) as Detect.
 What differs: the paper has no anchors.
 
-    - [[1, 74, 75, 76, 83], 1, TSCODE, [nc, anchors]]   # P2 to P6; anchors for P3 to P5; then dead_convs
+    - [[1, 74, 75, 76, 83], 1, TSCODE, [nc, anchors]]   # P2 to P6; anchors for P3 to P5; then
+      dead_convs
 
-Pruning: the predictions stay whole, all before them is cut; each level's sums tie four convolutions.
+Pruning: the predictions stay whole, all before them is cut; each level's sums tie four
+convolutions.
 """
 
 from collections.abc import Sequence
@@ -26,13 +29,22 @@ from torch import Tensor, nn
 
 from models.blocks.conv import Conv
 from models.heads.decoupled import Prediction, by_anchor
-from models.heads.detect import Detect, ImplicitA, ImplicitM, class_logits, fold_implicit, objectness_logit
-from models.registry import BLOCKS, Act, Site
-from utils.tracing import cut
+from models.heads.detect import (
+    Detect,
+    ImplicitA,
+    ImplicitM,
+    class_logits,
+    fold_implicit,
+    objectness_logit,
+)
+from models.pruning_rules import detach_channels
+from models.registry import BLOCKS, Act, BuildContext
 
 
 class FinePrediction(Prediction):
-    """A prediction at twice the resolution of its input; one factor a map, not one a cell of 2x2."""
+    """A prediction at twice the resolution of its input; one factor a map, not one a
+    cell of 2x2.
+    """
 
     def __init__(self, c1: int, c2: int):
         super().__init__(c1, 4 * c2)
@@ -40,13 +52,17 @@ class FinePrediction(Prediction):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C1, H, W) -> (N, C2, 2H, 2W)."""
-        return cut(self.multiply(F.pixel_shuffle(self.conv(self.add(x)), 2)))
+        return detach_channels(self.multiply(F.pixel_shuffle(self.conv(self.add(x)), 2)))
 
     def fuse(self) -> nn.Sequential:  # type: ignore[override]  # a convolution and the shuffle
         """Without the vectors: the factor of a map goes into its four outputs."""
         each = ImplicitM(self.conv.out_channels)
-        each.implicit = nn.Parameter(cast(ImplicitM, self.multiply).implicit.detach().repeat_interleave(4, 1))
-        return nn.Sequential(fold_implicit(self.conv, cast(ImplicitA, self.add), each), nn.PixelShuffle(2))
+        each.implicit = nn.Parameter(
+            cast(ImplicitM, self.multiply).implicit.detach().repeat_interleave(4, 1)
+        )
+        return nn.Sequential(
+            fold_implicit(self.conv, cast(ImplicitA, self.add), each), nn.PixelShuffle(2)
+        )
 
 
 def doubled(x: Tensor, like: Tensor) -> Tensor:
@@ -62,7 +78,9 @@ def trimmed(x: Tensor, like: Tensor) -> Tensor:
 class Decoupled(nn.Module):
     """One level."""
 
-    def __init__(self, channels: Sequence[int], na: int, nc: int, dead_convs: bool = False, act: Act = "SiLU"):
+    def __init__(
+        self, channels: Sequence[int], na: int, nc: int, dead_convs: bool = False, act: Act = "SiLU"
+    ):
         """`channels` of the finer, the own and the coarser map."""
         super().__init__()
         fine, c, coarse = channels
@@ -73,7 +91,11 @@ class Decoupled(nn.Module):
         self.from_finer, self.from_coarser = Conv(fine, c, 1, act=act), Conv(coarse, c, 1, act=act)
         self.detail = Conv(c, c, 3, 2, act=act)
         self.places = nn.Sequential(Conv(c, c, 3, act=act), Conv(c, c, 3, act=act))
-        self.cls, self.box, self.obj = FinePrediction(c, na * nc), Prediction(c, na * 4), Prediction(c, na)
+        self.cls, self.box, self.obj = (
+            FinePrediction(c, na * nc),
+            Prediction(c, na * 4),
+            Prediction(c, na),
+        )
         if dead_convs:
             self.dead = Conv(c, c, 1, act=False).requires_grad_(False)
 
@@ -106,14 +128,21 @@ class TSCODE(Detect):
         super().__init__(channels[1:-1], strides[1:-1], nc, anchors, make)
 
     @classmethod
-    def from_yaml(cls, site: Site, nc: int, anchors: Any, dead_convs: bool = False) -> "TSCODE":
-        """`[nc, anchors, dead_convs]`; the inputs are at least three maps from fine to coarse, each of half the size."""
-        steps = [fine * 2 == coarse for fine, coarse in zip(site.in_strides, site.in_strides[1:], strict=False)]
+    def from_yaml(
+        cls, context: BuildContext, nc: int, anchors: Any, dead_convs: bool = False
+    ) -> "TSCODE":
+        """`[nc, anchors, dead_convs]`; the inputs are at least three maps from fine to coarse, each
+        of half the size."""
+        steps = [
+            fine * 2 == coarse
+            for fine, coarse in zip(context.in_strides, context.in_strides[1:], strict=False)
+        ]
         if len(steps) < 2 or not all(steps):
             raise ValueError(
-                f"TSCODE takes three or more maps from fine to coarse, each of half the size; strides {site.in_strides}"
+                "TSCODE takes three or more maps from fine to coarse, each of half the size;"
+                f" strides {context.in_strides}"
             )
-        return cls(site.in_channels, site.in_strides, nc, anchors, dead_convs, site.act)
+        return cls(context.in_channels, context.in_strides, nc, anchors, dead_convs, context.act)
 
     def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """See Detect; two maps more than levels go in."""
@@ -124,4 +153,6 @@ class TSCODE(Detect):
         for level, stride in zip(self.m, self.stride.tolist(), strict=True):
             assert isinstance(level, Decoupled)
             level.obj.bias.add_(objectness_logit(stride))
-            level.cls.bias.view(self.na, self.nc, 4).add_(torch.as_tensor(class_logits(self.nc, class_counts)).view(-1, 1))
+            level.cls.bias.view(self.na, self.nc, 4).add_(
+                torch.as_tensor(class_logits(self.nc, class_counts)).view(-1, 1)
+            )

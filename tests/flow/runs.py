@@ -11,12 +11,30 @@ import yaml
 from tests.conftest import ROOT
 from tests.data_sets import write_set
 
-TINY = "--cfg yolov5n --hyp demo --imgsz 64 --batch-size 4 --workers 0 --device cpu --noplots --epochs 3".split()  # noqa: SIM905
+TINY = [
+    "--cfg",
+    "yolov5n",
+    "--hyp",
+    "demo",
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--noplots",
+    "--epochs",
+    "3",
+]  # noqa: SIM905
 
 
 def tiny_set(folder: Path, train: int = 10, val: int = 4) -> Path:
     """A data YAML with 64 px pictures."""
-    content = write_set(folder, [(64, 64)] * train, "train") | write_set(folder, [(64, 48)] * val, "val")
+    content = write_set(folder, [(64, 64)] * train, "train") | write_set(
+        folder, [(64, 48)] * val, "val"
+    )
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return folder / "tiny.yaml"
 
@@ -29,7 +47,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(*words: str | Path, folder: Path, script: str = "train.py", **more) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str | Path, folder: Path, script: str = "train.py", **more
+) -> subprocess.CompletedProcess[str]:
     """A script in `folder`, to its end."""
     return subprocess.run(
         command(*words, script=script),
@@ -44,7 +64,9 @@ def run(*words: str | Path, folder: Path, script: str = "train.py", **more) -> s
 
 
 def start(*words: str | Path, folder: Path, script: str = "train.py") -> subprocess.Popen[str]:
-    """train.py or another script in `folder`, in the background, as the leader of a process group of its own."""
+    """train.py or another script in `folder`, in the background, as the leader of a process group
+    of its own.
+    """
     return subprocess.Popen(
         command(*words, script=script),
         cwd=folder,
@@ -59,4 +81,6 @@ def start(*words: str | Path, folder: Path, script: str = "train.py") -> subproc
 def same_weights(a: Path, b: Path) -> bool:
     """Whether two checkpoints hold bit-identical weights."""
     first, second = (torch.load(path, weights_only=True)["state_dict"] for path in (a, b))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

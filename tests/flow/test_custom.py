@@ -1,4 +1,6 @@
-"""Structures that are not stock ones go all the way: train.py, then prune.py with a teacher in its finetune, then val.py."""
+"""Structures that are not stock ones go all the way: train.py, then prune.py with a teacher in its
+finetune, then val.py.
+"""
 
 import csv
 import json
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from models import Model, load_model
-from prune_methods.cut import largest_difference
+from prune_methods.surgery.cut import largest_difference
 from tests.flow.runs import TINY, run, tiny_set
 from tests.flow.test_prune import BASE, COMMON
 from tests.flow.test_prune_sources import QUICK
@@ -23,13 +25,18 @@ CUSTOM: dict[str, tuple[set[str], dict[str, int]]] = {
         {"DCNv2", "AFPN"},
         HEAD
         | {
-            "its block (Offsets) keeps it whole: positions and weights of the taps, as many as the kernel has": 2,
+            "its block (Offsets) keeps it whole: positions and weights of the taps, as many as "
+            "the kernel has": (2),
             "its block (ASFF) keeps it whole: one weight for each level": 5,
         },
     ),
 }
-"""A v5-based and a v7-based YAML: its own blocks, and how many layers stay whole for which reason."""
-TEACHER = f"--method lamp --speed-up 2.0 --finetune-epochs 1 --teacher {BASE} --feature-loss cwd --logit-loss ast".split()
+"""A v5-based and a v7-based YAML: its own blocks, and how many layers stay whole for which reason.
+"""
+TEACHER = (
+    f"--method lamp --speed-up 2.0 --finetune-epochs 1 --teacher {BASE} --feature-loss cwd"
+    " --logit-loss ast".split()
+)
 
 
 @pytest.fixture(scope="module", params=CUSTOM)
@@ -66,10 +73,15 @@ def test_cut_to_half_finetuned_under_its_teacher_and_validated(done):
     cfg, folder = done
     blocks, whole = CUSTOM[cfg]
     base, best = load_model(folder / BASE), load_model(folder / "runs/prune/exp/weights/best.pt")
-    assert {row.block for row in base.rows} > blocks and [row.block for row in best.rows] == [row.block for row in base.rows]
+    assert {row.block for row in base.rows} > blocks and [row.block for row in best.rows] == [
+        row.block for row in base.rows
+    ]
     assert 2.0 <= base.info()["macs"] / best.info()["macs"] < 2.1
     before, after = sizes(base, blocks), sizes(best, blocks)
-    assert all(0 < after[block] < before[block] for block in blocks), (before, after)  # its own blocks were cut, too
+    assert all(0 < after[block] < before[block] for block in blocks), (
+        before,
+        after,
+    )  # its own blocks were cut, too
     assert largest_difference(best.fuse(), best, 64) < 1e-4
 
     (epoch,) = rows(folder, "finetune/results.csv")
@@ -77,4 +89,6 @@ def test_cut_to_half_finetuned_under_its_teacher_and_validated(done):
     assert Counter(row["reason"] for row in rows(folder, "skipped.csv")) == whole
 
     results = json.loads((folder / "runs/val/exp/results.json").read_text())
-    assert (results["images"], results["instances"]) == (4, 8) and 0 <= results["metrics"]["mAP50"] <= 1
+    assert (results["images"], results["instances"]) == (4, 8) and 0 <= results["metrics"][
+        "mAP50"
+    ] <= 1

@@ -15,8 +15,9 @@ pytestmark = pytest.mark.flow
 GRADIENTS = """
 import torch
 from torch import nn
-from utils.dist import data_parallel, process_group, sum_over_ranks, without_sync, world_from_env
-from utils.tasks import DetectionTask
+from utils.engine.dist import data_parallel, process_group, sum_over_ranks
+from utils.engine.dist import without_sync, world_from_env
+from utils.engine.tasks import DetectionTask
 world, device = world_from_env(), torch.device("cpu")
 torch.manual_seed(0)
 data, model = torch.randn(4, 3), nn.Linear(3, 2)
@@ -36,12 +37,28 @@ with process_group(world, device):
 
 
 def torchrun(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, words)]
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *map(str, words),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         output, errors = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun takes its processes with it, which it could not do after SIGKILL
+        # torchrun takes its processes with it, which it could not do after SIGKILL
+        process.terminate()
         output, errors = process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
@@ -55,7 +72,9 @@ def test_two_ranks_sum_gradients_like_one(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"gradients{n}.pt") for n in (1, 2))
     assert torch.allclose(one[0], two[0], atol=1e-6) and one[0].abs().max() > 0.01
-    assert not torch.allclose(one[1], two[1])  # the second backward stayed on its rank, as accumulation wants
+    assert not torch.allclose(
+        one[1], two[1]
+    )  # the second backward stayed on its rank, as accumulation wants
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +99,9 @@ def test_two_processes_resume_exactly(trained):
     script.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from utils import dist, run_hooks\n"
-        "from utils.options import parse_options\n"
-        "from utils.train_options import TrainOptions\n"
+        "from utils.engine import dist, run_hooks\n"
+        "from utils.options.base import parse_options\n"
+        "from utils.options.train import TrainOptions\n"
         "write = run_hooks.Checkpoints.on_epoch_end\n"
         "def die(self, trainer):\n"
         "    write(self, trainer)\n"
@@ -90,7 +109,7 @@ def test_two_processes_resume_exactly(trained):
         "if '--resume' not in sys.argv:\n"
         "    run_hooks.Checkpoints.on_epoch_end = die\n"
         "from recipes.train import train\n"
-        "from utils.trainer import Trainer\n"
+        "from utils.engine.trainer import Trainer\n"
         "fit = Trainer.fit\n"
         "def same_everywhere(self):\n"
         "    fit(self)\n"
@@ -109,5 +128,10 @@ def test_two_processes_resume_exactly(trained):
 
 
 def test_batch_must_divide_among_the_processes(trained):
-    done = torchrun(ROOT / "train.py", *TINY, "--data", "tiny.yaml", "--batch-size", "3", folder=trained)
-    assert done.returncode != 0 and "--batch-size 3: must be a multiple of the 2 processes" in done.stderr
+    done = torchrun(
+        ROOT / "train.py", *TINY, "--data", "tiny.yaml", "--batch-size", "3", folder=trained
+    )
+    assert (
+        done.returncode != 0
+        and "--batch-size 3: must be a multiple of the 2 processes" in done.stderr
+    )

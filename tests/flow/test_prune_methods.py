@@ -1,4 +1,6 @@
-"""prune.py with methods that need more than the weights: gradients of training images, or sparse training before."""
+"""prune.py with methods that need more than the weights: gradients of training images, or sparse
+training before.
+"""
 
 import csv
 import subprocess
@@ -12,7 +14,23 @@ from tests.flow.runs import run, tiny_set
 from tests.prune_toys import randomised
 
 pytestmark = pytest.mark.flow
-COMMON = "--data tiny.yaml --imgsz 64 --batch-size 4 --workers 0 --device cpu --noplots --speed-up 2 --finetune-epochs 1".split()  # noqa: SIM905
+COMMON = [
+    "--data",
+    "tiny.yaml",
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--noplots",
+    "--speed-up",
+    "2",
+    "--finetune-epochs",
+    "1",
+]  # noqa: SIM905
 
 
 def prune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -31,11 +49,17 @@ def steps_and_speed_up(folder: Path) -> tuple[int, float]:
 
 
 def test_group_taylor_takes_gradients_once_and_every_so_many_steps(tmp_path):
-    done = prune(tmp_path, "--method", "group_taylor", "--calib-batches", "2", "--recalib-every", "20")
+    done = prune(
+        tmp_path, "--method", "group_taylor", "--calib-batches", "2", "--recalib-every", "20"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     steps, speed_up = steps_and_speed_up(tmp_path)
     assert 2.0 <= speed_up < 2.05
-    assert done.stdout.count("Gradients of 2 training batches, one pass per batch") == 1 + (steps - 1) // 20 > 2
+    assert (
+        done.stdout.count("Gradients of 2 training batches, one pass per batch")
+        == 1 + (steps - 1) // 20
+        > 2
+    )
     assert "train_sparse" not in done.stdout + done.stderr
 
 
@@ -44,5 +68,7 @@ def test_slim_on_dense_weights_names_the_command_and_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert 2.0 <= steps_and_speed_up(tmp_path)[1] < 2.05
     text = done.stdout + done.stderr
-    assert text.count("python train_sparse.py --weights base.pt --data tiny.yaml --method slim") == 1
+    assert (
+        text.count("python train_sparse.py --weights base.pt --data tiny.yaml --method slim") == 1
+    )
     assert "Gradients" not in text

@@ -12,7 +12,21 @@ from tests.flow.runs import run
 from tests.prune_toys import TINY_REP, randomised
 
 pytestmark = pytest.mark.flow
-QUICK = "--imgsz 64 --batch-size 4 --workers 0 --device cpu --noplots --latency-seconds 0 --recalibrate-batches 1".split()  # noqa: SIM905
+QUICK = [
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--noplots",
+    "--latency-seconds",
+    "0",
+    "--recalibrate-batches",
+    "1",
+]  # noqa: SIM905
 
 
 def cut_to_half(folder: Path, weights: Path | str, classes: int) -> None:
@@ -23,7 +37,9 @@ def cut_to_half(folder: Path, weights: Path | str, classes: int) -> None:
     done = run(*words, folder=folder, script="prune.py")
     assert done.returncode == 0, done.stderr[-2000:]
     base, cut = load_model(weights), load_model(folder / "runs/prune/exp/weights/pruned.pt")
-    assert cut.nc == classes and 2.0 <= base.info()["macs"] / cut.info()["macs"] < 2.1  # tiny layers step coarsely
+    assert (
+        cut.nc == classes and 2.0 <= base.info()["macs"] / cut.info()["macs"] < 2.1
+    )  # tiny layers step coarsely
 
 
 def test_an_official_checkpoint(tmp_path, shared):

@@ -1,4 +1,6 @@
-"""One command for sparse training, cut and finetune; and what is left of it when it is interrupted."""
+"""One command for sparse training, cut and finetune; and what is left of it when it is
+interrupted.
+"""
 
 import csv
 import json
@@ -13,9 +15,35 @@ import torch
 from tests.flow.runs import TINY, run, same_weights, start, tiny_set
 
 pytestmark = pytest.mark.flow
-COMMON = "--data tiny.yaml --imgsz 64 --batch-size 4 --workers 0 --device cpu --noplots --latency-seconds 0".split()  # noqa: SIM905
+COMMON = [
+    "--data",
+    "tiny.yaml",
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--noplots",
+    "--latency-seconds",
+    "0",
+]  # noqa: SIM905
 BASE = "runs/train/exp/weights/best.pt"
-SPARSE = ("--weights", BASE, "--method", "slim", "--speed-up", "1.5", "--sparse-epochs", "2", "--finetune-epochs", "2", *COMMON)
+SPARSE = (
+    "--weights",
+    BASE,
+    "--method",
+    "slim",
+    "--speed-up",
+    "1.5",
+    "--sparse-epochs",
+    "2",
+    "--finetune-epochs",
+    "2",
+    *COMMON,
+)
 
 
 def prune(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -36,13 +64,21 @@ def whole(tmp_path_factory) -> Path:
 
 
 def stages(run_folder: Path) -> list[str]:
-    return [row["stage"] for row in json.loads((run_folder / "prune_report.json").read_text())["stages"]]
+    return [
+        row["stage"] for row in json.loads((run_folder / "prune_report.json").read_text())["stages"]
+    ]
 
 
 def test_one_command_trains_sparsely_cuts_and_finetunes(whole):
     folder = whole / "runs" / "prune" / "exp"
     # no gamma is near 0 after a dozen steps, so there is no constant to fold
-    assert stages(folder) == ["base", "after sparse training", "after the cut", "after BN recalibration", "after finetune"]
+    assert stages(folder) == [
+        "base",
+        "after sparse training",
+        "after the cut",
+        "after BN recalibration",
+        "after finetune",
+    ]
     with (folder / "sparse" / "results.csv").open() as file:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
     assert len(rows) == 2 and float(rows[0]["sparse/reg"]) > float(rows[1]["sparse/reg"]) > 0
@@ -62,7 +98,9 @@ def interrupt(folder: Path, name: str) -> Path:
 
 
 def test_resume_finetunes_what_was_cut(whole):
-    """The finetune had not begun: it is that of the uninterrupted run, bit for bit, and the report is complete."""
+    """The finetune had not begun: it is that of the uninterrupted run, bit for bit, and the report
+    is complete.
+    """
     copy = interrupt(whole, "cut-only")
     done = prune("--resume", str(copy), folder=whole)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -74,7 +112,9 @@ def test_resume_finetunes_what_was_cut(whole):
 
 
 def test_resume_before_the_cut_keeps_the_sparse_training(whole):
-    """Killed during the search: the sparse training is taken as it is, the rest is done anew and comes out the same."""
+    """Killed during the search: the sparse training is taken as it is, the rest is done anew and
+    comes out the same.
+    """
     copy = interrupt(whole, "sparse-only")
     (copy / "prune_report.json").unlink()
     (copy / "weights" / "pruned.pt").unlink()
@@ -113,7 +153,9 @@ def test_sparse_training_leaves_gammas_smaller_than_they_were(whole):
     gammas = []
     for path in (BASE, "runs/prune/exp/sparse/weights/last.pt"):
         state = torch.load(whole / path, weights_only=True)["state_dict"]
-        gammas.append(torch.cat([v.abs() for k, v in state.items() if k.endswith("bn.weight")]).mean().item())
+        gammas.append(
+            torch.cat([v.abs() for k, v in state.items() if k.endswith("bn.weight")]).mean().item()
+        )
     assert gammas[1] < gammas[0] - 0.001  # a dozen steps
 
 
@@ -122,7 +164,10 @@ def test_sparse_training_leaves_gammas_smaller_than_they_were(whole):
     [
         (("--resume", "runs/train/exp"), "--resume runs/train/exp: is no run of prune.py"),
         (("--resume", "nowhere"), "--resume nowhere: has no opt.yaml of prune.py"),
-        (("--weights", BASE, "--sparse-epochs", "2", *COMMON), "--sparse-epochs: lamp has no penalty to train with"),
+        (
+            ("--weights", BASE, "--sparse-epochs", "2", *COMMON),
+            "--sparse-epochs: lamp has no penalty to train with",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(whole, words, message):

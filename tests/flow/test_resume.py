@@ -35,7 +35,9 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize("trial", [0, 1])
 def test_killed_and_resumed_equals_uninterrupted(whole, trial):
-    """kill -9 at a random moment after the first checkpoint: `last.pt` loads, and the end is the same bit for bit."""
+    """kill -9 at a random moment after the first checkpoint: `last.pt` loads, and the end is the
+    same bit for bit.
+    """
     process = start(*RUN, "--name", f"killed{trial}", folder=whole)
     weights = whole / "runs" / "train" / f"killed{trial}" / "weights"
     wait_for(weights / "last.pt", process)
@@ -56,7 +58,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole, trial):
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_ends_soon_and_says_how_to_go_on(whole, number, code, send):
-    """To the process, as `kill` does, or to its data workers too, as Ctrl-C, `timeout` and job schedulers do."""
+    """To the process, as `kill` does, or to its data workers too, as Ctrl-C, `timeout` and job
+    schedulers do.
+    """
     name = f"{signal.Signals(number).name}-{send.__name__}"
     process = start(*RUN, "--name", name, "--epochs", "500", "--workers", "1", folder=whole)
     last = whole / "runs" / "train" / name / "weights" / "last.pt"
@@ -65,7 +69,10 @@ def test_interrupt_ends_soon_and_says_how_to_go_on(whole, number, code, send):
     send(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code and time.time() - begin < 45  # 500 epochs take far longer
-    assert f"python train.py --resume runs/train/{name}/weights/last.pt" in output and "Traceback" not in output
+    assert (
+        f"python train.py --resume runs/train/{name}/weights/last.pt" in output
+        and "Traceback" not in output
+    )
     assert "train_state" in torch.load(last, weights_only=True)
 
 
@@ -76,7 +83,13 @@ def test_finished_run_is_not_resumed(whole):
 
 def test_checkpoint_of_a_finished_run_is_stripped(whole):
     for name in ("last.pt", "best.pt"):
-        content = torch.load(whole / "runs" / "train" / "whole" / "weights" / name, weights_only=True)
+        content = torch.load(
+            whole / "runs" / "train" / "whole" / "weights" / name, weights_only=True
+        )
         assert "train_state" not in content
-        assert content["args"]["epochs"] == EPOCHS and content["hyp"]["nbs"] == 16 and content["names"] == ["c0", "c1", "c2"]
+        assert (
+            content["args"]["epochs"] == EPOCHS
+            and content["hyp"]["nbs"] == 16
+            and content["names"] == ["c0", "c1", "c2"]
+        )
         assert [row["epoch"] for row in content["history"]][-1] == content["epoch"]

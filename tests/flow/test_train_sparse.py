@@ -59,16 +59,25 @@ def test_columns_statistics_and_console(whole):
     folder, output = whole / "runs/sparse/whole", (whole / "output.txt").read_text()
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[-3:] == ["sparse/reg", "sparse/gamma_lt_0.01", "sparse/mean_abs_gamma"] and len(rows) == EPOCHS
+    assert (
+        list(rows[0])[-3:] == ["sparse/reg", "sparse/gamma_lt_0.01", "sparse/mean_abs_gamma"]
+        and len(rows) == EPOCHS
+    )
     assert float(rows[0]["sparse/reg"]) < float(rows[-1]["sparse/reg"]), "lambda grows"
     with (folder / "bn/stats.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == EPOCHS * 57 and {row["epoch"] for row in table} == set("01234")
     assert all(float(row["norm_p50"]) > 0 for row in table)
-    mean = sum(float(r["mean_abs"]) * int(r["channels"]) for r in table[-57:]) / sum(int(r["channels"]) for r in table[-57:])
+    mean = sum(float(r["mean_abs"]) * int(r["channels"]) for r in table[-57:]) / sum(
+        int(r["channels"]) for r in table[-57:]
+    )
     assert mean == pytest.approx(float(rows[-1]["sparse/mean_abs_gamma"]), rel=1e-4)
     assert "have no effect on group_reg" in output
-    assert "the penalty alone takes gamma from 1 to" in output and "Verdict: " in output and "mean |gamma|" in output
+    assert (
+        "the penalty alone takes gamma from 1 to" in output
+        and "Verdict: " in output
+        and "mean |gamma|" in output
+    )
 
 
 def test_killed_and_resumed_equals_uninterrupted(whole):
@@ -78,11 +87,16 @@ def test_killed_and_resumed_equals_uninterrupted(whole):
     time.sleep(0.3)
     process.kill()
     process.wait()
-    assert torch.load(weights / "last.pt", weights_only=True)["epoch"] < EPOCHS - 1, "the run was over before it was killed"
+    assert torch.load(weights / "last.pt", weights_only=True)["epoch"] < EPOCHS - 1, (
+        "the run was over before it was killed"
+    )
     resumed, output = sparse("--resume", weights / "last.pt", folder=whole)
     assert resumed.returncode == 0, output[-2000:]
     reference = whole / "runs/sparse/whole"
-    assert all(same_weights(reference / "weights" / name, weights / name) for name in ("last.pt", "best.pt"))
+    assert all(
+        same_weights(reference / "weights" / name, weights / name)
+        for name in ("last.pt", "best.pt")
+    )
     for name in ("results.csv", "bn/stats.csv"):
         assert (reference / name).read_text() == (weights.parent / name).read_text(), name
 

@@ -17,7 +17,7 @@ from recipes.val import val
 from tests.conftest import ROOT
 from utils.boxes import xywh2xyxy
 from utils.errors import UserError
-from utils.val_options import ValOptions
+from utils.options.val import ValOptions
 
 pytestmark = pytest.mark.flow
 PICTURES = {"confusion_matrix.png", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}
@@ -30,7 +30,9 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory) -> tuple[Path, Path]:
-    """An untrained three-class YOLOv5n that finds something everywhere, and five small photos of 96 x 64."""
+    """An untrained three-class YOLOv5n that finds something everywhere, and five small photos of 96
+    x 64.
+    """
     folder = tmp_path_factory.mktemp("val")
     torch.manual_seed(0)
     model = build_model("yolov5n", nc=3)
@@ -44,8 +46,15 @@ def setup(tmp_path_factory) -> tuple[Path, Path]:
         (folder / kind / "val").mkdir(parents=True)
     for i in range(5):
         Image.effect_noise((96, 64), 80).convert("RGB").save(folder / "images" / "val" / f"{i}.png")
-        (folder / "labels" / "val" / f"{i}.txt").write_text(f"{i % 3} 0.5 0.5 0.4 0.5\n" if i else "")
-    content = {"path": str(folder), "train": "images/val", "val": "images/val", "names": model.names}
+        (folder / "labels" / "val" / f"{i}.txt").write_text(
+            f"{i % 3} 0.5 0.5 0.4 0.5\n" if i else ""
+        )
+    content = {
+        "path": str(folder),
+        "train": "images/val",
+        "val": "images/val",
+        "names": model.names,
+    }
     (folder / "set.yaml").write_text(yaml.safe_dump(content))
     return folder / "best.pt", folder / "set.yaml"
 
@@ -65,20 +74,39 @@ def test_command_line_writes_everything(setup, tmp_path):
         "--save-conf",
         "--save-json",
     )
-    done = run("--weights", weights, "--data", data, *words, "--project", tmp_path, "--name", "here")
+    done = run(
+        "--weights", weights, "--data", data, *words, "--project", tmp_path, "--name", "here"
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "here"
     assert re.search(r"Class +Images +Instances +P +R +mAP50 +mAP50-95\n +all +5 +4 ", done.stdout)
     assert re.search(r"\n +red +5 +1 .*\n +green +5 +2 .*\n +blue +5 +1 ", done.stdout)
-    assert "COCO metric" in done.stdout and "ms inference" in done.stdout and f"Results saved to {folder}" in done.stdout
+    assert (
+        "COCO metric" in done.stdout
+        and "ms inference" in done.stdout
+        and f"Results saved to {folder}" in done.stdout
+    )
     names = {p.name for p in folder.iterdir()}
     batches = {f"val_batch{i}_{kind}.jpg" for i in range(3) for kind in ("labels", "pred")}
-    assert names == PICTURES | batches | {"labels", "log.txt", "opt.yaml", "results.json", "predictions.json"}
+    assert names == PICTURES | batches | {
+        "labels",
+        "log.txt",
+        "opt.yaml",
+        "results.json",
+        "predictions.json",
+    }
 
     results = json.loads((folder / "results.json").read_text())
     assert (results["images"], results["instances"], results["imgsz"]) == (5, 4, 64)
-    assert set(results["metrics"]) == {"P", "R", "mAP50", "mAP50-95", "fitness"} and 0 <= results["metrics"]["mAP50"] <= 1
-    assert len(results["per_class"]) == 3 and set(results["speed_ms"]) == {"pre", "inference", "nms"}
+    assert (
+        set(results["metrics"]) == {"P", "R", "mAP50", "mAP50-95", "fitness"}
+        and 0 <= results["metrics"]["mAP50"] <= 1
+    )
+    assert len(results["per_class"]) == 3 and set(results["speed_ms"]) == {
+        "pre",
+        "inference",
+        "nms",
+    }
     assert yaml.safe_load((folder / "opt.yaml").read_text())["batch_size"] == 2
 
     records = json.loads((folder / "predictions.json").read_text())
@@ -87,18 +115,34 @@ def test_command_line_writes_everything(setup, tmp_path):
     assert len(lines) == len(mine) > 0
     label, *place, confidence = map(float, lines[0].split())
     x1, y1, x2, y2 = (xywh2xyxy(torch.tensor(place)) * torch.tensor([96.0, 64, 96, 64])).tolist()
-    assert (int(label), mine[0]["bbox"]) == (mine[0]["category_id"], pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01))
+    assert (int(label), mine[0]["bbox"]) == (
+        mine[0]["category_id"],
+        pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01),
+    )
     assert confidence == pytest.approx(mine[0]["score"], abs=1e-4)
 
 
-@pytest.mark.parametrize("words", [(), ("--weights", "nowhere.pt", "--data", "nowhere.yaml"), ("--weihgts", "a.pt")])
+@pytest.mark.parametrize(
+    "words", [(), ("--weights", "nowhere.pt", "--data", "nowhere.yaml"), ("--weihgts", "a.pt")]
+)
 def test_a_mistake_is_one_line_and_exit_code_2(words):
     done = run(*words)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and len(done.stderr.strip().splitlines()) == 1
+        and "Traceback" not in done.stderr
+    )
 
 
 def options(weights: Path | str, data: Path, folder: Path, **more) -> ValOptions:
-    common = {"imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu", "noplots": True, "project": str(folder)}
+    common = {
+        "imgsz": 64,
+        "batch_size": 4,
+        "workers": 0,
+        "device": "cpu",
+        "noplots": True,
+        "project": str(folder),
+    }
     return ValOptions(weights=str(weights), data=str(data), **(common | more))
 
 

@@ -1,0 +1,213 @@
+"""Says at the start of a run whether distillation works: what is compared, does gradient arrive,
+its share, its cost.
+"""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distill.task import DistillTask
+from utils.engine.hooks import Hook
+from utils.engine.trainer import Trainer
+from utils.log import LOGGER
+from utils.profiling import count_parameters
+from utils.timing import alternate
+
+FIRST = 10  # batches that the share and the time a step are taken from
+MOST, LEAST, GOOD = 0.6, 0.01, 0.3  # of the whole loss
+
+
+class Diagnostics(Hook):
+    """Reports on the first batches of a new run.
+
+    It computes beside the training and changes none of it.
+    """
+
+    main_only = True
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(0)  # detection and each loss over the first batches, on the device
+        self._start = self._extra = 0.0  # seconds
+        self._factor = 1.0
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Name the teacher."""
+        task = _task(trainer)
+        LOGGER.info(
+            f"Teacher: {count_parameters(task.teacher.model)} parameters, frozen; compared by"
+            f" {', '.join(task.weights)}"
+        )
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        """Examine the first batch, sum up the first few; a resumed run was examined
+        when it began.
+        """
+        task = _task(trainer)
+        self._factor = task.factor
+        first = min(FIRST, len(trainer.loader))
+        if trainer.epoch > 0 or trainer.batch >= first:
+            return
+        terms = _terms(task, trainer.parts)
+        if trainer.batch == 0:
+            self._sums = torch.zeros_like(terms)
+            report_pairs(task, trainer.images)
+            report_gradient(task, trainer.images)
+            self._extra = _extra_seconds(task, trainer)
+            self._start = time.perf_counter()
+        if task.factor:  # the first batch of a warm-up has none
+            self._sums += terms
+        if trainer.batch + 1 == first:
+            self._conclude(task, trainer.batch, len(trainer.loader))
+
+    def metrics(self) -> dict[str, float]:
+        """The schedule's factor at the end of the epoch."""
+        return {"kd/factor": self._factor}
+
+    def _conclude(self, task: DistillTask, batches: int, per_epoch: int) -> None:
+        """`batches` have passed since the first one."""
+        detection, *values = self._sums.tolist()  # waits for the device, so that the clock is right
+        LOGGER.info(
+            "\n" + share_report(detection, dict(zip(task.weights, values, strict=True)), task)
+        )
+        if batches:
+            step = (time.perf_counter() - self._start) / batches
+            without = max(step - self._extra, 0.0)
+            LOGGER.info(
+                f"Cost: {step:.3g} s a step with the teacher, about {without:.3g} without; "
+                f"{step * per_epoch:.3g} and {without * per_epoch:.3g} s an epoch"
+            )
+
+
+def report_pairs(task: DistillTask, images: Tensor) -> None:
+    """Each pair of layers with its shapes, and the adapters made for it."""
+    names = list(zip(task.taps.names, task.teacher.taps.names, strict=True))
+    if not names:
+        return
+    size = max(images.shape[2:])
+    shapes = zip(task.taps.shapes(size), task.teacher.taps.shapes(size), strict=True)
+    for i, ((ours, theirs), (s, t)) in enumerate(zip(names, shapes, strict=True)):
+        adapters = [
+            f"{name} {_size(losses[i])}"
+            for name, losses in task.features.items()
+            if isinstance(losses, nn.ModuleList)
+        ]
+        LOGGER.info(
+            f"Pair: student {ours} {s} - teacher {theirs} {t}; trained beside:"
+            f" {', '.join(adapters)}"
+        )
+
+
+def report_gradient(task: DistillTask, images: Tensor) -> None:
+    """Whether the gradient of distillation alone reaches the student."""
+    named = [(name, p) for name, p in task.model.named_parameters() if p.requires_grad]
+    gradients = _gradients(task, images, [p for _, p in named], taught=True, detection=False)
+    norms = torch.stack(
+        [torch.zeros((), device=images.device) if g is None else g.norm() for g in gradients]
+    ).tolist()
+    reached = [name for (name, _), norm in zip(named, norms, strict=True) if norm > 0]
+    if reached:
+        LOGGER.info(
+            f"Gradient of distillation reaches {len(reached)} of the student's {len(named)} trained"
+            " tensors"
+        )
+    else:
+        LOGGER.warning(
+            "no gradient of distillation reaches the student: it is frozen there, or equal to the"
+            " teacher"
+        )
+
+
+def share_report(detection: float, values: Mapping[str, float], task: DistillTask) -> str:
+    """Distillation beside detection before the schedule, with weights to try where its share is
+    above 60% or below 1%.
+    """
+    whole = detection + sum(values.values())
+    share = sum(values.values()) / whole if whole else 0.0
+    listed = ", ".join(
+        f"{name} {value / whole if whole else 0:.1%}" for name, value in values.items()
+    )
+    text = f"Distillation is {share:.1%} of the loss over the first batches ({listed})"
+    if LEAST <= share <= MOST:
+        return text
+    if not share:
+        return f"{text}: student and teacher agree in all that is compared"
+    factor = detection / sum(values.values()) * GOOD / (1 - GOOD)
+    better = {name: f"{float(f'{weight * factor:.2g}'):g}" for name, weight in task.weights.items()}
+    options = (
+        [f"--feature-weight {' '.join(better[name] for name in task.features)}"]
+        if task.features
+        else []
+    )
+    options += [f"--logit-weight {better[task.logit_name]}"] if task.logit_name else []
+    what = "it may drown the labels" if share > MOST else "it will hardly do anything"
+    return f"{text}: {what}; {' '.join(options)} would make it {GOOD:.0%}"
+
+
+def _task(trainer: Trainer) -> DistillTask:
+    assert isinstance(trainer.task, DistillTask)
+    return trainer.task
+
+
+def _terms(task: DistillTask, parts: Mapping[str, Tensor]) -> Tensor:
+    """(1 + losses,): detection as box + obj + cls, and each distillation loss times its weight."""
+    own = {"kd_logit", "kd_feature", *(f"raw_{name}" for name in task.weights)}
+    detection = torch.stack(
+        [value.float() for name, value in parts.items() if name not in own]
+    ).sum()
+    return torch.stack(
+        [
+            detection,
+            *(weight * parts[f"raw_{name}"].float() for name, weight in task.weights.items()),
+        ]
+    )
+
+
+def _gradients(
+    task: DistillTask, images: Tensor, wanted: list[Tensor], *, taught: bool, detection: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of one batch, taken beside the training: in eval mode no statistic moves, and
+    generators are put back.
+
+    The raw maps' mean stands for the detection loss, which may have a state of its own.
+    """
+    device = images.device
+    task.eval()
+    try:
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            with task.taps.reading() as maps:
+                _, raw = task.model(images)
+            total = torch.zeros((), device=device)
+            if taught:
+                total = total + task.weighted(task.distillation(images, raw, maps))
+            if detection:
+                total = total + torch.stack([level.float().mean() for level in raw]).sum()
+        return torch.autograd.grad(total, wanted, allow_unused=True)
+    finally:
+        task.train()
+
+
+def _extra_seconds(task: DistillTask, trainer: Trainer) -> float:
+    """What teacher and distillation losses add to a step: forward and backward with and without, in
+    turn.
+    """
+    wanted: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
+
+    def step(taught: bool) -> None:
+        with trainer.precision.autocast():
+            _gradients(task, trainer.images, wanted, taught=taught, detection=True)
+
+    work = {"alone": lambda: step(False), "taught": lambda: step(True)}
+    times = alternate(work, seconds=0, min_rounds=1, device=trainer.device)
+    return min(times["taught"]) - min(times["alone"])
+
+
+def _size(module: nn.Module) -> str:
+    """Its trained layers, as `Conv2d 64x32x1x1`."""
+    layers = [
+        f"{type(m).__name__} {'x'.join(map(str, m.weight.shape))}"
+        for m in module.modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    return " + ".join(layers) or "nothing"

@@ -1,0 +1,114 @@
+"""What layers of a model give, read during a forward pass that somebody else makes.
+
+Hooks are there only while `FeatureHooks.reading()` is open: copies of the model (EMA, best.pt)
+never carry one, validation fills nothing, and no feature map outlives the step.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import Model
+from utils.errors import UserError, suggest
+
+
+def head_inputs(model: Model) -> list[str]:
+    """Numbers of the rows that feed the detection head, the finest level first."""
+    return [str(index) for index in model.specs[-1].source[: model.head.nl]]
+
+
+def find_layer(model: Model, name: str, option: str) -> str:
+    """The path of a module: of a row by its number (`17`) or tag, or of any by its own path
+    (`model.17.cv3`).
+
+    `UserError` where there is none; `option` says who asked.
+    """
+    if name.isdecimal():
+        if int(name) >= len(model.model):
+            raise UserError(f"{option} {name}: the model has the rows 0 to {len(model.model) - 1}")
+        return f"model.{int(name)}"
+    tags = {spec.tag: f"model.{spec.index}" for spec in model.specs if spec.tag}
+    if name in tags:
+        return tags[name]
+    paths = dict(model.named_modules())
+    if name not in paths:
+        raise UserError(
+            f"{option} {name}: no such layer{suggest(name, [*tags, *paths])}; give a row's number"
+            " or tag, or a module's path"
+        )
+    return name
+
+
+class FeatureHooks:
+    """Reads the feature maps of chosen layers of one model."""
+
+    def __init__(self, model: Model, names: Sequence[str], option: str):
+        """`names`: layers as `find_layer` takes them; `option` is named in errors."""
+        self.model, self.names, self.option = model, list(names), option
+        self.paths = [find_layer(model, name, option) for name in names]
+
+    @contextmanager
+    def reading(self) -> Iterator[list[Tensor]]:
+        """A list that holds the maps (N, C, H, W), in the order of the names, once the model has
+        run within the block.
+
+        `UserError` where a layer gives no such map, or where a later layer overwrites it in place:
+        it is not what it was then.
+        """
+        found: dict[int, tuple[Tensor, int]] = {}
+        maps: list[Tensor] = []
+        # looked up each time: training may replace a module (SyncBatchNorm)
+        modules = [self.model.get_submodule(path) for path in self.paths]
+        hooks = [
+            module.register_forward_hook(partial(_keep, found, i))
+            for i, module in enumerate(modules)
+        ]
+        try:
+            yield maps
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for i, name in enumerate(self.names):
+            if i not in found:
+                raise UserError(
+                    f"{self.option} {name}: gives no feature map (N, C, H, W); choose a layer"
+                    " within the network"
+                )
+            feature, version = found[i]
+            if feature._version != version:
+                raise UserError(
+                    f"{self.option} {name}: what follows overwrites its output in place; choose the"
+                    " layer after it"
+                )
+            maps.append(feature)
+
+    @torch.no_grad()
+    def shapes(self, size: int) -> list[tuple[int, int, int]]:
+        """(C, H, W) of each layer for images of `size` pixels.
+
+        Run in eval mode: no statistic moves; the mode is put back.
+        """
+        training = self.model.training
+        like = next(self.model.parameters())
+        self.model.eval()
+        try:
+            with self.reading() as maps:
+                self.model(like.new_zeros(1, self.model.cfg.get("ch", 3), size, size))
+        finally:
+            self.model.train(training)
+        return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+
+
+def _keep(
+    found: dict[int, tuple[Tensor, int]], index: int, module: nn.Module, inputs: Any, output: Any
+) -> None:
+    """A forward hook; a row with several outputs gives its first, the others are rows
+    of their own.
+    """
+    first = output[0] if isinstance(output, list | tuple) else output
+    if isinstance(first, Tensor) and first.ndim == 4:
+        found[index] = (first, first._version)

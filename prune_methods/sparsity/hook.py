@@ -1,0 +1,172 @@
+"""Sparse training as a hook: a penalty on every step, its schedule, and the figures that show what
+it does.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from prune_methods.sparsity.estimate import (
+    SMALL,
+    auto_delta,
+    auto_reg,
+    decay_factor,
+    describe_estimate,
+    estimate_gamma,
+    step_sizes,
+)
+from prune_methods.sparsity.penalties import GroupRegPenalty, Penalty
+from utils.engine.hooks import Hook
+from utils.engine.trainer import MAX_GRAD_NORM, READ_EVERY, Trainer
+from utils.errors import UserError
+from utils.log import LOGGER
+
+
+class Sparsity(Hook):
+    """Adds `penalty` to the gradients once an optimizer step, after unscale and before clip.
+
+    `reg` None solves for zero at 70 % of the run (group_reg: its growth too). `decay`: linear,
+    cosine or constant, down to reg * `end_factor`. Make it before the optimizer is built: it
+    switches weight decay off for the layers that it works on (`decay_free`). The figures are those
+    of the averaged model, which is what is validated, saved and pruned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalty: Penalty,
+        reg: float | None,
+        *,
+        decay: str = "linear",
+        end_factor: float = 0.01,
+    ):
+        self.penalty, self.reg, self.decay, self.end_factor = penalty, reg, decay, end_factor
+        self.start: float | None = None  # mean |gamma| before the first step
+        self.expected: float | None = None  # mean |gamma| that the penalty alone would leave
+        self.wanted: float | None = None  # what --reg auto would choose
+        self.strength = 0.0
+        self._clipped = torch.zeros(2)  # sum and number of the looked at steps' clipping factors
+        for name in penalty.layers:
+            cast(Any, model.get_submodule(name)).decay_free = True
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Bind to the tensors in training and say how far this run can get."""
+        self.penalty.bind(trainer.task.model)
+        self._clipped = self._clipped.to(trainer.device)
+        self._averages = trainer.ema.model
+        self._factor = decay_factor(self.decay, self.end_factor, trainer.epochs)
+        self.gammas = _gammas(self._averages, self.penalty.norms)
+        if self.start is None:
+            self.start = float(torch.cat(list(self.gammas.values())).abs().mean())
+        self._estimate(trainer)
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """One strength an epoch."""
+        assert self.reg is not None
+        self.strength = self.reg * self._factor(trainer.epoch)
+
+    def on_grads_ready(self, trainer: Trainer) -> None:
+        """The one place where sparse training differs from training."""
+        self.penalty.add(self.strength)
+        if trainer.step % READ_EVERY == 0:
+            norm = get_total_norm([p.grad for p in trainer.task.parameters() if p.grad is not None])
+            factor = (MAX_GRAD_NORM / norm).clamp(max=1)
+            self._clipped += torch.stack([factor, torch.ones_like(factor)]).where(
+                norm.isfinite(), 0.0
+            )
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Whoever trains this model next decides on its weight decay anew."""
+        for name in self.penalty.layers:
+            del cast(Any, trainer.task.model.get_submodule(name)).decay_free
+
+    @property
+    def share(self) -> float:
+        """Share of channels with |gamma| below .01 in the averaged model."""
+        return float((torch.cat(list(self.gammas.values())).abs() < SMALL).float().mean())
+
+    @property
+    def mean(self) -> float:
+        """Mean |gamma| of the averaged model."""
+        return float(torch.cat(list(self.gammas.values())).abs().mean())
+
+    @property
+    def clip(self) -> float:
+        """Mean factor of clipping the gradient over the run, 0 to 1: gamma moves that much less
+        far.
+        """
+        total, steps = self._clipped.tolist()
+        return total / steps if steps else 1.0
+
+    def group_norms(self) -> dict[str, Tensor]:
+        """Norms of the coupled slices by batch norm in the averaged model; nothing for slim and
+        group_slim.
+        """
+        return self.penalty.group_norms(self._averages)
+
+    def metrics(self) -> dict[str, float]:
+        """Columns of results.csv and a line on the console."""
+        strength = self.penalty.mean_strength(self.strength)
+        LOGGER.info(
+            f"Sparsity: reg {strength:.3g}, {self.share:.1%} of |gamma| below {SMALL:g}, mean"
+            f" |gamma| {self.mean:.3f}"
+        )
+        return {
+            "sparse/reg": strength,
+            "sparse/gamma_lt_0.01": self.share,
+            "sparse/mean_abs_gamma": self.mean,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was settled at the start, and what the penalty has grown to."""
+        penalty = self.penalty.state_dict()
+        return {
+            "reg": self.reg,
+            "start": self.start,
+            "clipped": self._clipped.clone(),
+            "penalty": penalty,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.reg, self.start, self._clipped = state["reg"], state["start"], state["clipped"]
+        self.penalty.load_state_dict(state["penalty"])
+
+    def _estimate(self, trainer: Trainer) -> None:
+        assert self.start is not None
+        if "momentum" not in trainer.optimizer.param_groups[0]:
+            if self.reg is None:
+                raise UserError(
+                    "--reg auto: how far Adam moves a weight cannot be told beforehand; give a"
+                    " number, or use SGD"
+                )
+            LOGGER.info(
+                "Sparsity: Adam rescales gradients, so how far gamma gets cannot be told beforehand"
+            )
+            return
+        steps = step_sizes(trainer.schedule, trainer.epochs, self._factor)
+        auto, wanted = self.reg is None, auto_reg(self.penalty, steps, self.start)
+        if self.reg is None:
+            self.reg = wanted
+        delta = None
+        if isinstance(self.penalty, GroupRegPenalty):
+            wanted = auto_delta(self.penalty, steps, self.reg)
+            if auto and wanted < float("inf"):
+                self.penalty.delta_reg = wanted
+            delta = self.penalty.delta_reg
+        self.wanted = wanted
+        left = estimate_gamma(self.penalty, steps, self.reg, self.start)
+        self.expected = left[0]
+        nominal = trainer.schedule.hyp.nbs
+        LOGGER.info(
+            describe_estimate(
+                self.reg, self.start, left, self.wanted, nominal, self.penalty.cap, delta
+            )
+        )
+
+
+def _gammas(model: nn.Module, norms: list[str]) -> dict[str, Tensor]:
+    """Batch norm -> its gammas, the model's own tensors."""
+    return {name: cast(Tensor, model.get_submodule(name).weight).detach() for name in norms}

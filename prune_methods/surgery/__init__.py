@@ -1,0 +1,3 @@
+"""The cut itself, its proof, and what makes up for it: folded constants, fresh batch norm
+statistics.
+"""

@@ -1,0 +1,140 @@
+"""What the preflight found, for people: every module with parameters and what becomes of it, on the
+console and as files.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from torch import nn
+
+from prune_methods import ChannelGroup, Member, Skipped
+from prune_methods.groups.graph import IGNORED, PRODUCERS
+from prune_methods.groups.inexact import inexact_blocks
+from recipes.prune.report import write_csv
+
+PRUNABLE = "prunable"
+TIED = 3  # names of tied layers that a line shows
+DETAIL = 72  # characters of a reason that a line shows; the files have all
+SHORT = 20  # skipped layers that a run prints
+
+
+@dataclass(frozen=True)
+class LayerFate:
+    """One row of the table.
+
+    `channels` are outputs; `status` is prunable, ignored or not prunable.
+    """
+
+    layer: str
+    kind: str
+    channels: int
+    status: str
+    detail: str
+
+
+def layer_fates(
+    model: nn.Module, groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]
+) -> list[LayerFate]:
+    """A row for each module that holds parameters, in the model's order; bare parameters have rows
+    of their own.
+    """
+    places: dict[str, list[tuple[ChannelGroup, Member]]] = {}
+    for group in groups:
+        for member in group.members:
+            if member.kind != "in":
+                places.setdefault(member.name, []).append((group, member))
+    reasons = {name: f"stays whole with {s.layer}: {s.reason}" for s in skipped for name in s.also}
+    reasons |= {s.layer: s.reason for s in skipped}
+    blocks = inexact_blocks(model)
+    found = []
+    for name, kind, channels in _holders(model):
+        status, detail = _fate(name, channels, places.get(name, []), reasons.get(name))
+        around = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        if status == PRUNABLE and around is not None:
+            detail += f"; inexact: {blocks[around]}"
+        found.append(LayerFate(name, kind, channels, status, detail))
+    return found
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[str, str, int]]:
+    """(Name, class, output channels) of what holds parameters."""
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own and type(module).__module__.startswith("torch.nn"):
+            yield name, type(module).__name__, len(next(iter(own.values())))
+        else:
+            for key, parameter in own.items():
+                yield (
+                    f"{name}.{key}".lstrip("."),
+                    "Parameter",
+                    parameter.shape[1 if parameter.dim() > 1 else 0],
+                )
+
+
+def _fate(
+    name: str, channels: int, places: Sequence[tuple[ChannelGroup, Member]], reason: str | None
+) -> tuple[str, str]:
+    """(Status, detail) of one row."""
+    if not places:
+        reason = reason or "has no channels that can be followed"
+        return "ignored" if IGNORED in reason else "not prunable", reason
+    members = [m for group, _ in places for m in group.members]
+    producers = sorted({m.name for m in members if m.kind in PRODUCERS and m.name != name})
+    number = len({c for _, member in places for c in member.layer_channels.tolist()})
+    part = f"{number} of {channels} channels; " if number < channels else ""
+    if places[0][1].kind not in PRODUCERS:
+        return PRUNABLE, f"{part}goes with {_shortened(producers)}"
+    tied = f"tied to {_shortened(producers)}; " if producers else ""
+    readers = len({m.name for m in members if m.kind == "in"})
+    return PRUNABLE, f"{part}{tied}read by {readers} layer{'' if readers == 1 else 's'}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - TIED} more" if len(names) > TIED else ""
+    return ", ".join(names[:TIED]) + more
+
+
+def table(rows: Sequence[LayerFate]) -> str:
+    """All rows for a terminal."""
+    head = LayerFate("layer", "kind", 0, "status", "tied to, or the reason")
+    width, kind = (
+        max(len(getattr(row, key)) for row in [head, *rows]) for key in ("layer", "kind")
+    )
+    return "\n".join(
+        f"{row.layer:<{width}}  {row.kind:<{kind}}  {row.channels or 'channels':>8} "
+        f" {row.status:<12}  {_line(row.detail)}"
+        for row in [head, *rows]
+    )
+
+
+def _line(text: str) -> str:
+    return textwrap.shorten(text, DETAIL, placeholder=" ...")
+
+
+def totals(groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]) -> str:
+    """One line of counts."""
+    return (
+        f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)}"
+        " layers cannot"
+    )
+
+
+def short_form(groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]) -> str:
+    """Counts, and the layers that stay whole, a line each."""
+    width = max((len(s.layer) for s in skipped), default=0)
+    lines = [f"  {s.layer:<{width}}  {_line(s.reason)}" for s in skipped[:SHORT]]
+    if len(skipped) > SHORT:
+        lines.append(f"  and {len(skipped) - SHORT} more, see skipped.csv")
+    return "\n".join([totals(groups, skipped), *lines])
+
+
+def write_preflight(rows: Sequence[LayerFate], skipped: Sequence[Skipped], folder: Path) -> None:
+    """`preflight.csv`: every row of the table; `skipped.csv`: layer, reason.
+
+    Nothing is shortened but lists of tied layers.
+    """
+    names = [field.name for field in fields(LayerFate)]
+    write_csv(folder / "preflight.csv", names, (list(asdict(row).values()) for row in rows))
+    write_csv(folder / "skipped.csv", ("layer", "reason"), ((s.layer, s.reason) for s in skipped))

@@ -1,0 +1,202 @@
+"""What a pruning run leaves to read: channels layer by layer, a row a step, the table before and
+after.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from models import Model
+from prune_methods import Plan, Step
+from utils.evaluator import EvalResult
+from utils.files import write_atomic
+
+REPORT_JSON = "prune_report.json"
+BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points stay apart
+
+
+def write_steps(steps: Iterable[Step], results: Mapping[Step, EvalResult], path: Path) -> None:
+    """`prune.csv`: a row a step; mAP where just this step was validated."""
+    rows = []
+    for s in steps:
+        maps = [f"{results[s].map50:.5f}", f"{results[s].map:.5f}"] if s in results else ["", ""]
+        rows.append(
+            [
+                s.step,
+                s.channels,
+                f"{s.speed_up:.4f}",
+                s.parameters,
+                f"{2 * s.macs / 1e9:.4f}",
+                *maps,
+            ]
+        )
+    write_csv(
+        path,
+        ("step", "channels", "speed_up", "parameters", "gflops", "mAP_0.5", "mAP_0.5:0.95"),
+        rows,
+    )
+
+
+def layer_widths(model: nn.Module) -> dict[str, int]:
+    """Output channels of every convolution and linear layer."""
+    return {
+        name: m.weight.shape[0]
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    }
+
+
+def write_channels(before: Model, after: Model, folder: Path, picture: bool = True) -> None:
+    """`channels.csv`: layer, before, after, share kept; and the same as a bar chart."""
+    old, new = layer_widths(before), layer_widths(after)
+    rows = [(name, width, new[name], f"{new[name] / width:.4f}") for name, width in old.items()]
+    write_csv(folder / "channels.csv", ("layer", "before", "after", "kept"), rows)
+    if picture:
+        plot_channels(old, new, folder / "channels.png")
+
+
+def plot_channels(old: Mapping[str, int], new: Mapping[str, int], path: Path) -> None:
+    """Horizontal bars, a layer each, from the input at the top to the output: width before (pale)
+    and after.
+    """
+    names = list(old)
+    figure = Figure(figsize=(9, 1.4 + BAR_INCHES * len(names)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(names))
+    axes.barh(places, [old[n] for n in names], height=0.85, color="#cfd8e3", label="before")
+    axes.barh(places, [new[n] for n in names], height=0.85, color="#2166ac", label="after")
+    widest = max(old.values())
+    for place, name in zip(places, names, strict=True):
+        text = f"{old[name]} → {new[name]}" if new[name] != old[name] else f"{old[name]}"
+        axes.text(old[name] + 0.008 * widest, place, text, va="center", fontsize=6.5)
+    axes.set_yticks(places, names, fontsize=6.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, widest * 1.14)
+    axes.set_xlabel("output channels")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 1), framealpha=1)
+    axes.set_title(
+        f"Channels layer by layer: {sum(old.values())} before, {sum(new.values())} after"
+    )
+    figure.savefig(path, dpi=130)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A model at one stage of the run; sizes are those of its deployed form, GFLOPs are stated at
+    the report's image size.
+    """
+
+    stage: str
+    parameters: int
+    gflops: float
+    macs: int
+    map50: float
+    map: float
+
+
+class Report:
+    """The table of `prune_report.md`, a row a stage; `prune_report.json` has the same for programs
+    and for resuming.
+    """
+
+    def __init__(self, imgsz: int):
+        """`imgsz`: pixels at which GFLOPs are stated."""
+        self.imgsz = imgsz
+        self.rows: list[StageRow] = []
+        self.remarks: list[str] = []  # printed under the table
+
+    def add(self, stage: str, model: Model, result: EvalResult) -> None:
+        """Measure the model and keep its validation."""
+        info = model.info(self.imgsz)
+        sizes = int(info["deployed_parameters"]), float(info["gflops_fused"]), int(info["macs"])
+        self.rows.append(StageRow(stage, *sizes, float(result.map50), float(result.map)))
+
+    def conclude(self, plan: Plan) -> None:
+        """What became of the target, as the first remark."""
+        state = "met" if plan.met else "NOT met"
+        target = f"{plan.target:g}x" if plan.reached is None else f"{plan.target:g}x in time"
+        self.remarks.insert(
+            0, f"Target {target}: {state}, {plan.ratio:.3f}x after {len(plan.steps)} steps."
+        )
+
+    def markdown(self) -> str:
+        """The table, and how the figures are meant."""
+        head = [
+            "PruneStage",
+            "Parameters",
+            f"GFLOPs @{self.imgsz}",
+            "Speed-up",
+            "mAP50",
+            "mAP50-95",
+        ]
+        cells = [
+            [
+                row.stage,
+                f"{row.parameters:,}",
+                f"{row.gflops:.2f}",
+                f"{self.rows[0].macs / row.macs:.2f}x",
+                f"{row.map50:.3f}",
+                f"{row.map:.3f}",
+            ]
+            for row in self.rows
+        ]
+        widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+        lines = [
+            _line(head, widths),
+            _line(["-" * w for w in widths], widths),
+            *(_line(row, widths) for row in cells),
+        ]
+        meaning = (
+            "Parameters, GFLOPs (2 x MACs of convolutions, linear layers and matrix products) and"
+            " speed-up are of the deployed\nmodel: batch norms and branches folded."
+        )
+        return (
+            "\n".join(
+                [*lines, *(line for remark in (*self.remarks, meaning) for line in ("", remark))]
+            )
+            + "\n"
+        )
+
+    def write(self, folder: Path) -> None:
+        """`prune_report.md` and `prune_report.json`."""
+        write_atomic(folder / "prune_report.md", "# Pruning\n\n" + self.markdown())
+        content = {
+            "imgsz": self.imgsz,
+            "stages": [asdict(row) for row in self.rows],
+            "remarks": self.remarks,
+        }
+        write_atomic(folder / REPORT_JSON, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Report":
+        """What `write` wrote."""
+        content = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
+        report = cls(content["imgsz"])
+        report.rows, report.remarks = (
+            [StageRow(**row) for row in content["stages"]],
+            list(content["remarks"]),
+        )
+        return report
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = (
+        f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
+        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "| " + " | ".join([first, *rest]) + " |"
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with its head."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(rows)

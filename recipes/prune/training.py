@@ -1,0 +1,170 @@
+"""The trainings inside `prune.py`: sparse training before the cut, the finetune after it.
+
+Both can be interrupted.
+"""
+
+import copy
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data.config import DataConfig
+from models import Model, load_model
+from models.checkpoint import load_checkpoint
+from recipes.distill import diagnostics, task_for
+from recipes.prepare import prepare_hyp
+from recipes.prune.report import REPORT_JSON
+from recipes.train import FitResult, HookFactory, fit, resume
+from recipes.train_sparse import sparse_hooks
+from utils.config import load_yaml
+from utils.errors import UserError
+from utils.log import LOGGER
+from utils.options.distill import DistillOptions
+from utils.options.prune import PruneOptions
+from utils.options.sparse import SparseOptions
+from utils.options.train import TrainOptions
+from utils.rundir import make_run_dir
+
+SHARED = (
+    "data",
+    "loss",
+    "optimizer",
+    "patience",
+    "batch_size",
+    "cache",
+    "single_cls",
+    "noplots",
+    "device",
+    "workers",
+    "seed",
+)
+
+
+class PruneStage:
+    """What sets a training inside a pruning run apart: it is gone on with by the whole run."""
+
+    script: ClassVar[str] = "prune.py"
+
+    def resume_hint(self, run_dir: Path) -> str:
+        """See TrainOptions."""
+        return f"go on with: python prune.py --resume {run_dir.parent}"
+
+
+@dataclass(frozen=True)
+class SparseStage(PruneStage, SparseOptions):
+    """Options of the sparse training that `--sparse-epochs` asks for."""
+
+
+@dataclass(frozen=True)
+class Finetune(PruneStage, TrainOptions):
+    """Options of the finetune without a teacher."""
+
+
+@dataclass(frozen=True)
+class WithTeacherFinetune(PruneStage, DistillOptions):
+    """Options of the finetune under a teacher."""
+
+
+def sparse_train(model: Model, data: DataConfig, opt: PruneOptions, folder: Path) -> Model:
+    """The model after `--sparse-epochs` of sparse training in `sparse/`: the last one, when least
+    is left in what goes.
+
+    All epochs are trained: the fitness may well fall as long as channels do.
+    """
+    common = _shared(opt, folder, opt.weights, opt.sparse_epochs, "sparse") | {"patience": 0}
+    options = SparseStage(**common, **opt.teaching(), method=opt.method, reg=opt.sparse_reg)
+    LOGGER.info(
+        f"\nSparse training with {opt.method} for {opt.sparse_epochs} epochs in {folder / 'sparse'}"
+    )
+    return load_model(
+        _trained(copy.deepcopy(model), data, options, sparse_hooks).last,
+        next(model.parameters()).device,
+    )
+
+
+def finetune(smaller: Model, data: DataConfig, opt: PruneOptions, folder: Path) -> FitResult:
+    """Train what is left in `finetune/`, a run folder of its own; its best checkpoint is copied
+    beside `pruned.pt`.
+    """
+    common = _shared(
+        opt, folder, str(folder / "weights" / "pruned.pt"), opt.finetune_epochs, "finetune"
+    )
+    options = WithTeacherFinetune(**common, **opt.teaching()) if opt.teacher else Finetune(**common)
+    LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {folder / 'finetune'}")
+    found = _trained(smaller, data, options, diagnostics)
+    shutil.copyfile(found.best, folder / "weights" / "best.pt")
+    return found
+
+
+def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
+    """Options and folder of the run that `--resume` names, by its folder or by a checkpoint of one
+    of its trainings.
+
+    The options are those that it was begun with; only the device may be another.
+    """
+    opt.check_resume()
+    given, path = opt.resume, Path(opt.resume)
+    folder = path.absolute().parent.parent.parent if path.suffix == ".pt" else path.absolute()
+    if not (folder / "opt.yaml").is_file():
+        raise UserError(
+            f"--resume {given}: has no opt.yaml of prune.py; give the folder of a run, as"
+            " runs/prune/exp"
+        )
+    saved = load_yaml(folder / "opt.yaml")
+    names = {item.name for item in fields(PruneOptions)}
+    if not {"speed_up", "method"} <= set(saved):
+        raise UserError(
+            f"--resume {given}: is no run of prune.py; train.py, train_sparse.py and distill.py"
+            " resume their own"
+        )
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names
+    }
+    old = PruneOptions(**values)
+    return replace(old, device=opt.device or old.device), folder
+
+
+def forget_earlier(folder: Path) -> None:
+    """What an earlier run of this name has left must not be taken for interrupted trainings, or the
+    cut, of this one.
+    """
+    (folder / REPORT_JSON).unlink(missing_ok=True)
+    for stage in ("sparse", "finetune"):
+        (folder / stage / "weights" / "last.pt").unlink(missing_ok=True)
+
+
+def _shared(
+    opt: PruneOptions, folder: Path, weights: str, epochs: int, name: str
+) -> dict[str, Any]:
+    common = {option: getattr(opt, option) for option in SHARED}
+    where = {"project": str(folder), "name": name}
+    return {
+        **common,
+        **where,
+        "weights": weights,
+        "hyp": opt.finetune_hyp,
+        "epochs": epochs,
+        "imgsz": opt.imgsz,
+    }
+
+
+def _trained(
+    model: Model, data: DataConfig, options: TrainOptions, hooks: HookFactory
+) -> FitResult:
+    """Train the model, or go on with what is in the folder already."""
+    run_dir = make_run_dir(options.project, options.name, exist_ok=True)
+    last = run_dir / "weights" / "last.pt"
+    if last.is_file():
+        if "train_state" not in load_checkpoint(last):
+            LOGGER.info(f"{run_dir}: this training is complete")
+            return FitResult(last.with_name("best.pt"), last, None)
+        return resume(_resumed(options, last), hooks, task_for)
+    hyp = prepare_hyp(options)
+    more: Sequence[Any] = hooks(model, hyp, options, run_dir)
+    return fit(model, data, hyp, options, run_dir, task=task_for(model, hyp, options), hooks=more)
+
+
+def _resumed(options: TrainOptions, last: Path) -> TrainOptions:
+    return type(options)(resume=str(last), device=options.device)

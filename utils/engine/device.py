@@ -1,0 +1,55 @@
+"""Device selection: the only place that knows a GPU by its name."""
+
+import torch
+
+from utils.errors import UserError
+
+
+def select_device(text: str = "", local_rank: int | None = None) -> torch.device:
+    """The device for `--device`: `cpu`, a GPU number, or empty for the first GPU if there is one,
+    else the CPU.
+
+    `local_rank` is this process's place among the processes of torchrun on this machine: it picks
+    from `0,1,...`, or from all GPUs where the text is empty. `UserError` for a GPU that is not
+    there and for several GPUs without torchrun.
+    """
+    text = text.strip().lower().removeprefix("cuda:").removeprefix("cuda")
+    count = torch.cuda.device_count()
+    if text == "cpu" or (not text and not count):
+        return torch.device("cpu")
+    numbers = [word.strip() for word in text.split(",")] if text else [str(i) for i in range(count)]
+    for number in numbers:
+        if not number.isdigit() or int(number) >= count:
+            raise UserError(
+                f"--device {text}: there is no GPU '{number}' (this machine has {count}); cpu, 0 or"
+                " 0,1 would be right"
+            )
+    if local_rank is None:
+        if text and len(numbers) > 1:
+            raise UserError(
+                f"--device {text}: several GPUs need torchrun: torchrun --nproc_per_node"
+                f" {len(numbers)} train.py ..."
+            )
+        return torch.device("cuda", int(numbers[0]))
+    if local_rank >= len(numbers):
+        raise UserError(
+            "torchrun started more processes on this machine than --device gives GPUs"
+            f" ({len(numbers)})"
+        )
+    return torch.device("cuda", int(numbers[local_rank]))
+
+
+def device_name(device: torch.device) -> str:
+    """For logs: `CPU` or the GPU's own name."""
+    return "CPU" if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def gpu_memory(device: torch.device) -> str:
+    """Reserved GPU memory, as the progress bar shows it; `0G` on the CPU."""
+    return f"{torch.cuda.memory_reserved(device) / 1e9:.3g}G" if device.type == "cuda" else "0G"
+
+
+def free_gpu_memory(device: torch.device) -> None:
+    """Give cached blocks back, after running out of memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,315 @@
+"""The one training loop.
+
+The order of a step is fixed; tasks and hooks build on it:
+
+    every batch    autocast forward -> scale(loss).backward
+    last of group  unscale -> hooks.on_grads_ready -> clip -> optimizer.step -> scaler.update ->
+      zero_grad
+                   -> EMA -> hooks.on_step_end
+
+Losses are already multiplied by the batch size and are not divided by the number of accumulated
+batches: gradients sum up to the nominal batch, as in YOLOv5. The last batch of an epoch always
+steps, so that a checkpoint needs no gradients.
+
+The loop knows neither models nor data nor files: it is handed a task, a loader, and functions for
+the rest.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from utils.engine import dist
+from utils.engine.device import free_gpu_memory
+from utils.engine.ema import ModelEMA
+from utils.engine.hooks import Hook
+from utils.engine.optim import Schedule, apply_step_config
+from utils.engine.precision import FiniteGuard, Precision
+from utils.engine.seed import seed_everything
+from utils.engine.tasks import Task
+from utils.errors import UserError
+
+MAX_GRAD_NORM = 10.0
+READ_EVERY = 10  # optimizer steps between two looks at the device's counters
+
+
+class Loader(Protocol):
+    """What the loop needs of a data loader: batches with `.images` (uint8 N,3,H,W) and `.targets`,
+    an epoch and a length.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None: ...  # noqa: D102
+
+
+def to_unit_range(images: Tensor, batch: int) -> Tensor:
+    """uint8 images as float in 0..1; the default of `Trainer.prepare`."""
+    return images.float().div_(255)
+
+
+@dataclass
+class Trainer:
+    """State of one training run and the loop over it.
+
+    Hooks may read everything and set `stop`. `evaluate(model)` gives an object with `map50, map,
+    mp, mr, losses, fitness` and is called by the main process only. `smaller_batch(trainer)` puts a
+    loader and a schedule of half the batch into the trainer after running out of memory, and says
+    whether it could.
+    """
+
+    task: Task
+    loader: Loader
+    optimizer: Optimizer
+    schedule: Schedule
+    ema: ModelEMA
+    epochs: int
+    precision: Precision
+    evaluate: Callable[[torch.nn.Module], Any] | None = None
+    validate_every_epoch: bool = True
+    hooks: Sequence[Hook] = ()
+    prepare: Callable[[Tensor, int], Tensor] = to_unit_range
+    smaller_batch: Callable[["Trainer"], bool] | None = None
+    world: dist.World = field(default_factory=dist.World)
+    seed: int = 0
+
+    epoch: int = field(init=False, default=0)  # the one that runs, from 0
+    batch: int = field(init=False, default=0)  # number within the epoch
+    step: int = field(init=False, default=0)  # optimizer steps done, skipped ones too
+    skipped: int = field(
+        init=False, default=0
+    )  # steps skipped in this epoch because a gradient was not finite
+    stop: bool = field(init=False, default=False)
+    parts: dict[str, Tensor] = field(
+        init=False, default_factory=dict
+    )  # detached scalars of the last batch
+    data: Any = field(init=False, default=None)  # the last batch as the loader gave it
+    images: Tensor = field(
+        init=False, default_factory=lambda: torch.empty(0)
+    )  # and as the network saw it
+    row: dict[str, float] = field(
+        init=False, default_factory=dict
+    )  # the epoch's line of results.csv
+    history: list[dict[str, float]] = field(init=False, default_factory=list)
+    result: Any = field(init=False, default=None)  # of the last validation
+    best_fitness: float = field(init=False, default=float("-inf"))
+    is_best: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.device = self.precision.device
+        self.net = dist.data_parallel(self.task, self.world, self.device)
+        self.guard = FiniteGuard([self.task, self.ema.model], self.precision)
+        self._active = [hook for hook in self.hooks if self.world.main or not hook.main_only]
+        self._trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._waiting = 0  # batches whose gradients wait for a step
+
+    def fit(self) -> None:
+        """Train from the present epoch to the last one, or until a hook sets `stop`."""
+        self._call("on_fit_start")
+        first = self.epoch
+        while self.epoch < self.epochs and not self.stop:
+            if not self._train_epoch(may_shrink=self.epoch == first):
+                continue
+            self._end_epoch()
+            self.epoch += 1
+        self._call("on_fit_end")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that going on after the epoch in `self.epoch` needs: plain data and tensors.
+
+        Generators are no part of it: they are seeded from (seed, epoch, rank) at each epoch.
+        """
+        return {
+            "task": self.task.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_fitness": self.best_fitness,
+            "history": self.history,
+            "stop": self.stop,
+            "hooks": [hook.state_dict() for hook in self.hooks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the epoch at whose end `state_dict` was called, with the same hooks in the
+        same order.
+
+        `UserError`, before anything is changed, where there are more or fewer of them: another
+        version wrote the state.
+        """
+        if len(state["hooks"]) != len(self.hooks):
+            raise UserError(
+                f"this run cannot be resumed: written with {len(state['hooks'])} hooks, this"
+                f" program has {len(self.hooks)}; resume it with the version that started it, or"
+                " start a new run from its weights: --weights"
+            )
+        self.task.load_state_dict(state["task"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.ema.updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.precision.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.stop = state["epoch"] + 1, state["step"], state["stop"]
+        self.best_fitness, self.history = state["best_fitness"], list(state["history"])
+        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(hook_state)
+
+    def mean_parts(self) -> dict[str, float]:
+        """Means of the epoch's named scalars up to now, without non-finite batches.
+
+        Waits for the device.
+        """
+        means = (self._sums[0] / self._sums[1].clamp(min=1)).tolist()
+        return dict(zip(self.parts, means, strict=True))
+
+    def _train_epoch(self, may_shrink: bool) -> bool:
+        """One pass over the loader; False where memory ran out and the epoch has to begin again
+        with a smaller batch.
+        """
+        try:
+            self._pass()
+            return True
+        except RuntimeError as error:
+            if not (may_shrink and self.world.size == 1 and _out_of_memory(error)):
+                raise
+            reason = str(error).splitlines()[0]
+        # Outside the handler, so that the traceback no longer holds the batch's memory.
+        self._zero_grad()
+        self.data, self.images, self.parts = None, torch.empty(0), {}
+        free_gpu_memory(self.device)
+        if self.smaller_batch is None or not self.smaller_batch(self):
+            raise UserError(
+                f"out of memory even with the smallest batch: {reason}; a smaller --imgsz or model"
+                " would fit"
+            )
+        return False
+
+    def _pass(self) -> None:
+        seed_everything(self.seed, self.epoch, self.world.rank)
+        self.loader.set_epoch(self.epoch)
+        self.task.train()
+        self._sums = torch.zeros(0)
+        self.skipped = 0
+        self._call("on_epoch_start")
+        for number, data in enumerate(self.loader):
+            self.batch, self.data = number, data
+            self._train_batch()
+        self._read_guard()
+
+    def _train_batch(self) -> None:
+        number = self.epoch * len(self.loader) + self.batch
+        setting = self.schedule.at(number)
+        self._waiting += 1
+        steps = self._waiting >= setting.accumulate or self.batch + 1 == len(self.loader)
+        self.task.start_batch(number, self.epochs * len(self.loader))
+        self.images = self.prepare(self.data.images.to(self.device, non_blocking=True), number)
+        targets = self.data.targets.to(self.device, non_blocking=True)
+        with dist.without_sync(self.net, not steps):
+            with self.precision.autocast():
+                parts = self.net(self.images, targets)
+            self.precision.scaler.scale(parts["loss"]).backward()
+        self._record(parts)
+        if steps:
+            apply_step_config(self.optimizer, setting)
+            self._optimizer_step()
+        self._call("on_batch_end")
+
+    def _optimizer_step(self) -> None:
+        self.precision.scaler.unscale_(self.optimizer)
+        self._call("on_grads_ready")
+        norm = clip_grad_norm_(self._trainable, MAX_GRAD_NORM)
+        # The fused optimizers take this flag and leave everything as it is where it is 1.
+        self.optimizer.found_inf = self.guard.flag(norm)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.precision.scaler.update()
+        self._zero_grad()
+        self.ema.update()
+        self.step += 1
+        if self.step % READ_EVERY == 0:
+            self._read_guard()
+        self._call("on_step_end")
+
+    def _zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._waiting = 0
+
+    def _record(self, parts: dict[str, Tensor]) -> None:
+        self.parts = {name: value.detach() for name, value in parts.items() if name != "loss"}
+        values = torch.stack([value.float() for value in self.parts.values()])
+        finite = values.isfinite()
+        if not len(self._sums):
+            self._sums = values.new_zeros(2, len(values))
+        self._sums.add_(torch.stack([values.where(finite, 0.0), finite.float()]))
+
+    def _read_guard(self) -> None:
+        """Stop where too many steps in a row were not finite, naming the step and the loss term."""
+        streak, bad = self.guard.read()
+        self.skipped += bad
+        if streak < self.guard.limit:
+            return
+        terms = [name for name, value in self.parts.items() if not value.isfinite()]
+        what = (
+            f"the loss term {' and '.join(terms)} is"
+            if terms
+            else "the losses are finite, but their gradient is"
+        )
+        raise UserError(
+            f"training stopped at step {self.step} (epoch {self.epoch}): {what} not a finite number"
+            f" in {streak} steps in a row; check the labels, or try a lower lr0 or --amp off"
+        )
+
+    def _end_epoch(self) -> None:
+        self._call("on_train_epoch_end")
+        self._sums = dist.sum_over_ranks(self._sums, self.world)
+        if self.world.main:
+            self._validate()
+            lrs = {f"x/lr{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+            losses = {f"train/{name}": value for name, value in self.mean_parts().items()}
+            self.row = {"epoch": self.epoch, **losses, **self._metrics(), **lrs}
+            for hook in self._active:
+                self.row |= hook.metrics()
+            self.history.append(self.row)
+        self._call("on_epoch_end")
+        self.stop = dist.broadcast(self.stop, self.world)
+
+    def _validate(self) -> None:
+        self.result = None
+        if self.evaluate is not None and (
+            self.validate_every_epoch or self.epoch + 1 == self.epochs
+        ):
+            self.result = self.evaluate(self.ema.model)
+        fitness = self.best_fitness if self.result is None else float(self.result.fitness)
+        self.is_best = (
+            fitness >= self.best_fitness
+        )  # the later of equals: while all are 0 the weights still get better
+        self.best_fitness = max(fitness, self.best_fitness)
+
+    def _metrics(self) -> dict[str, float]:
+        if self.result is None:
+            return {}
+        found = self.result
+        metrics = {
+            "precision": found.mp,
+            "recall": found.mr,
+            "mAP_0.5": found.map50,
+            "mAP_0.5:0.95": found.map,
+        }
+        losses = {f"val/{name}": float(value) for name, value in found.losses.items()}
+        return {f"metrics/{name}": float(value) for name, value in metrics.items()} | losses
+
+    def _call(self, event: str) -> None:
+        for hook in self._active:
+            getattr(hook, event)(self)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """GPU allocators raise `OutOfMemoryError`; the CPU's raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

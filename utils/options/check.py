@@ -1,0 +1,24 @@
+"""Options of check.py. Standard library only."""
+
+from dataclasses import dataclass
+
+from utils.options.base import option
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `python -m models.check` is told."""
+
+    cfg: tuple[str, ...] = option((), "model YAMLs: bare names (yolov5n) or paths", positional=True)
+    nc: int | None = option(None, "number of classes; without it the YAML's", least=1)
+    imgsz: int = option(
+        640,
+        "image size in pixels at which shapes and GFLOPs are stated",
+        "img",
+        "img-size",
+        least=32,
+    )
+    prune: bool = option(True, "find out what pruning can cut; without, shapes and counts only")
+    graph_time_limit: float = option(
+        120.0, "seconds for finding out which channels are coupled", least=1
+    )

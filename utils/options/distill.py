@@ -1,0 +1,231 @@
+"""What a script with a teacher is told (a mixin), and the options of distill.py.
+
+Standard library only.
+"""
+
+import ast
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from utils.config import ROOT
+from utils.errors import UserError
+from utils.log import LOGGER
+from utils.options.base import option
+from utils.options.train import TrainOptions
+from utils.registry import registered_names
+
+FEATURE_NAMES = registered_names(ROOT / "distill", "FEATURE_LOSSES")
+LOGIT_NAMES = registered_names(ROOT / "distill", "LOGIT_LOSSES")
+SCHEDULES = registered_names(ROOT / "distill", "KD_SCHEDULES")
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """The options of distillation, for every script that trains.
+
+    Without `teacher` nothing is distilled.
+    """
+
+    teacher: str = option(
+        "",
+        "trained checkpoint to learn from: ours, pruned ones too, or an official YOLOv5 /"
+        " YOLOv7 .pt",
+    )
+    teacher_cfg: str = option(
+        "", "accepted for old commands; a checkpoint brings its own structure"
+    )
+    feature_loss: tuple[str, ...] = option(
+        (),
+        "feature losses, one or several; in short runs they may cost mAP (docs/results.md)",
+        multi=True,
+        choices=FEATURE_NAMES,
+    )
+    feature_weight: tuple[float, ...] = option(
+        (), "one weight, or one for each feature loss; each its own if not given", multi=True
+    )
+    feature_args: tuple[str, ...] = option(
+        (), "options of feature losses as loss.name=value, see docs/distillation.md", multi=True
+    )
+    student_layers: tuple[str, ...] = option(
+        (),
+        "layers to compare: row numbers, tags, module paths (17,20,23); the head's inputs if not"
+        " given",
+        multi=True,
+    )
+    teacher_layers: tuple[str, ...] = option(
+        (), "the teacher's layers, in the same order", multi=True
+    )
+    logit_loss: str | None = option(
+        None,
+        "loss between the raw outputs, ast to begin with; needs equal anchors and classes",
+        choices=LOGIT_NAMES,
+    )
+    logit_weight: float = option(1.0, "its weight")
+    kd_schedule: str = option(
+        "cosine",
+        "fall of the distillation weight over the run, from 1 to --kd-floor",
+        choices=SCHEDULES,
+    )
+    kd_floor: float = option(0.01, "where linear and cosine end")
+    kd_stop: float = option(1.0, "share of the run after which distillation is off")
+    kd_warmup: float = option(
+        0.0, "epochs over which its weight rises from 0, while adapters are new"
+    )
+
+    def check_teacher(self) -> None:
+        """`UserError` for what is missing, out of range or does not fit together."""
+        if not self.teacher:
+            self._check_without()
+            return
+        if not (self.feature_loss or self.logit_loss):
+            raise UserError(
+                "--teacher: nothing says what to learn from it; e.g. --logit-loss ast, or"
+                " --feature-loss pkd"
+            )
+        _check_distinct(self.feature_loss)
+        self._check_numbers()
+        self.loss_arguments()
+        self._warn_of_no_effect()
+
+    def _warn_of_no_effect(self) -> None:
+        if self.teacher_cfg:
+            LOGGER.warning("--teacher-cfg has no effect: a checkpoint brings its own structure")
+        if not self.feature_loss and (
+            self.student_layers or self.teacher_layers or self.feature_args
+        ):
+            LOGGER.warning(
+                "--student-layers, --teacher-layers and --feature-args have no effect without"
+                " --feature-loss"
+            )
+        if not self.distils:
+            LOGGER.warning("every weight of distillation is 0: the teacher is left out")
+
+    def _check_numbers(self) -> None:
+        if len(self.feature_weight) not in {0, 1, len(self.feature_loss)}:
+            raise UserError(
+                f"--feature-weight: {len(self.feature_weight)} weights for {len(self.feature_loss)}"
+                " feature losses; give one for all, or one for each"
+            )
+        for name, values in (
+            ("feature-weight", self.feature_weight),
+            ("logit-weight", (self.logit_weight,)),
+        ):
+            if any(not 0 <= value < float("inf") for value in values):
+                raise UserError(
+                    f"--{name} {' '.join(f'{v:g}' for v in values)}: must not be negative"
+                )
+        if not 0 <= self.kd_warmup < float("inf"):
+            raise UserError(f"--kd-warmup {self.kd_warmup:g}: must not be negative")
+        for name in ("kd_floor", "kd_stop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name):g}: must be from 0 to 1"
+                )
+
+    def _check_without(self) -> None:
+        given = [f.name for f in fields(TeacherOptions) if getattr(self, f.name) != f.default]
+        if given:
+            raise UserError(
+                f"--{given[0].replace('_', '-')}: needs a teacher; e.g. --teacher"
+                " runs/train/exp/weights/best.pt"
+            )
+
+    @property
+    def feature_weights(self) -> dict[str, float | None]:
+        """Weight of each feature loss, None for the loss's own; one of weight 0 is left out."""
+        weights: tuple[float | None, ...] = self.feature_weight or (None,)
+        weights = weights * len(self.feature_loss) if len(weights) == 1 else weights
+        return {
+            name: weight
+            for name, weight in zip(self.feature_loss, weights, strict=True)
+            if weight != 0
+        }
+
+    @property
+    def logit(self) -> str | None:
+        """Name of the logit loss, None where its weight is 0."""
+        return self.logit_loss if self.logit_weight else None
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a teacher and anything of weight to learn from it."""
+        return bool(self.teacher and (self.feature_weights or self.logit))
+
+    def teaching(self) -> dict[str, Any]:
+        """These options by name, to fill another class with."""
+        return {item.name: getattr(self, item.name) for item in fields(TeacherOptions)}
+
+    def loss_arguments(self) -> dict[str, dict[str, Any]]:
+        """`--feature-args mgd.alpha=.5 mgd.form=sum` -> {"mgd": {"alpha": 0.5, "form": "sum"}}; a
+        key for every feature loss.
+        """
+        found: dict[str, dict[str, Any]] = {name: {} for name in self.feature_loss}
+        for text in self.feature_args:
+            target, equals, value = text.partition("=")
+            loss, _, name = target.partition(".")
+            if not (equals and name) or loss not in found:
+                known = ", ".join(found) or "none is given"
+                raise UserError(
+                    f"--feature-args {text}: must be loss.name=value, the loss one of"
+                    f" --feature-loss ({known})"
+                )
+            found[loss][name.replace("-", "_")] = _literal(value)
+        return found
+
+    @staticmethod
+    def layers(given: tuple[str, ...]) -> list[str]:
+        """`17,20,23`, `17 20 23` and mixtures as single names."""
+        return [name for text in given for name in text.split(",") if name]
+
+
+@dataclass(frozen=True)
+class WithTeacherOptions(TeacherOptions, TrainOptions):
+    """train.py's options and the teacher's: what a training is told that may have a teacher."""
+
+    def check(self) -> None:
+        """`UserError` for what is missing or out of range."""
+        super().check()
+        if not self.resume:
+            self.check_teacher()
+
+    @property
+    def fits_anchors(self) -> bool:
+        """Raw outputs can only be compared where both have the teacher's anchors."""
+        return super().fits_anchors and not (self.distils and self.logit)
+
+
+@dataclass(frozen=True)
+class DistillOptions(WithTeacherOptions):
+    """What one distillation is told; prune.py's finetune stage with a teacher fills the same class
+    in code.
+    """
+
+    script: ClassVar[str] = "distill.py"
+    project: str = option("runs/distill", "folder of the runs")
+
+    def check(self) -> None:
+        """`UserError` for what is missing or out of range."""
+        super().check()
+        if not (self.teacher or self.resume):
+            raise UserError(
+                "missing: a teacher; for example: --teacher runs/train/exp/weights/best.pt"
+                " --logit-loss ast"
+            )
+
+
+def _check_distinct(names: tuple[str, ...]) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"--feature-loss: {twice[0]} is given twice; once is enough, with its --feature-weight"
+        )
+
+
+def _literal(text: str) -> Any:
+    """A number, True, False, None or a plain word."""
+    try:
+        return ast.literal_eval(
+            {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+        )
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,1 @@
+"""Pictures of a run: results, labels, evaluation, and how boxes are drawn."""
