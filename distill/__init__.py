@@ -1,8 +1,8 @@
-"""Learning from a teacher: what is compared, and the task that adds it to detection.
+"""Learning from a teacher: the losses, and the training task that adds them to detection.
 
-`FEATURE_LOSSES` and `LOGIT_LOSSES` are filled by the files of this folder; `taps` reads feature
-maps, `teacher` holds the frozen model, `task` sums it all up, `doctor` says at the start whether it
-works. docs/distillation.md explains.
+The files of this folder fill `FEATURE_LOSSES` and `LOGIT_LOSSES`. `feature_hooks` reads feature
+maps, `teacher` holds the frozen model, `task` adds the losses up, and `diagnostics` reports at the
+start of a run whether distillation works. See docs/distillation.md.
 """
 
 import sys

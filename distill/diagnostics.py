@@ -82,11 +82,13 @@ class Diagnostics(Hook):
 
 def report_pairs(task: DistillTask, images: Tensor) -> None:
     """Each pair of layers with its shapes, and the adapters made for it."""
-    names = list(zip(task.taps.names, task.teacher.taps.names, strict=True))
+    names = list(zip(task.feature_hooks.names, task.teacher.feature_hooks.names, strict=True))
     if not names:
         return
     size = max(images.shape[2:])
-    shapes = zip(task.taps.shapes(size), task.teacher.taps.shapes(size), strict=True)
+    shapes = zip(
+        task.feature_hooks.shapes(size), task.teacher.feature_hooks.shapes(size), strict=True
+    )
     for i, ((ours, theirs), (s, t)) in enumerate(zip(names, shapes, strict=True)):
         adapters = [
             f"{name} {_size(losses[i])}"
@@ -176,7 +178,7 @@ def _gradients(
     task.eval()
     try:
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-            with task.taps.reading() as maps:
+            with task.feature_hooks.reading() as maps:
                 _, raw = task.model(images)
             total = torch.zeros((), device=device)
             if taught:

@@ -36,20 +36,27 @@ class DistillTask(DetectionTask):
         world_size: int = 1,
         *,
         teacher: Teacher,
-        taps: FeatureHooks,
+        feature_hooks: FeatureHooks,
         features: Mapping[str, Sequence[nn.Module]],
         logit: tuple[str, nn.Module] | None = None,
         weights: Mapping[str, float],
         schedule: Callable[[int, int], float] = lambda step, steps: 1.0,
     ):
-        """`taps`: the student's layers; `features`: for each loss one instance a pair; `logit`:
-        name and loss.
+        """Hold the models and losses of a distillation run.
 
-        `weights`: by name, the logit loss's too. `schedule(step, steps)` gives the factor of a
-        batch.
+        Args:
+            model: The student.
+            loss: The detection loss: `loss(raw, targets)` -> (scalar, parts by name).
+            world_size: Number of data-parallel processes.
+            teacher: The frozen teacher, with the layers that it is read at.
+            feature_hooks: The student's layers, in the order of the teacher's.
+            features: For each feature loss its instances, one for each pair of layers.
+            logit: Name and instance of the logit loss, or None.
+            weights: Weight of each loss by name, the logit loss included.
+            schedule: `schedule(step, steps)` returns the factor of a batch.
         """
         super().__init__(model, loss, world_size)
-        self.teacher, self.taps = teacher, taps
+        self.teacher, self.feature_hooks = teacher, feature_hooks
         self.features = nn.ModuleDict(
             {name: nn.ModuleList(pairs) for name, pairs in features.items()}
         )
@@ -74,7 +81,7 @@ class DistillTask(DetectionTask):
                 "loss": parts["loss"] + self._unused(),
                 **self._columns({}, parts["loss"]),
             }
-        with self.taps.reading() as maps:
+        with self.feature_hooks.reading() as maps:
             raw = self.model(images)
         loss, parts = self.loss(raw, targets)
         terms = self.distillation(images, raw, maps)
@@ -137,7 +144,7 @@ class Pairing:
     pair.
     """
 
-    taps: FeatureHooks
+    feature_hooks: FeatureHooks
     teacher: Teacher
     channels: list[tuple[int, int]]
 
@@ -152,11 +159,12 @@ def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
     wanted = bool(opt.feature_weights)
     ours = opt.layers(opt.student_layers) or head_inputs(model)
     theirs = opt.layers(opt.teacher_layers) or head_inputs(teacher)
-    taps = FeatureHooks(model, ours if wanted else [], "--student-layers")
+    hooks = FeatureHooks(model, ours if wanted else [], "--student-layers")
     frozen = Teacher(teacher, theirs if wanted else [])
     for name, arguments in opt.loss_arguments().items():
         check_arguments(name, arguments)
-    return Pairing(taps, frozen, paired_channels(taps, frozen.taps) if wanted else [])
+    channels = paired_channels(hooks, frozen.feature_hooks) if wanted else []
+    return Pairing(hooks, frozen, channels)
 
 
 def build_task(
@@ -167,7 +175,7 @@ def build_task(
     `model`: the one of `pair_up`, on its device; `loss`: the detection loss with its effective
     `hyp`. New adapters are seeded by themselves and disturb no other random numbers.
     """
-    assert isinstance(model, Model) and model is pairing.taps.model
+    assert isinstance(model, Model) and model is pairing.feature_hooks.model
     pairing.teacher.model.to(next(model.parameters()).device)
     arguments, given = opt.loss_arguments(), opt.feature_weights
     weights: dict[str, float] = {
@@ -196,7 +204,7 @@ def build_task(
         loss,
         world_size,
         teacher=pairing.teacher,
-        taps=pairing.taps,
+        feature_hooks=pairing.feature_hooks,
         features=features,
         logit=logit,
         weights=weights | ({opt.logit: opt.logit_weight} if opt.logit else {}),
@@ -214,7 +222,7 @@ def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[
             f" {','.join(teacher.names)}: {len(student.names)} and {len(teacher.names)} layers;"
             " name as many of both"
         )
-    size = 2 * math.lcm(*(int(taps.model.stride.max()) for taps in (student, teacher)))
+    size = 2 * math.lcm(*(int(hooks.model.stride.max()) for hooks in (student, teacher)))
     channels = []
     for ours, theirs, s, t in zip(
         student.names, teacher.names, student.shapes(size), teacher.shapes(size), strict=True

@@ -28,7 +28,7 @@ class Teacher:
         deployed form.
         """
         self.model = model.fuse()
-        self.taps = FeatureHooks(self.model, layers, "--teacher-layers")
+        self.feature_hooks = FeatureHooks(self.model, layers, "--teacher-layers")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -38,7 +38,7 @@ class Teacher:
         Plain `no_grad`: tensors of inference mode could not be saved for the student's backward
         pass.
         """
-        with self.taps.reading() as features:
+        with self.feature_hooks.reading() as features:
             _, raw = self.model(images)
         return raw, features
 

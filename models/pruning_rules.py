@@ -1,42 +1,50 @@
-"""What a block can say about its channels where the trace of its `forward` would say it wrongly or
-not at all.
+"""What a block declares about its channels where the trace of its `forward` is wrong or impossible.
 
-Four ways, from the smallest: `detach_channels(tensor)` inside `forward`; a class attribute
-`no_prune = {"offset": "why"}`, children whose outputs are never cut; a method `unit_rule()` for
-parts that exist inside the block only and go as a whole, as the heads of an attention; a method
-`channel_rule()` that replaces the trace of the block. A class attribute `inexact = "why"` says that
-removing channels changes more than these channels; the proof of a cut then leaves that part out.
-See docs/pruning.md, "Blocks with rules of their own".
+A block has four means, from the smallest to the largest:
+
+- `detach_channels(tensor)` inside `forward` hides from the trace where a tensor came from.
+- `no_prune = {"offset": "why"}`, a class attribute, names children whose outputs are never pruned.
+- `unit_rule()`, a method, describes parts that exist only inside the block and are removed as a
+  whole, such as the heads of an attention.
+- `channel_rule()`, a method, replaces the trace of the block.
+
+A class attribute `inexact = "why"` says that removing some channels changes the values of the
+remaining ones; the proof after pruning then leaves that part out. See docs/pruning.md, "Blocks with
+rules of their own".
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.log import deprecated
 
-GATE = 0.5  # what a cut value of an inexact block counts as in a proof
-_severed: ContextVar[list[Tensor] | None] = ContextVar("severed", default=None)
+GATE = 0.5  # constant that stands for each detached value of an inexact block during a proof
+_detached: ContextVar[list[Tensor] | None] = ContextVar("detached", default=None)
 _inexact: ContextVar[list[bool] | None] = ContextVar("inexact", default=None)
 
 
 @dataclass(frozen=True)
-class Inner:
-    """Channels of a layer inside a block that go with channels of the block: `channels[i]` of the
-    layer with `block_channels[i]`.
+class InnerLayer:
+    """Channels of a layer inside a block that are removed together with channels of the block.
 
-    In a `unit_rule` the second are no channels but the units 0, 1, ... that the first belong to,
-    and there is no `of`.
+    `channels[i]` of the layer belongs to `block_channels[i]` of the block. In a `unit_rule`,
+    `block_channels[i]` is instead the number (0, 1, ...) of the unit that `channels[i]` belongs to,
+    and `of` is not given.
 
-    - `layer`: name inside the block (`conv`, `branches.0.bn`).
-    - `kind`: `out` or `in` side of a convolution or linear layer, `depthwise`, or `norm`.
-    - `of`: `both` where input and output of the block are the same channels (one comes out for each
-      that goes in), else whether the block's inputs (`in`) or outputs (`out`) are meant. All rules
-      of a block say `both`, or none does.
+    Args:
+        layer: Name of the layer inside the block, such as `conv` or `branches.0.bn`.
+        kind: `out` or `in` side of a convolution or linear layer, `depthwise`, or `norm`.
+        channels: Channel indices of the layer.
+        block_channels: As many channel indices of the block (or unit numbers, see above).
+        of: `both` where input and output of the block are the same channels (one comes out for each
+            that goes in); else `in` for the block's inputs or `out` for its outputs. Either all
+            rules of a block say `both`, or none does.
     """
 
     layer: str
@@ -47,46 +55,55 @@ class Inner:
 
 
 def detach_channels(x: Tensor) -> Tensor:
-    """`x` itself; while channels are traced, a copy that hides where `x` came from.
+    """Return `x`; while channels are traced, return a copy that hides where `x` came from.
 
-    For what is used whatever the number of channels is: a gate, an offset, a mean over channels. A
-    multiplication with it then ties no channels. A layer before it whose width must stay belongs
-    into `no_prune`.
+    Call this function on a tensor that is used whatever its number of channels is: a gate, an
+    offset, a mean over channels. A multiplication with the result then ties no channels. A layer
+    before `x` whose width must stay as built belongs into `no_prune`.
+
+    While a model is proved (see `proving`), an inexact block gets the constant `GATE` instead.
     """
-    inexact, severed = _inexact.get(), _severed.get()
-    if inexact:  # of each open block, whether it has come to a cut
+    inexact, detached = _inexact.get(), _detached.get()
+    if inexact:  # one entry for each open inexact block: True once the block has called this
         inexact[:] = [True] * len(inexact)
         return torch.full_like(x, GATE)
-    if severed is None:
+    if detached is None:
         return x
     if x.requires_grad:
-        severed.append(x)
+        detached.append(x)
     return x.detach()
 
 
 def cut(x: Tensor) -> Tensor:
-    """Call `detach_channels`, whose old name this is; log a deprecation line the first time."""
+    """Call `detach_channels` by its old name; log a deprecation line the first time."""
     deprecated("cut", "detach_channels")
     return detach_channels(x)
 
 
 @contextmanager
 def tracing() -> Iterator[list[Tensor]]:
-    """Makes `detach_channels` sever inside; gives the list of the tensors before the cuts, so that
-    their layers stay part of the graph.
+    """Let `detach_channels` detach its tensors while the context is open.
+
+    Yields:
+        The list of the tensors as they were before they were detached, filled as `forward` runs; a
+        tracer starts from them as well, so that their layers stay part of the graph.
     """
-    severed: list[Tensor] = []
-    token = _severed.set(severed)
+    detached: list[Tensor] = []
+    token = _detached.set(detached)
     try:
-        yield severed
+        yield detached
     finally:
-        _severed.reset(token)
+        _detached.reset(token)
 
 
 @contextmanager
 def proving() -> Iterator[list[bool]]:
-    """Makes `detach_channels` give a constant while the list that it gives is not empty: one entry
-    for each inexact block that is running.
+    """Let `detach_channels` return the constant `GATE` inside inexact blocks.
+
+    Yields:
+        A list with one entry for each inexact block that is running. The caller appends False when
+        such a block starts and removes the entry when the block ends; `detach_channels` sets the
+        entries to True. While the list is empty, `detach_channels` returns its argument.
     """
     running: list[bool] = []
     token = _inexact.set(running)
@@ -94,3 +111,11 @@ def proving() -> Iterator[list[bool]]:
         yield running
     finally:
         _inexact.reset(token)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what an old name means today: blocks of users may import it."""
+    if name == "Inner":
+        deprecated("Inner", "InnerLayer")
+        return InnerLayer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

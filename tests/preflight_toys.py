@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv
-from models.pruning_rules import Inner, detach_channels
+from models.pruning_rules import InnerLayer, detach_channels
 from models.registry import BuildContext
 
 
@@ -96,9 +96,9 @@ class Partial(nn.Module):
         a, b = x[:, : self.first], x[:, self.first :]
         return torch.cat((self.conv(a), b), 1)
 
-    def channel_rule(self) -> list[Inner]:
+    def channel_rule(self) -> list[InnerLayer]:
         mine = range(self.first)
-        return [Inner("conv", "in", mine, mine), Inner("conv", "out", mine, mine)]
+        return [InnerLayer("conv", "in", mine, mine), InnerLayer("conv", "out", mine, mine)]
 
     def update_widths(self) -> None:
         self.first = self.conv.out_channels
@@ -124,11 +124,11 @@ class Hidden(nn.Module):
     def macs(self, x: Tensor, output: Tensor) -> int:
         return output.numel() * self.weights.weight[0].numel()
 
-    def channel_rule(self) -> list[Inner]:
+    def channel_rule(self) -> list[InnerLayer]:
         outputs, inputs = (range(n) for n in self.weights.weight.shape[:2])
         return [
-            Inner("weights", "in", inputs, inputs, "in"),
-            Inner("weights", "out", outputs, outputs, "out"),
+            InnerLayer("weights", "in", inputs, inputs, "in"),
+            InnerLayer("weights", "out", outputs, outputs, "out"),
         ]
 
 

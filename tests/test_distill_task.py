@@ -85,7 +85,7 @@ def with_gap(models, world_size=1, **more):
         build_loss(student, HYP.scaled(3, 3, 64)),
         world_size,
         teacher=Teacher(models[1], head_inputs(models[1])),
-        taps=FeatureHooks(student, head_inputs(student), "--student-layers"),
+        feature_hooks=FeatureHooks(student, head_inputs(student), "--student-layers"),
         features={"gap": [Gap() for _ in range(3)]},
         logit=("square", SimpleSquare()),
         weights={"gap": 0.5, "square": 0.25},
@@ -103,10 +103,10 @@ class SimpleSquare(nn.Module):
 # What is read
 
 
-def test_taps_read_by_number_tag_and_path_and_leave_no_hook():
+def test_feature_hooks_read_by_number_tag_and_path_and_leave_no_hook():
     model = small(tag="finest").eval()
-    taps = FeatureHooks(model, ["17", "finest", "model.17.cv3", "model.20"], "--student-layers")
-    with taps.reading() as maps:
+    hooks = FeatureHooks(model, ["17", "finest", "model.17.cv3", "model.20"], "--student-layers")
+    with hooks.reading() as maps:
         model(IMAGES)
     assert [tuple(m.shape[1:]) for m in maps] == [(32, 8, 8)] * 3 + [(64, 4, 4)]
     assert torch.equal(maps[0], maps[1]) and torch.equal(maps[0], maps[2]), "a C3 ends with its cv3"
@@ -144,9 +144,9 @@ def test_layers_that_are_not_there(name, said):
     [("24", "gives no feature map"), ("model.17.cv3.bn", "overwrites its output in place")],
 )
 def test_layers_that_cannot_be_compared(name, said):
-    taps = FeatureHooks(small_relu(), [name], "--teacher-layers")
+    hooks = FeatureHooks(small_relu(), [name], "--teacher-layers")
     with pytest.raises(UserError, match=f"--teacher-layers {name}: .*{said}"):
-        taps.shapes(64)
+        hooks.shapes(64)
 
 
 def small_relu():
@@ -196,7 +196,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(models):
     task = make_task(
         (models[1], models[1]), feature_loss=("cwd", "mimic", "pkd"), logit_loss="l2"
     ).eval()
-    with task.taps.reading() as maps:
+    with task.feature_hooks.reading() as maps:
         _, raw = task.model(IMAGES)
     terms = task.distillation(IMAGES, raw, maps)
     assert list(terms) == ["l2", "cwd", "mimic", "pkd"] and all(
@@ -448,7 +448,7 @@ def test_training_moves_student_and_adapters_but_not_the_teacher(models):
 # The diagnostics
 
 
-def test_the_doctor_changes_nothing(models):
+def test_the_diagnostics_change_nothing(models):
     task = make_task(models, feature_loss=("mgd",), logit_loss="ast").train()
     before, generator = copy.deepcopy(task.state_dict()), torch.get_rng_state()
     report_gradient(task, IMAGES)
@@ -457,7 +457,7 @@ def test_the_doctor_changes_nothing(models):
     assert all(p.grad is None for p in task.parameters())
 
 
-def test_the_doctor_proves_that_gradient_arrives(models, monkeypatch):
+def test_the_diagnostics_prove_that_gradient_arrives(models, monkeypatch):
     said = []
     monkeypatch.setattr(LOGGER, "info", said.append)
     monkeypatch.setattr(LOGGER, "warning", said.append)
@@ -497,7 +497,7 @@ def test_the_doctor_proves_that_gradient_arrives(models, monkeypatch):
         (7.0, (0.0, 0.0), "student and teacher agree in all that is compared"),
     ],
 )
-def test_the_doctor_suggests_weights_by_the_share(detection, values, said):
+def test_the_diagnostics_suggest_weights_by_the_share(detection, values, said):
     """Checked by hand: 0.7 of detection wants 0.3 of distillation, which is 9 with the weights 1
     and 2.
     """

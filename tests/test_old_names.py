@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.pruning_rules import detach_channels
+from models.pruning_rules import InnerLayer, detach_channels
 from models.registry import BuildContext
 from prune_methods.groups.graph import layers_to_keep
 from utils.log import LOGGER, deprecated
@@ -34,14 +34,15 @@ def test_keep_whole_is_no_prune(lines):
     assert lines == ["keep_whole: old name, still understood; write no_prune"]
 
 
-def test_cut_is_detach_channels_at_its_old_place(lines):
+def test_cut_and_inner_are_understood_at_their_old_place(lines):
     from utils.tracing import Inner, cut
 
     x = torch.ones(1, requires_grad=True)
     assert cut(x) is x and cut(x) is detach_channels(x)
-    assert Inner.__module__ == "models.pruning_rules"
+    assert Inner is InnerLayer
     assert lines == [
         "utils.tracing: old name, still understood; write models.pruning_rules",
+        "Inner: old name, still understood; write InnerLayer",
         "cut: old name, still understood; write detach_channels",
     ]
 

@@ -307,12 +307,12 @@ def test_no_prune_and_detached_channels(tmp_path, monkeypatch):
     assert "model.2.conv.conv" not in names_and_reasons(model)[0]
 
 
-def test_cut_is_nothing_outside_of_tracing():
+def test_detach_channels_is_nothing_outside_of_tracing():
     x = torch.ones(2, requires_grad=True) * 2
     assert detach_channels(x) is x
-    with tracing() as severed:
+    with tracing() as detached:
         y = detach_channels(x)
-    assert not y.requires_grad and torch.equal(x, y) and severed == [x] and detach_channels(x) is x
+    assert not y.requires_grad and torch.equal(x, y) and detached == [x] and detach_channels(x) is x
 
 
 def test_every_layer_is_in_a_group_or_skipped_once():

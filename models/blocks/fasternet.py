@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from models.blocks.backbone import five_maps, register_sizes, size_of
 from models.blocks.conv import Conv
 from models.blocks.csp import C3
-from models.pruning_rules import Inner
+from models.pruning_rules import InnerLayer
 from models.registry import BLOCKS, Act, BuildContext
 
 
@@ -54,12 +54,12 @@ class PConv(nn.Module):
         first = self.conv.in_channels
         return torch.cat((self.conv(x[:, :first]), x[:, first:]), 1)
 
-    def channel_rule(self) -> list[Inner]:
+    def channel_rule(self) -> list[InnerLayer]:
         """One comes out for each that goes in; the first ones are the convolution's on
         both sides.
         """
         first = range(self.conv.in_channels)
-        return [Inner("conv", "in", first, first), Inner("conv", "out", first, first)]
+        return [InnerLayer("conv", "in", first, first), InnerLayer("conv", "out", first, first)]
 
 
 class FasterNetBlock(nn.Module):

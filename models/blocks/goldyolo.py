@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from models.blocks.conv import Conv
 from models.blocks.pooling import averaged
 from models.blocks.repconv import RepConv
-from models.pruning_rules import Inner, detach_channels
+from models.pruning_rules import InnerLayer, detach_channels
 from models.registry import BLOCKS, Act, BuildContext
 
 
@@ -236,13 +236,13 @@ class GlobalAttention(nn.Module):
         seen = value @ looks.transpose(2, 3)
         return self.project(self.act(seen.flatten(1, 2).unflatten(2, x.shape[2:])))
 
-    def unit_rule(self) -> list[Inner]:
+    def unit_rule(self) -> list[InnerLayer]:
         """A head goes with its query, key and value, and with what is read of it."""
 
-        def heads(layer: str, kind: str, width: int) -> Inner:
+        def heads(layer: str, kind: str, width: int) -> InnerLayer:
             conv: Any = self.get_submodule(layer.split(".")[0]).conv
             channels = range(conv.in_channels if kind == "in" else conv.out_channels)
-            return Inner(layer, kind, channels, [channel // width for channel in channels])
+            return InnerLayer(layer, kind, channels, [channel // width for channel in channels])
 
         parts = zip(("query", "key", "value"), self.widths, strict=True)
         made = [

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning.ops import OPTYPE
 
-from models.pruning_rules import Inner, tracing
+from models.pruning_rules import InnerLayer, tracing
 from prune_methods.groups.opaque import (
     OUTPUT_PRUNERS,
     OpaqueModule,
@@ -289,7 +289,7 @@ def _members(graph: Graph, items: Any, channels: list[int]) -> list[Member]:
     return members
 
 
-def _inside(block: str, inner: Inner, numbers: np.ndarray, in_group: np.ndarray) -> Member:
+def _inside(block: str, inner: InnerLayer, numbers: np.ndarray, in_group: np.ndarray) -> Member:
     """A layer inside a block by the block's own rule, where the group has the block's channels
     `numbers`.
     """
@@ -303,7 +303,7 @@ def _inside(block: str, inner: Inner, numbers: np.ndarray, in_group: np.ndarray)
     return Member(f"{block}.{inner.layer}", inner.kind, both[:, 0], both[:, 1])
 
 
-def unit_member(block: str, inner: Inner) -> Member:
+def unit_member(block: str, inner: InnerLayer) -> Member:
     """A layer inside a block by its `unit_rule`."""
     return Member(
         f"{block}.{inner.layer}",

@@ -9,7 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from models.pruning_rules import Inner
+from models.pruning_rules import InnerLayer
 
 
 class OpaqueOutput(nn.Module):
@@ -79,7 +79,7 @@ class OpaqueModule(nn.Module):
     The outputs are made by the first run.
     """
 
-    def __init__(self, module: nn.Module, rule: tuple[Inner, ...]):
+    def __init__(self, module: nn.Module, rule: tuple[InnerLayer, ...]):
         """`rule`: how the module's inner layers follow its channels; without one nothing that it is
         tied to can be cut.
         """

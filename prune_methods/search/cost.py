@@ -3,7 +3,7 @@
 import numpy as np
 from torch import nn
 
-from models.pruning_rules import Inner
+from models.pruning_rules import InnerLayer
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.groups.graph import PRODUCERS
 from prune_methods.surgery.cut import apply
@@ -104,7 +104,7 @@ def _unit_products(
     """Of each block with a `unit_rule`: its units, by the channels of the layer that makes them,
     and MACs of its own for each.
     """
-    blocks: dict[str, Inner] = {}
+    blocks: dict[str, InnerLayer] = {}
     for name, module in model.named_modules():
         if rule := getattr(module, "unit_rule", None):
             blocks[name] = next(inner for inner in rule() if inner.kind in PRODUCERS)

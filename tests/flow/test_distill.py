@@ -98,7 +98,7 @@ def here(whole, monkeypatch) -> Path:
     return whole
 
 
-def test_columns_follow_the_schedule_and_the_doctor_speaks(whole):
+def test_columns_follow_the_schedule_and_the_diagnostics_speak(whole):
     with (whole / "runs/distill/whole/results.csv").open() as file:
         rows = list(csv.DictReader(file))
     ours = [
