@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.task import DistillTask
 from utils.engine.hooks import Hook
+from utils.engine.modes import evaluating
 from utils.engine.trainer import Trainer
 from utils.log import LOGGER
 from utils.profiling import count_parameters
@@ -175,9 +176,9 @@ def _gradients(
     The raw maps' mean stands for the detection loss, which may have a state of its own.
     """
     device = images.device
-    task.eval()
-    try:
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    seeds = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+    with evaluating(task):
+        with seeds:
             with task.feature_hooks.reading() as maps:
                 _, raw = task.model(images)
             total = torch.zeros((), device=device)
@@ -186,8 +187,6 @@ def _gradients(
             if detection:
                 total = total + torch.stack([level.float().mean() for level in raw]).sum()
         return torch.autograd.grad(total, wanted, allow_unused=True)
-    finally:
-        task.train()
 
 
 def _extra_seconds(task: DistillTask, trainer: Trainer) -> float:

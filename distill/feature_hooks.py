@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Model
+from utils.engine.modes import evaluating
 from utils.errors import UserError, suggest
 
 
@@ -92,14 +93,9 @@ class FeatureHooks:
 
         Run in eval mode: no statistic moves; the mode is put back.
         """
-        training = self.model.training
         like = next(self.model.parameters())
-        self.model.eval()
-        try:
-            with self.reading() as maps:
-                self.model(like.new_zeros(1, self.model.cfg.get("ch", 3), size, size))
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), self.reading() as maps:
+            self.model(like.new_zeros(1, self.model.cfg.get("ch", 3), size, size))
         return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
 
 

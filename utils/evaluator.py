@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from utils.boxes import non_max_suppression, scale_boxes, xywh2xyxy
 from utils.coco_metric import coco_metric
+from utils.engine.modes import evaluating
 from utils.log import LOGGER
 from utils.metrics import (
     IOU_THRESHOLDS,
@@ -80,7 +81,7 @@ def evaluate(
     clock, tally = _Clock(device), _Tally(len(names))
     sums: dict[str, Tensor] = {}
     batches = 0
-    with _eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in tqdm(
             loader, desc=HEADER, disable=not progress, leave=False, dynamic_ncols=True
         ):
@@ -204,15 +205,3 @@ class _Clock:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
         return time.perf_counter()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards every module is in the mode it was in, frozen ones too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

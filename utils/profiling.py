@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.engine.modes import evaluating
+
 MACS: dict[str, Callable[[Sequence[Any], Any], int]] = {}
 """Formula by operator name: (arguments, result) -> multiply-accumulates."""
 
@@ -127,18 +129,6 @@ def _declared_formulas(model: nn.Module, counter: _Counter) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode restored after."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
     """One forward pass of shapes only: takes milliseconds at any size; parameters, buffers and
     modes are untouched.
@@ -148,7 +138,7 @@ def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), evaluating(model):
         functional_call(
             model, state, (torch.empty(1, channels, imgsz, imgsz, dtype=dtype, device="meta"),)
         )

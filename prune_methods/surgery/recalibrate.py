@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.engine.hooks import Hook
+from utils.engine.modes import evaluating
 from utils.engine.trainer import Trainer
 
 FRESH_IMAGES = 128
@@ -25,12 +26,10 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int
     momenta are restored; gives the number of batches used. With none the model stays as it is.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    training = [m for m in model.modules() if m.training]
     momenta = [m.momentum for m in norms]
     device = next(model.parameters()).device
-    model.eval()
     used = 0
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in islice(loader, batches):
             if not used:
                 for norm in norms:
@@ -41,9 +40,6 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int
             used += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    model.eval()
-    for module in training:
-        module.training = True
     return used
 
 
