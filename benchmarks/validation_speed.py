@@ -20,6 +20,7 @@ from models import Model, build_model  # noqa: E402
 from models.checkpoint import load_model  # noqa: E402
 from utils.cli import run_script  # noqa: E402
 from utils.evaluator import evaluate  # noqa: E402
+from utils.images import unit_range  # noqa: E402
 from utils.options.base import option  # noqa: E402
 from utils.timing import alternate, median_ms, ratio_line  # noqa: E402
 
@@ -43,7 +44,7 @@ def main(opt: Options) -> None:
     data = load_data(opt.data)
     model = load_model(opt.weights).fuse() if opt.weights else talkative(opt.cfg, data.nc)
     batches = list(build_loader(data, "val", imgsz=opt.imgsz, batch_size=opt.batch_size))
-    tensors = [batch.images.float() / 255 for batch in batches]
+    tensors = [unit_range(batch.images) for batch in batches]
     speeds: list[dict[str, float]] = []
     found: list[int] = []
 

@@ -33,6 +33,7 @@ from utils.engine.tasks import TaskFactory
 from utils.engine.trainer import Trainer, to_unit_range
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
+from utils.images import unit_range
 from utils.log import LOGGER
 from utils.losses import build_loss
 from utils.options.base import to_dict
@@ -184,7 +185,7 @@ def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: in
 
     The size is a function of (seed, batch), so that all ranks agree and resuming is exact.
     """
-    images = to_unit_range(images, batch)
+    images = unit_range(images)
     low, high = math.ceil(imgsz * 0.5 / stride), math.floor(imgsz * 1.5 / stride)
     size = int(np.random.default_rng([seed, batch]).integers(low, high + 1)) * stride
     factor = size / max(images.shape[2:])

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils.boxes import non_max_suppression, scale_boxes, xywh2xyxy
 from utils.coco_metric import coco_metric
 from utils.engine.modes import evaluating
+from utils.images import unit_range
 from utils.log import LOGGER
 from utils.metrics import (
     IOU_THRESHOLDS,
@@ -86,7 +87,7 @@ def evaluate(
             loader, desc=HEADER, disable=not progress, leave=False, dynamic_ncols=True
         ):
             with clock("pre"):
-                images = batch.images.to(device, non_blocking=True).float() / 255
+                images = unit_range(batch.images.to(device, non_blocking=True))
             with (
                 clock("inference"),
                 torch.autocast(device.type, torch.float16, enabled=half and device.type != "cpu"),

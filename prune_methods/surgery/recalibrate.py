@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from utils.engine.hooks import Hook
 from utils.engine.modes import evaluating
 from utils.engine.trainer import Trainer
+from utils.images import unit_range
 
 FRESH_IMAGES = 128
 
@@ -36,7 +37,7 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int
                     norm.reset_running_stats()
                     norm.momentum = None  # torch's word for a cumulative average
                     norm.train()
-            model(batch.images.to(device).float() / 255)
+            model(unit_range(batch.images.to(device)))
             used += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

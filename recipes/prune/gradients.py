@@ -28,6 +28,7 @@ from prune_methods import (
 from prune_methods.sparsity.estimate import SMALL
 from prune_methods.surgery.recalibrate import recalibrate_bn
 from utils.config import load_hyp
+from utils.images import unit_range
 from utils.log import LOGGER
 from utils.losses import DetectionLoss, build_loss
 from utils.options.base import changed_options
@@ -80,7 +81,7 @@ def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -
     def losses(measured: nn.Module, per_image: bool) -> Iterator[Tensor]:
         device = next(measured.parameters()).device
         for batch in islice(loader, opt.calib_batches):
-            images, targets = batch.images.to(device).float() / 255, batch.targets.to(device)
+            images, targets = unit_range(batch.images.to(device)), batch.targets.to(device)
             for part, labels in (
                 single_images(images, targets) if per_image else [(images, targets)]
             ):

@@ -24,6 +24,7 @@ from prune_methods.search.pagcp_rules import PagcpSettings
 from recipes.prune.gradients import calibration_loss
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.images import unit_range
 from utils.log import LOGGER
 from utils.losses import DetectionLoss
 from utils.options.prune import PruneOptions
@@ -120,7 +121,7 @@ class CalibrationLosses:
         most = None if ceilings is None else torch.from_numpy(ceilings * self.images).to(device)
         sums = torch.zeros(len(TASKS), dtype=torch.float64, device=device)
         for batch in self.batches:
-            raw_maps = smaller(batch.images.to(device).float() / 255)[1]
+            raw_maps = smaller(unit_range(batch.images.to(device)))[1]
             parts = self.loss(raw_maps, batch.targets.to(device))[1]
             sums += torch.stack([parts[task] for task in TASKS]).double() * len(batch.images)
             if (

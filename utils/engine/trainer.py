@@ -33,6 +33,7 @@ from utils.engine.precision import FiniteGuard, Precision
 from utils.engine.seed import seed_everything
 from utils.engine.tasks import Task
 from utils.errors import UserError
+from utils.images import unit_range
 
 MAX_GRAD_NORM = 10.0
 READ_EVERY = 10  # optimizer steps between two looks at the device's counters
@@ -50,7 +51,7 @@ class Loader(Protocol):
 
 def to_unit_range(images: Tensor, batch: int) -> Tensor:
     """uint8 images as float in 0..1; the default of `Trainer.prepare`."""
-    return images.float().div_(255)
+    return unit_range(images)
 
 
 @dataclass
