@@ -1,6 +1,4 @@
-"""`python -m distill` is `python distill.py`: the package hides the script of the same name from
-`-m`.
-"""
+"""Run distill.py for `python -m distill`, where this package hides the script of the same name."""
 
 import runpy
 

@@ -1,12 +1,12 @@
-"""What a distillation loss is; a file in this folder that registers one adds it.
+"""Base classes and registries of the distillation losses.
 
-See docs/custom_distillation_loss.md.
+A file in this folder that registers a loss adds the loss; see docs/custom_distillation_loss.md.
 
     FEATURE_LOSSES["cwd"](student_channels, teacher_channels)   one instance for each pair of layers
-    LOGIT_LOSSES["ast"](LogitSetup.of(model.head, hyp))         one for all levels together
+    LOGIT_LOSSES["ast"](LogitSetup.of(model.head, hyp))         one instance for all levels together
 
-Both give a scalar that does not grow with the batch: the task multiplies by weight, batch size and
-world size, once.
+Either kind returns a scalar that does not grow with the batch. The task multiplies the scalar by
+weight, batch size and world size, once.
 """
 
 from abc import ABC, abstractmethod
@@ -24,28 +24,36 @@ from utils.registry import Registry
 FEATURE_LOSSES = Registry("feature distillation loss")
 LOGIT_LOSSES = Registry("logit distillation loss")
 
-NORM_EPS = 1e-5  # that of nn.BatchNorm2d
-FLAT = 1e-12  # a channel of less variance says nothing
+NORM_EPS = 1e-5  # as nn.BatchNorm2d
+FLAT = 1e-12  # a channel whose variance is not above this counts as constant
 
 
 class FeatureLoss(nn.Module, ABC):
-    """Compares one pair of feature maps: `loss(student (N, Cs, H, W), teacher (N, Ct, H, W)) ->
-    scalar`, mean over the batch.
+    """Base class of the losses that compare one pair of feature maps.
 
-    It owns what is trained beside the model and thrown away with it: here `align`, a 1x1
-    convolution that gives the student's map the teacher's channels, made only where they differ.
-    Half-precision maps are computed in float32, also under autocast. No gradient reaches the
-    teacher's map.
+    Call: `loss(student (N, Cs, H, W), teacher (N, Ct, H, W))` -> scalar, the mean over the batch.
+
+    The loss owns the layers that are trained beside the student and thrown away afterwards. The
+    base class has one, `align`: a 1x1 convolution that brings the student's map to the teacher's
+    number of channels, made only where the numbers differ. Half-precision maps are computed in
+    float32, also under autocast. The teacher's map gets no gradient.
     """
 
     default_weight: ClassVar[float] = 0.03
-    """Where `--feature-weight` says nothing: about a third of the whole loss at the start of a run,
-    see docs/distillation.md.
+    """Weight where `--feature-weight` gives none.
+
+    The default makes the loss about a third of the whole loss at the start of a run; see
+    docs/distillation.md.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, norm: bool = False):
-        """norm: standardise both maps with the statistics of their batch (see `standardised`), so
-        that scale does not matter.
+        """Make the adapter for a pair of layers.
+
+        Args:
+            student_channels: Channels of the student's map.
+            teacher_channels: Channels of the teacher's map.
+            norm: Standardise both maps with the statistics of their batch (see `standardised`), so
+                that their scale does not matter.
         """
         super().__init__()
         same = student_channels == teacher_channels
@@ -53,29 +61,39 @@ class FeatureLoss(nn.Module, ABC):
         self.norm = norm
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """See the class."""
+        """Return the loss of a pair of maps as a scalar; see the class for shapes."""
         assert student.shape[2:] == teacher.shape[2:], (
             f"maps of {(*student.shape[2:],)} and {(*teacher.shape[2:],)} cells"
         )
         with torch.autocast(student.device.type, enabled=False):
-            s, t = self.align(at_least_float32(student)), at_least_float32(teacher.detach())
-            return (
-                self.compare(standardised(s), standardised(t)) if self.norm else self.compare(s, t)
-            )
+            s = self.align(at_least_float32(student))
+            t = at_least_float32(teacher.detach())
+            if self.norm:
+                s, t = standardised(s), standardised(t)
+            return self.compare(s, t)
 
     @abstractmethod
     def compare(self, s: Tensor, t: Tensor) -> Tensor:
-        """Two maps (N, C, H, W), float32 or float64, aligned and, with `norm`, standardised ->
-        scalar, mean over the batch.
+        """Return the distance of two maps as a scalar, the mean over the batch.
+
+        Args:
+            s: The student's map (N, C, H, W), float32 or float64, aligned and, with `norm`,
+                standardised.
+            t: The teacher's map, of the same shape and type.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class LogitSetup:
-    """What a logit loss knows of the head that student and teacher have in common.
+    """Facts about the head that student and teacher have in common.
 
-    anchors: (L, A, 2) in grid units; nc: classes. As in the detection loss: box, obj, cls, the
-    effective gains (`hyp.scaled(...)`), and balance, the weight of each level's objectness.
+    Args:
+        anchors: Anchor sizes (L, A, 2) in grid units, L levels of A anchors.
+        nc: Number of classes.
+        box: Effective gain of the box term, as in the detection loss (`hyp.scaled(...)`).
+        obj: Effective gain of the objectness term.
+        cls: Effective gain of the class term.
+        balance: Weight of the objectness of each level, as in the detection loss.
     """
 
     anchors: Tensor
@@ -87,17 +105,19 @@ class LogitSetup:
 
     @classmethod
     def of(cls, head: Any, hyp: Hyp) -> "LogitSetup":
-        """From the detection head of the student and the run's scaled hyper-parameters."""
+        """Read the setup from the student's head and the run's scaled hyper-parameters."""
         anchors = head.anchors.detach().float().clone()
         return cls(anchors, int(head.nc), hyp.box, hyp.obj, hyp.cls, level_balance(len(anchors)))
 
 
 class LogitLoss(nn.Module, ABC):
-    """Compares the raw maps of two heads of the same form: two lists of (N, A, H, W, 5 + nc),
-    finest level first -> scalar.
+    """Base class of the losses that compare the raw maps of two heads of one form.
 
-    Half-precision maps are computed in float32, also under autocast. No gradient reaches the
-    teacher's maps.
+    Call: `loss(student, teacher)` -> scalar; both are lists of (N, A, H, W, 5 + nc), the finest
+    level first.
+
+    Half-precision maps are computed in float32, also under autocast. The teacher's maps get no
+    gradient.
     """
 
     anchors: Tensor
@@ -105,12 +125,11 @@ class LogitLoss(nn.Module, ABC):
     def __init__(self, setup: LogitSetup):
         super().__init__()
         self.setup = setup
-        self.register_buffer(
-            "anchors", setup.anchors, persistent=False
-        )  # in no checkpoint: the head has them
+        # not persistent: checkpoints have the anchors in the head
+        self.register_buffer("anchors", setup.anchors, persistent=False)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """See the class."""
+        """Return the loss of two lists of raw maps as a scalar; see the class for shapes."""
         assert [s.shape for s in student] == [t.shape for t in teacher], (
             "heads of one form, maps of one batch"
         )
@@ -122,16 +141,19 @@ class LogitLoss(nn.Module, ABC):
 
     @abstractmethod
     def compare(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The same maps, float32 or float64 -> scalar: weighted by the gains, a mean over images or
-        normalised likewise.
+        """Return the loss weighted by the gains, as a mean over images or normalised likewise.
+
+        Args:
+            student: Raw maps (N, A, H, W, 5 + nc) by level, float32 or float64.
+            teacher: Raw maps of the same shapes and types.
         """
 
 
 def standardised(maps: Tensor, eps: float = NORM_EPS) -> Tensor:
-    """(N, C, H, W) with mean 0 and variance 1 for each channel over N, H and W: batch norm without
-    scale, shift and memory.
+    """Return maps (N, C, H, W) with mean 0 and variance 1 of each channel over N, H and W.
 
-    A channel that does not vary (a dead one, or a single value) becomes 0 and gets no gradient.
+    The computation is batch norm without scale, shift and running statistics. A channel that does
+    not vary (a dead channel, or a single value) becomes 0 and gets no gradient.
     """
     variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0, keepdim=True)
     return (maps - mean) * (variance + eps).rsqrt().where(variance > FLAT, 0)

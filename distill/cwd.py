@@ -1,5 +1,6 @@
-"""Channel-wise distillation (Shu et al., ICCV 2021, eq. 2 to 4): where in the image a channel
-looks, not how strongly.
+"""Channel-wise distillation (Shu et al., ICCV 2021, equations 2 to 4).
+
+The loss compares where in the image a channel responds, not how strongly.
 """
 
 from torch import Tensor
@@ -11,11 +12,13 @@ from utils.errors import UserError
 
 @FEATURE_LOSSES.register("cwd")
 class ChannelWise(FeatureLoss):
-    """T^2 / C * sum over channels of KL(teacher || student), each channel a distribution over the
-    cells: softmax(map / T).
+    """T^2 / C * sum over channels of KL(teacher || student), a mean over the batch.
 
-    temperature: T > 0; the larger, the more the cells beside the peak count. The limit is half the
-    variance of the difference.
+    Each channel is a distribution over the cells: softmax(map / T).
+
+    Args (beside those of FeatureLoss):
+        temperature: T > 0. The larger T is, the more the cells beside the peak count; for large T
+            the loss tends to half the variance of the difference of the two maps.
     """
 
     def __init__(
@@ -32,11 +35,8 @@ class ChannelWise(FeatureLoss):
         self.temperature = temperature
 
     def compare(self, s: Tensor, t: Tensor) -> Tensor:
-        """See FeatureLoss."""
+        """Return the divergence of the channels' distributions; see `FeatureLoss.compare`."""
         log_s, log_t = (log_softmax(maps.flatten(2) / self.temperature, 2) for maps in (s, t))
         distributions = s.shape[0] * s.shape[1]
-        return (
-            kl_div(log_s, log_t, reduction="sum", log_target=True)
-            * self.temperature**2
-            / distributions
-        )
+        divergence = kl_div(log_s, log_t, reduction="sum", log_target=True)
+        return divergence * self.temperature**2 / distributions

@@ -1,5 +1,7 @@
-"""Says at the start of a run whether distillation works: what is compared, does gradient arrive,
-its share, its cost.
+"""Report at the start of a run whether distillation works.
+
+The report names what is compared, and says whether gradient arrives, how large the share of
+distillation is in the loss, and how much time distillation costs.
 """
 
 import time
@@ -16,25 +18,26 @@ from utils.log import LOGGER
 from utils.profiling import count_parameters
 from utils.timing import alternate
 
-FIRST = 10  # batches that the share and the time a step are taken from
-MOST, LEAST, GOOD = 0.6, 0.01, 0.3  # of the whole loss
+FIRST = 10  # number of batches from which share and time of a step are measured
+MOST, LEAST, GOOD = 0.6, 0.01, 0.3  # shares of distillation in the whole loss
 
 
 class Diagnostics(Hook):
-    """Reports on the first batches of a new run.
+    """Report on the first batches of a new run.
 
-    It computes beside the training and changes none of it.
+    The hook computes beside the training and changes nothing of it.
     """
 
     main_only = True
 
     def __init__(self) -> None:
         self._sums = torch.zeros(0)  # detection and each loss over the first batches, on the device
-        self._start = self._extra = 0.0  # seconds
+        self._start = 0.0  # time at which the first batch has been examined, seconds
+        self._extra = 0.0  # what distillation adds to a step, seconds
         self._factor = 1.0
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Name the teacher."""
+        """Log the size of the teacher and the names of the losses."""
         task = _task(trainer)
         LOGGER.info(
             f"Teacher: {count_parameters(task.teacher.model)} parameters, frozen; compared by"
@@ -42,9 +45,7 @@ class Diagnostics(Hook):
         )
 
     def on_batch_end(self, trainer: Trainer) -> None:
-        """Examine the first batch, sum up the first few; a resumed run was examined
-        when it began.
-        """
+        """Examine the first batch and sum up the first few; a resumed run was examined before."""
         task = _task(trainer)
         self._factor = task.factor
         first = min(FIRST, len(trainer.loader))
@@ -57,21 +58,27 @@ class Diagnostics(Hook):
             report_gradient(task, trainer.images)
             self._extra = _extra_seconds(task, trainer)
             self._start = time.perf_counter()
-        if task.factor:  # the first batch of a warm-up has none
+        if task.factor:  # 0 at the first batch of a warm-up
             self._sums += terms
         if trainer.batch + 1 == first:
             self._conclude(task, trainer.batch, len(trainer.loader))
 
     def metrics(self) -> dict[str, float]:
-        """The schedule's factor at the end of the epoch."""
+        """Return the schedule's factor at the end of the epoch."""
         return {"kd/factor": self._factor}
 
     def _conclude(self, task: DistillTask, batches: int, per_epoch: int) -> None:
-        """`batches` have passed since the first one."""
-        detection, *values = self._sums.tolist()  # waits for the device, so that the clock is right
-        LOGGER.info(
-            "\n" + share_report(detection, dict(zip(task.weights, values, strict=True)), task)
-        )
+        """Log share and cost of distillation.
+
+        Args:
+            task: The task, for names and weights of its losses.
+            batches: Number of batches since the first one.
+            per_epoch: Number of batches of an epoch.
+        """
+        # `tolist` waits for the device, so that the time below is right
+        detection, *values = self._sums.tolist()
+        by_name = dict(zip(task.weights, values, strict=True))
+        LOGGER.info("\n" + share_report(detection, by_name, task))
         if batches:
             step = (time.perf_counter() - self._start) / batches
             without = max(step - self._extra, 0.0)
@@ -82,7 +89,7 @@ class Diagnostics(Hook):
 
 
 def report_pairs(task: DistillTask, images: Tensor) -> None:
-    """Each pair of layers with its shapes, and the adapters made for it."""
+    """Log each pair of layers with its shapes and the adapters made for it."""
     names = list(zip(task.feature_hooks.names, task.teacher.feature_hooks.names, strict=True))
     if not names:
         return
@@ -92,7 +99,7 @@ def report_pairs(task: DistillTask, images: Tensor) -> None:
     )
     for i, ((ours, theirs), (s, t)) in enumerate(zip(names, shapes, strict=True)):
         adapters = [
-            f"{name} {_size(losses[i])}"
+            f"{name} {_layer_sizes(losses[i])}"
             for name, losses in task.features.items()
             if isinstance(losses, nn.ModuleList)
         ]
@@ -103,12 +110,11 @@ def report_pairs(task: DistillTask, images: Tensor) -> None:
 
 
 def report_gradient(task: DistillTask, images: Tensor) -> None:
-    """Whether the gradient of distillation alone reaches the student."""
+    """Log whether the gradient of distillation alone reaches the student."""
     named = [(name, p) for name, p in task.model.named_parameters() if p.requires_grad]
     gradients = _gradients(task, images, [p for _, p in named], taught=True, detection=False)
-    norms = torch.stack(
-        [torch.zeros((), device=images.device) if g is None else g.norm() for g in gradients]
-    ).tolist()
+    zero = torch.zeros((), device=images.device)
+    norms = torch.stack([zero if g is None else g.norm() for g in gradients]).tolist()
     reached = [name for (name, _), norm in zip(named, norms, strict=True) if norm > 0]
     if reached:
         LOGGER.info(
@@ -123,11 +129,18 @@ def report_gradient(task: DistillTask, images: Tensor) -> None:
 
 
 def share_report(detection: float, values: Mapping[str, float], task: DistillTask) -> str:
-    """Distillation beside detection before the schedule, with weights to try where its share is
-    above 60% or below 1%.
+    """Return a line on the share of distillation in the loss, before the schedule.
+
+    Where the share is above 60 % or below 1 %, the line suggests weights that would make it 30 %.
+
+    Args:
+        detection: Sum of the detection loss over the first batches.
+        values: Sum of each distillation loss times its weight over the same batches.
+        task: The task, for names and weights of its losses.
     """
-    whole = detection + sum(values.values())
-    share = sum(values.values()) / whole if whole else 0.0
+    taught = sum(values.values())
+    whole = detection + taught
+    share = taught / whole if whole else 0.0
     listed = ", ".join(
         f"{name} {value / whole if whole else 0:.1%}" for name, value in values.items()
     )
@@ -136,14 +149,13 @@ def share_report(detection: float, values: Mapping[str, float], task: DistillTas
         return text
     if not share:
         return f"{text}: student and teacher agree in all that is compared"
-    factor = detection / sum(values.values()) * GOOD / (1 - GOOD)
+    factor = detection / taught * GOOD / (1 - GOOD)
     better = {name: f"{float(f'{weight * factor:.2g}'):g}" for name, weight in task.weights.items()}
-    options = (
-        [f"--feature-weight {' '.join(better[name] for name in task.features)}"]
-        if task.features
-        else []
-    )
-    options += [f"--logit-weight {better[task.logit_name]}"] if task.logit_name else []
+    options = []
+    if task.features:
+        options.append(f"--feature-weight {' '.join(better[name] for name in task.features)}")
+    if task.logit_name:
+        options.append(f"--logit-weight {better[task.logit_name]}")
     what = "it may drown the labels" if share > MOST else "it will hardly do anything"
     return f"{text}: {what}; {' '.join(options)} would make it {GOOD:.0%}"
 
@@ -154,26 +166,27 @@ def _task(trainer: Trainer) -> DistillTask:
 
 
 def _terms(task: DistillTask, parts: Mapping[str, Tensor]) -> Tensor:
-    """(1 + losses,): detection as box + obj + cls, and each distillation loss times its weight."""
-    own = {"kd_logit", "kd_feature", *(f"raw_{name}" for name in task.weights)}
-    detection = torch.stack(
-        [value.float() for name, value in parts.items() if name not in own]
-    ).sum()
-    return torch.stack(
-        [
-            detection,
-            *(weight * parts[f"raw_{name}"].float() for name, weight in task.weights.items()),
-        ]
-    )
+    """Return detection (box + obj + cls) and each weighted distillation loss, (1 + losses,)."""
+    taught = {"kd_logit", "kd_feature", *(f"raw_{name}" for name in task.weights)}
+    detection = [value.float() for name, value in parts.items() if name not in taught]
+    losses = [weight * parts[f"raw_{name}"].float() for name, weight in task.weights.items()]
+    return torch.stack([torch.stack(detection).sum(), *losses])
 
 
 def _gradients(
     task: DistillTask, images: Tensor, wanted: list[Tensor], *, taught: bool, detection: bool
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of one batch, taken beside the training: in eval mode no statistic moves, and
-    generators are put back.
+    """Return the gradients of one batch without disturbing the training.
 
-    The raw maps' mean stands for the detection loss, which may have a state of its own.
+    The model runs in eval mode, so that no statistic changes, and random generators are restored.
+    The mean of the raw maps stands for the detection loss, which may have a state of its own.
+
+    Args:
+        task: The task whose losses are computed.
+        images: Batch (N, 3, H, W) in 0..1.
+        wanted: Parameters to differentiate by; the result has None for one that is not reached.
+        taught: Add the weighted distillation losses.
+        detection: Add the stand-in for the detection loss.
     """
     device = images.device
     seeds = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
@@ -190,8 +203,9 @@ def _gradients(
 
 
 def _extra_seconds(task: DistillTask, trainer: Trainer) -> float:
-    """What teacher and distillation losses add to a step: forward and backward with and without, in
-    turn.
+    """Measure the seconds that teacher and distillation losses add to a step.
+
+    Forward and backward passes with and without them run in turn; the fastest of each count.
     """
     wanted: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
 
@@ -204,8 +218,8 @@ def _extra_seconds(task: DistillTask, trainer: Trainer) -> float:
     return min(times["taught"]) - min(times["alone"])
 
 
-def _size(module: nn.Module) -> str:
-    """Its trained layers, as `Conv2d 64x32x1x1`."""
+def _layer_sizes(module: nn.Module) -> str:
+    """Name the trained layers of an adapter with their weight shapes, as `Conv2d 64x32x1x1`."""
     layers = [
         f"{type(m).__name__} {'x'.join(map(str, m.weight.shape))}"
         for m in module.modules()

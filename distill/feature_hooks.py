@@ -1,7 +1,7 @@
-"""What layers of a model give, read during a forward pass that somebody else makes.
+"""Read the outputs of chosen layers during a forward pass that other code runs.
 
-Hooks are there only while `FeatureHooks.reading()` is open: copies of the model (EMA, best.pt)
-never carry one, validation fills nothing, and no feature map outlives the step.
+The hooks exist only while `FeatureHooks.reading()` is open. Copies of the model (EMA, best.pt)
+therefore never carry a hook, validation collects nothing, and no feature map outlives the step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,20 @@ from utils.errors import UserError, suggest
 
 
 def head_inputs(model: Model) -> list[str]:
-    """Numbers of the rows that feed the detection head, the finest level first."""
+    """Return the numbers of the rows that feed the detection head, the finest level first."""
     return [str(index) for index in model.specs[-1].source[: model.head.nl]]
 
 
 def find_layer(model: Model, name: str, option: str) -> str:
-    """The path of a module: of a row by its number (`17`) or tag, or of any by its own path
-    (`model.17.cv3`).
+    """Return the path of a module inside the model.
 
-    `UserError` where there is none; `option` says who asked.
+    Args:
+        model: The model that is searched.
+        name: Number of a row (`17`), tag of a row, or path of any module (`model.17.cv3`).
+        option: Command-line option that the error names.
+
+    Raises:
+        UserError: Where the model has no such layer.
     """
     if name.isdecimal():
         if int(name) >= len(model.model):
@@ -45,24 +50,28 @@ def find_layer(model: Model, name: str, option: str) -> str:
 
 
 class FeatureHooks:
-    """Reads the feature maps of chosen layers of one model."""
+    """Read the feature maps of chosen layers of one model."""
 
     def __init__(self, model: Model, names: Sequence[str], option: str):
-        """`names`: layers as `find_layer` takes them; `option` is named in errors."""
+        """Find the layers; `names` are as `find_layer` takes them, `option` is named in errors."""
         self.model, self.names, self.option = model, list(names), option
         self.paths = [find_layer(model, name, option) for name in names]
 
     @contextmanager
     def reading(self) -> Iterator[list[Tensor]]:
-        """A list that holds the maps (N, C, H, W), in the order of the names, once the model has
-        run within the block.
+        """Collect the feature maps of one forward pass that runs while the context is open.
 
-        `UserError` where a layer gives no such map, or where a later layer overwrites it in place:
-        it is not what it was then.
+        Yields:
+            A list, filled when the context closes with the maps (N, C, H, W) in the order of the
+                names.
+
+        Raises:
+            UserError: Where a layer gives no such map, or where a later layer overwrites the map in
+                place, so that the map is no longer what the layer gave.
         """
         found: dict[int, tuple[Tensor, int]] = {}
         maps: list[Tensor] = []
-        # looked up each time: training may replace a module (SyncBatchNorm)
+        # modules are looked up each time: training may replace one (SyncBatchNorm)
         modules = [self.model.get_submodule(path) for path in self.paths]
         hooks = [
             module.register_forward_hook(partial(_keep, found, i))
@@ -89,9 +98,9 @@ class FeatureHooks:
 
     @torch.no_grad()
     def shapes(self, size: int) -> list[tuple[int, int, int]]:
-        """(C, H, W) of each layer for images of `size` pixels.
+        """Return (C, H, W) of each layer's map for images of `size` x `size` pixels.
 
-        Run in eval mode: no statistic moves; the mode is put back.
+        The model runs once in eval mode, so that no statistic changes; its mode is restored.
         """
         like = next(self.model.parameters())
         with evaluating(self.model), self.reading() as maps:
@@ -102,8 +111,9 @@ class FeatureHooks:
 def _keep(
     found: dict[int, tuple[Tensor, int]], index: int, module: nn.Module, inputs: Any, output: Any
 ) -> None:
-    """A forward hook; a row with several outputs gives its first, the others are rows
-    of their own.
+    """Store a layer's output and its version in `found[index]`; a forward hook.
+
+    A row with several outputs gives its first one here; its further outputs are rows of their own.
     """
     first = output[0] if isinstance(output, list | tuple) else output
     if isinstance(first, Tensor) and first.ndim == 4:

@@ -1,5 +1,7 @@
-"""Masked generative distillation (Yang et al., ECCV 2022): from what is left of its map the student
-makes up the teacher's.
+"""Masked generative distillation (Yang et al., ECCV 2022).
+
+Positions of the student's map are masked, and a small generator rebuilds the teacher's map from the
+remaining ones.
 """
 
 import torch
@@ -9,21 +11,26 @@ from torch.nn.functional import mse_loss
 from distill.base import FEATURE_LOSSES, FeatureLoss
 from utils.errors import UserError, suggest
 
-ALPHA = {"mean": 1.0, "paper": 2e-5}  # 2e-5: the paper's for one-stage detectors
+ALPHA = {"mean": 1.0, "paper": 2e-5}  # 2e-5 is the paper's value for one-stage detectors
 
 
 @FEATURE_LOSSES.register("mgd")
 class MaskedGenerative(FeatureLoss):
-    """alpha * distance(G(mask * student), teacher), G two 3x3 convolutions that are trained along
-    and thrown away.
+    """alpha * distance(G(mask * student), teacher).
 
-    form: `mean`, the mean squared difference, whose size does not depend on the map's; or `paper`,
-    an image's sum of squares, mean over the batch: C H W times as much, made for RetinaNet's
-    features. alpha: factor, by default 1 (mean) or 2e-5 (paper). mask_ratio: the paper's lambda,
-    0..1, with which a position is dropped in all channels at once.
+    The generator G is two 3x3 convolutions with a ReLU between them, trained along with the student
+    and thrown away afterwards.
 
-    Masks are drawn anew at each call from torch's global generator, which the trainer seeds at each
-    epoch: resuming is exact.
+    Args (beside those of FeatureLoss):
+        form: `mean` for the mean squared difference, whose size does not depend on the map's; or
+            `paper` for the sum of squares of an image, a mean over the batch. `paper` is C H W
+            times as large and was made for RetinaNet's features.
+        alpha: Factor of the loss, not negative; by default 1 (`mean`) or 2e-5 (`paper`).
+        mask_ratio: Probability, 0..1, with which a position is dropped in all channels at once
+            (lambda in the paper).
+
+    Each call draws a new mask from torch's global generator. The trainer seeds that generator at
+    each epoch, so that resuming a run is exact.
     """
 
     default_weight = 0.01
@@ -56,17 +63,15 @@ class MaskedGenerative(FeatureLoss):
         )
 
     def compare(self, s: Tensor, t: Tensor) -> Tensor:
-        """See FeatureLoss."""
-        made = self.generator(s * self.mask(s))
-        distance = (
-            mse_loss(made, t)
-            if self.form == "mean"
-            else mse_loss(made, t, reduction="sum") / len(t)
-        )
-        return self.alpha * distance
+        """Return alpha times the distance of the rebuilt map; see `FeatureLoss.compare`."""
+        rebuilt = self.generator(s * self.mask(s))
+        if self.form == "mean":
+            return self.alpha * mse_loss(rebuilt, t)
+        return self.alpha * (mse_loss(rebuilt, t, reduction="sum") / len(t))
 
     def mask(self, maps: Tensor) -> Tensor:
-        """A fresh mask (N, 1, H, W) for maps (N, C, H, W): 0 with probability
-        `mask_ratio`, else 1.
+        """Draw a mask (N, 1, H, W) for maps (N, C, H, W).
+
+        Each position is 0 with probability `mask_ratio`, else 1.
         """
         return (torch.rand_like(maps[:, :1]) >= self.mask_ratio).to(maps)

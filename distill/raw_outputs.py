@@ -1,12 +1,14 @@
-"""Differences of raw outputs where the teacher sees objects (Mehta & Ozturk 2018, "Object detection
-at 200 frames per second").
+"""Differences of raw outputs, weighted by where the teacher sees objects.
 
-A level's value, with w the teacher's objectness and d the distance of two raw outputs, before any
-decoding:
+Paper: Mehta & Ozturk, "Object detection at 200 frames per second", 2018.
+
+The value of a level, with w the teacher's objectness and d the distance of two raw outputs before
+any decoding, is
 
     box * mean(w d(xywh)) + obj * mean(w d(objectness)) + cls * mean(w d(classes))
 
-summed over levels; no class term where there is one class, as in the detection loss.
+The values of all levels are added. With a single class there is no class term, as in the detection
+loss.
 """
 
 from abc import abstractmethod
@@ -18,20 +20,19 @@ from distill.base import LOGIT_LOSSES, LogitLoss
 
 
 class RawOutputs(LogitLoss):
-    """The formula above; a subclass gives the distance."""
+    """Base class of the losses of this file; a subclass gives the distance d."""
 
     @abstractmethod
     def distance(self, difference: Tensor) -> Tensor:
-        """Of each raw output, from student minus teacher; any shape -> the same shape."""
+        """Return d for each raw output, given student minus teacher; the shape stays the same."""
 
     def compare(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """See LogitLoss."""
+        """Return the formula of this file summed over levels; see `LogitLoss.compare`."""
         setup, total = self.setup, student[0].new_zeros(())
         for s, t in zip(student, teacher, strict=True):
             distances = self.distance(s - t) * t[..., 4:5].sigmoid()
-            total = (
-                total + setup.box * distances[..., :4].mean() + setup.obj * distances[..., 4].mean()
-            )
+            total = total + setup.box * distances[..., :4].mean()
+            total = total + setup.obj * distances[..., 4].mean()
             if setup.nc > 1:
                 total = total + setup.cls * distances[..., 5:].mean()
         return total
@@ -39,17 +40,17 @@ class RawOutputs(LogitLoss):
 
 @LOGIT_LOSSES.register("l1")
 class L1(RawOutputs):
-    """The absolute difference: the pull does not depend on how far apart the two are."""
+    """Absolute difference: the gradient does not depend on how far apart two outputs are."""
 
     def distance(self, difference: Tensor) -> Tensor:
-        """See RawOutputs."""
+        """Return the absolute value of the difference."""
         return difference.abs()
 
 
 @LOGIT_LOSSES.register("l2")
 class L2(RawOutputs):
-    """The squared difference: far outputs are pulled hardest."""
+    """Squared difference: the gradient grows with the distance of two outputs."""
 
     def distance(self, difference: Tensor) -> Tensor:
-        """See RawOutputs."""
+        """Return the square of the difference."""
         return difference.square()

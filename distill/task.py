@@ -1,4 +1,7 @@
-"""Detection with a teacher: the task of every script that is given one."""
+"""Training task that adds distillation losses to the detection loss.
+
+Every script that is given a teacher trains by this task.
+"""
 
 import inspect
 import math
@@ -20,13 +23,19 @@ from utils.options.distill import TeacherOptions, WithTeacherOptions
 
 
 class DistillTask(DetectionTask):
-    """The detection loss and, times batch size and world size, factor * sum of weight *
-    distillation loss.
+    """Train a student by the detection loss and by distillation losses.
 
-    Columns beside box, obj and cls: `kd_logit` and `kd_feature` as they are added (weighted,
-    scheduled, not multiplied by the batch size; like box, obj and cls), and `raw_<loss>` without
-    weight and schedule, a feature loss summed over its pairs. `features` (adapters and generators)
-    are trained and resumed with the task; the teacher is no part of it.
+    The loss of a batch is the detection loss plus factor * sum of weight * distillation loss, times
+    batch size and world size.
+
+    Columns that the task reports beside box, obj and cls:
+
+    - `kd_logit` and `kd_feature`: the two kinds as they are added, weighted and scheduled, but
+      (like box, obj and cls) not multiplied by the batch size.
+    - `raw_<loss>`: a loss without weight and schedule; a feature loss is summed over its pairs.
+
+    `features` (adapters and generators) are trained and resumed with the task; the teacher is no
+    part of the task's state.
     """
 
     def __init__(
@@ -65,22 +74,19 @@ class DistillTask(DetectionTask):
         self.factor = 1.0
 
     def start_batch(self, number: int, total: int) -> None:
-        """The schedule's factor for this batch."""
+        """Take the schedule's factor for batch `number` of `total`."""
         self.factor = self.schedule(number, total)
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """See the class.
+        """Return the loss and the columns of a batch; see the class.
 
-        With factor 0 the teacher does not run, and gradients are those of plain training to the
-        bit.
+        With factor 0 the teacher does not run, and the gradients equal those of plain training bit
+        for bit.
         """
         if not self.factor:
             parts = super().forward(images, targets)
-            return {
-                **parts,
-                "loss": parts["loss"] + self._unused(),
-                **self._columns({}, parts["loss"]),
-            }
+            columns = self._columns({}, parts["loss"])
+            return {**parts, "loss": parts["loss"] + self._zero_for_adapters(), **columns}
         with self.feature_hooks.reading() as maps:
             raw = self.model(images)
         loss, parts = self.loss(raw, targets)
@@ -91,47 +97,51 @@ class DistillTask(DetectionTask):
     def distillation(
         self, images: Tensor, raw: Sequence[Tensor], maps: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Every distillation loss by name, unweighted, for the student's raw maps and feature maps
-        of these images.
+        """Return each distillation loss by name, unweighted.
+
+        Args:
+            images: Batch (N, 3, H, W) in 0..1, for the teacher.
+            raw: Raw maps of the student for these images.
+            maps: Feature maps of the student for these images.
         """
         teacher_raw, teacher_maps = self.teacher(images)
         pairs = list(zip(maps, teacher_maps, strict=True))
         terms = {} if self.logit is None else {self.logit_name: self.logit(raw, teacher_raw)}
         for name, losses in self.features.items():
             assert isinstance(losses, nn.ModuleList)
-            terms[name] = torch.stack(
-                [loss(*pair) for loss, pair in zip(losses, pairs, strict=True)]
-            ).sum()
+            values = [loss(*pair) for loss, pair in zip(losses, pairs, strict=True)]
+            terms[name] = torch.stack(values).sum()
         return terms
 
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The sum of losses times their weights; before the schedule."""
+        """Return the sum of losses times their weights, before the schedule."""
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
     def _columns(self, terms: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-        """Detached; zeros for what was not computed, so that every batch has the same columns."""
+        """Return the columns of a batch, detached.
+
+        A loss that was not computed gives zero, so that every batch has the same columns. `like` is
+        a tensor on the device of the columns.
+        """
         zero = torch.zeros((), device=like.device)
         logit = [self.logit_name] if self.logit is not None else []
         raw = {
             name: terms[name].detach() if name in terms else zero
             for name in [*logit, *self.features]
         }
-        sums = {
-            column: (
-                torch.stack(
-                    [self.factor * self.weights[name] * raw[name].float() for name in names]
-                ).sum()
-            )
-            for column, names in (("kd_logit", logit), ("kd_feature", list(self.features)))
-            if names
-        }
+        sums = {}
+        for column, names in (("kd_logit", logit), ("kd_feature", list(self.features))):
+            added = [self.factor * self.weights[name] * raw[name].float() for name in names]
+            if added:
+                sums[column] = torch.stack(added).sum()
         return sums | {f"raw_{name}": value for name, value in raw.items()}
 
-    def _unused(self) -> Tensor | float:
-        """Data-parallel training waits for a gradient of every parameter, so adapters that rest get
-        zeros there.
+    def _zero_for_adapters(self) -> Tensor | float:
+        """Return a zero that gives the adapters a gradient where data-parallel training needs one.
 
-        Alone they get none: then neither weight decay nor momentum moves them.
+        Data-parallel training waits for a gradient of every parameter, so adapters of a batch with
+        factor 0 get zeros. A single process gives them no gradient: then neither weight decay nor
+        momentum moves them.
         """
         if self.world_size == 1:
             return 0.0
@@ -140,46 +150,55 @@ class DistillTask(DetectionTask):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Layers of a student beside those of its teacher, with (student, teacher) channels of each
-    pair.
-    """
+    """Layers of a student paired with layers of its teacher."""
 
     feature_hooks: FeatureHooks
+    """The student's layers; the teacher has its own."""
     teacher: Teacher
     channels: list[tuple[int, int]]
+    """(student, teacher) channels of each pair."""
 
 
 def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
-    """Find the layers of both; `UserError` where they do not fit together, or an argument of a loss
-    is wrong.
+    """Find the layers of both models and check that student and teacher fit together.
+
+    Raises:
+        UserError: Where the models or layers do not fit, or an argument of a loss is wrong.
     """
     check_size(model, teacher)
     if opt.logit:
         check_heads(model, teacher)
-    wanted = bool(opt.feature_weights)
-    ours = opt.layers(opt.student_layers) or head_inputs(model)
-    theirs = opt.layers(opt.teacher_layers) or head_inputs(teacher)
-    hooks = FeatureHooks(model, ours if wanted else [], "--student-layers")
-    frozen = Teacher(teacher, theirs if wanted else [])
+    reads_features = bool(opt.feature_weights)
+    student_layers = opt.layers(opt.student_layers) or head_inputs(model)
+    teacher_layers = opt.layers(opt.teacher_layers) or head_inputs(teacher)
+    hooks = FeatureHooks(model, student_layers if reads_features else [], "--student-layers")
+    frozen = Teacher(teacher, teacher_layers if reads_features else [])
     for name, arguments in opt.loss_arguments().items():
         check_arguments(name, arguments)
-    channels = paired_channels(hooks, frozen.feature_hooks) if wanted else []
+    channels = paired_channels(hooks, frozen.feature_hooks) if reads_features else []
     return Pairing(hooks, frozen, channels)
 
 
 def build_task(
     model: nn.Module, loss: Any, world_size: int, *, pairing: Pairing, opt: WithTeacherOptions
 ) -> DistillTask:
-    """The task that the options ask for.
+    """Build the task that the options ask for.
 
-    `model`: the one of `pair_up`, on its device; `loss`: the detection loss with its effective
-    `hyp`. New adapters are seeded by themselves and disturb no other random numbers.
+    New adapters are seeded by `opt.seed` and leave all other random numbers as they are.
+
+    Args:
+        model: The student that `pair_up` was given, on its device.
+        loss: The detection loss with its effective `hyp`.
+        world_size: Number of data-parallel processes.
+        pairing: The result of `pair_up`.
+        opt: The distillation options.
     """
     assert isinstance(model, Model) and model is pairing.feature_hooks.model
     pairing.teacher.model.to(next(model.parameters()).device)
-    arguments, given = opt.loss_arguments(), opt.feature_weights
+    arguments = opt.loss_arguments()
     weights: dict[str, float] = {
-        n: FEATURE_LOSSES[n].default_weight if w is None else w for n, w in given.items()
+        name: FEATURE_LOSSES[name].default_weight if weight is None else weight
+        for name, weight in opt.feature_weights.items()
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
@@ -187,11 +206,9 @@ def build_task(
             name: [FEATURE_LOSSES[name](*pair, **arguments[name]) for pair in pairing.channels]
             for name in weights
         }
-    logit = (
-        (opt.logit, LOGIT_LOSSES[opt.logit](LogitSetup.of(model.head, loss.hyp)))
-        if opt.logit
-        else None
-    )
+    logit = None
+    if opt.logit:
+        logit = (opt.logit, LOGIT_LOSSES[opt.logit](LogitSetup.of(model.head, loss.hyp)))
 
     def schedule(step: int, steps: int) -> float:
         warmup = opt.kd_warmup * steps / opt.epochs
@@ -213,8 +230,10 @@ def build_task(
 
 
 def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[int, int]]:
-    """Channels of each pair of layers; `UserError` where their number or a pair's
-    strides differ.
+    """Return the (student, teacher) channels of each pair of layers.
+
+    Raises:
+        UserError: Where the numbers of layers or the strides of a pair differ.
     """
     if len(student.names) != len(teacher.names):
         raise UserError(
@@ -222,6 +241,7 @@ def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[
             f" {','.join(teacher.names)}: {len(student.names)} and {len(teacher.names)} layers;"
             " name as many of both"
         )
+    # images of both models' strides, at least 2 cells of the coarsest level
     size = 2 * math.lcm(*(int(hooks.model.stride.max()) for hooks in (student, teacher)))
     channels = []
     for ours, theirs, s, t in zip(
@@ -237,8 +257,11 @@ def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """`UserError` for an argument that a feature loss does not know, or of another kind than its
-    default.
+    """Check the arguments that the options give a feature loss.
+
+    Raises:
+        UserError: For an argument that the loss does not know, or whose type is not that of its
+            default.
     """
     parameters = inspect.signature(FEATURE_LOSSES[name]).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -248,7 +271,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
                 f"--feature-args {name}.{key}: not known{suggest(key, known)} (known:"
                 f" {', '.join(known) or 'none'})"
             )
-        default = known[key]  # None: a number that depends on the other arguments
+        default = known[key]  # None stands for a number that depends on the other arguments
         wanted = (int, float) if default is None or type(default) is float else (type(default),)
         if type(value) not in wanted:
             like = "a number" if default is None else f"like its default, {default!r}"

@@ -1,5 +1,6 @@
-"""The model that is learned from: frozen, in eval mode, and outside of everything that trains,
-averages or saves.
+"""The teacher: a frozen model in eval mode.
+
+The teacher stays outside of everything that trains, averages or saves the student.
 """
 
 from collections.abc import Sequence
@@ -12,31 +13,37 @@ from models import Model
 from utils.errors import UserError
 from utils.log import LOGGER
 
-ANCHOR_RTOL = 1e-3
+ANCHOR_RTOL = 1e-3  # relative difference up to which two anchors count as equal
 
 
 class Teacher:
-    """A deployed copy of a model, called for its raw maps and some of its feature maps.
+    """A deployed copy of a model, called for its raw maps and for some of its feature maps.
 
-    Not an `nn.Module`, on purpose: a task that holds one has none of its weights among its
-    parameters, its state or its data-parallel copies, and `task.train()` does not reach it. The
-    folded copy gives the same maps as the model, sooner.
+    The class is deliberately no `nn.Module`: a task that holds a teacher has none of the teacher's
+    weights among its parameters, its state or its data-parallel copies, and `task.train()` does not
+    reach the teacher. The copy has its batch norms folded: it gives the same maps as the model,
+    faster.
     """
 
     def __init__(self, model: Model, layers: Sequence[str] = ()):
-        """`model` stays as it is; `layers` as `distill.feature_hooks.find_layer` takes them, in the
-        deployed form.
+        """Make a deployed copy of `model` and find the layers to read in the copy.
+
+        `model` itself stays unchanged. `layers` are names as `distill.feature_hooks.find_layer`
+        takes them, looked up in the deployed copy.
         """
         self.model = model.fuse()
         self.feature_hooks = FeatureHooks(self.model, layers, "--teacher-layers")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Images (N, 3, H, W) in 0..1 -> raw maps (N, A, H, W, 5 + nc) a level, and the map (N, C,
-        H, W) of each layer.
+        """Return the raw maps and the feature maps for images (N, 3, H, W) in 0..1.
 
-        Plain `no_grad`: tensors of inference mode could not be saved for the student's backward
-        pass.
+        The gradient is switched off by `no_grad`, not by inference mode, whose tensors could not be
+        saved for the student's backward pass.
+
+        Returns:
+            Raw maps (N, A, H, W, 5 + nc) of each level, and a feature map (N, C, H, W) of each
+                layer.
         """
         with self.feature_hooks.reading() as features:
             _, raw = self.model(images)
@@ -44,7 +51,13 @@ class Teacher:
 
 
 def check_size(student: Model, teacher: Model) -> None:
-    """Images are multiples of the student's stride; `UserError` where the teacher needs others."""
+    """Check that images of the student's size suit the teacher.
+
+    Images are multiples of the student's largest stride.
+
+    Raises:
+        UserError: Where the teacher needs a multiple that the student's stride does not ensure.
+    """
     ours, theirs = (int(model.stride.max()) for model in (student, teacher))
     if ours % theirs:
         raise UserError(
@@ -54,8 +67,10 @@ def check_size(student: Model, teacher: Model) -> None:
 
 
 def check_heads(student: Model, teacher: Model) -> None:
-    """`UserError` where raw outputs cannot be compared one by one: other strides, classes or
-    anchors.
+    """Check that the raw outputs of both models can be compared one by one.
+
+    Raises:
+        UserError: Where strides, number of classes, or anchors differ.
     """
     strides = [[int(s) for s in model.stride] for model in (student, teacher)]
     if strides[0] != strides[1]:
@@ -75,8 +90,9 @@ def check_heads(student: Model, teacher: Model) -> None:
 
 
 def take_anchors(student: Model, teacher: Model) -> None:
-    """Give a new student the teacher's anchors (pixels), where both have as many levels and anchors
-    of equal strides.
+    """Give a new student the teacher's anchors, in pixels.
+
+    The anchors are taken only where both heads have as many levels and anchors, and equal strides.
     """
     alike = student.head.anchors.shape == teacher.head.anchors.shape
     if alike and torch.equal(student.stride.cpu(), teacher.stride.cpu()):
@@ -87,6 +103,7 @@ def take_anchors(student: Model, teacher: Model) -> None:
 
 
 def _unlike(what: str, teacher: str, student: str) -> UserError:
+    """Return the error for a difference between two heads: `what` differs."""
     return UserError(
         f"--logit-loss: the teacher's {what} are {teacher}, the student's {student}; raw outputs"
         " are compared one by one. Use --feature-loss, or train a student from --cfg that takes"
@@ -95,4 +112,5 @@ def _unlike(what: str, teacher: str, student: str) -> UserError:
 
 
 def _rounded(anchors: Tensor) -> str:
+    """Format anchors (levels, anchors, 2) in whole pixels, one list for each level."""
     return str([[round(v) for v in level.flatten().tolist()] for level in anchors])
