@@ -22,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.config import load_data  # noqa: E402
 from models import Model, build_model  # noqa: E402
-from recipes.session import Session, build_trainer  # noqa: E402
+from recipes.session import Session, TrainingRun, build_trainer  # noqa: E402
 from utils.config import load_hyp  # noqa: E402
 from utils.engine.dist import World  # noqa: E402
-from utils.engine.hooks import Hook  # noqa: E402
+from utils.engine.hooks import Hook, TrainerState  # noqa: E402
 from utils.engine.tasks import DetectionTask  # noqa: E402
-from utils.engine.trainer import Trainer  # noqa: E402
 from utils.options.train import TrainOptions  # noqa: E402
 
 IMGSZ, BATCH, THREADS, TURN = 160, 16, 2, 20
@@ -43,13 +42,13 @@ class BareTurns(Hook):
         self.loop: list[float] = []
         self.alone: dict[str, list[float]] = {name: [] for name in bare}
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: TrainerState) -> None:
         """Warm up."""
         for step in self.bare.values():
             step()
         self.end, self.count, self.start = time.perf_counter() + self.seconds, -1, 0.0
 
-    def on_batch_end(self, trainer: Trainer) -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """The first turn is warm-up: loader and caches start in it."""
         self.count += 1
         if self.count % TURN:
@@ -91,9 +90,8 @@ def measure(cfg: str, seconds: float) -> None:
     opt = replace(TrainOptions(noplots=True, workers=1, cache="ram", epochs=1000), imgsz=(IMGSZ,))  # type: ignore[arg-type]
     turns = BareTurns(bare, seconds)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(
-            model, data, load_hyp("scratch-low"), opt, Path(folder), World(), torch.device("cpu")
-        )
+        run = TrainingRun(model, data, load_hyp("scratch-low"), opt, Path(folder))
+        session = Session(run, World(), torch.device("cpu"))
         trainer = build_trainer(session, DetectionTask, [turns])
         trainer.evaluate = None
         with contextlib.suppress(StopIteration):

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.task import DistillTask
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.engine.modes import evaluating
-from utils.engine.trainer import Trainer
 from utils.log import LOGGER
 from utils.profiling import count_parameters
 from utils.timing import alternate
@@ -36,7 +35,7 @@ class Diagnostics(Hook):
         self._extra = 0.0  # what distillation adds to a step, seconds
         self._factor = 1.0
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: TrainerState) -> None:
         """Log the size of the teacher and the names of the losses."""
         task = _task(trainer)
         LOGGER.info(
@@ -44,7 +43,7 @@ class Diagnostics(Hook):
             f" {', '.join(task.weights)}"
         )
 
-    def on_batch_end(self, trainer: Trainer) -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """Examine the first batch and sum up the first few; a resumed run was examined before."""
         task = _task(trainer)
         self._factor = task.factor
@@ -160,7 +159,7 @@ def share_report(detection: float, values: Mapping[str, float], task: DistillTas
     return f"{text}: {what}; {' '.join(options)} would make it {GOOD:.0%}"
 
 
-def _task(trainer: Trainer) -> DistillTask:
+def _task(trainer: TrainerState) -> DistillTask:
     assert isinstance(trainer.task, DistillTask)
     return trainer.task
 
@@ -202,7 +201,7 @@ def _gradients(
         return torch.autograd.grad(total, wanted, allow_unused=True)
 
 
-def _extra_seconds(task: DistillTask, trainer: Trainer) -> float:
+def _extra_seconds(task: DistillTask, trainer: TrainerState) -> float:
     """Measure the seconds that teacher and distillation losses add to a step.
 
     Forward and backward passes with and without them run in turn; the fastest of each count.

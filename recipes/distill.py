@@ -4,15 +4,14 @@ task and diagnostics.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeGuard
 
 from distill.diagnostics import Diagnostics
 from distill.task import build_task, pair_up
 from distill.teacher import take_anchors
 from models import Model, load_model
+from recipes.session import TrainingRun
 from recipes.train import FitResult, train
-from utils.config import Hyp
 from utils.engine.hooks import Hook
 from utils.engine.tasks import DetectionTask, TaskFactory
 from utils.options.distill import DistillOptions, TeacherOptions, WithTeacherOptions
@@ -26,7 +25,7 @@ def distill(opt: DistillOptions) -> FitResult:
     return train(opt, diagnostics, task_for)
 
 
-def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
+def task_for(model: Model, opt: TrainOptions) -> TaskFactory:
     """The task factory for `recipes.train`: plain detection without a teacher.
 
     A new student takes the anchors if they count.
@@ -39,9 +38,9 @@ def task_for(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
     return partial(build_task, pairing=pair_up(model, teacher, opt), opt=opt)
 
 
-def diagnostics(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
+def diagnostics(run: TrainingRun) -> Sequence[Hook]:
     """The hook that says whether distillation works; none without a teacher."""
-    return [Diagnostics()] if _distils(opt) else []
+    return [Diagnostics()] if _distils(run.opt) else []
 
 
 def check_teacher(model: Model, opt: TeacherOptions) -> None:

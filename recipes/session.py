@@ -1,6 +1,4 @@
-"""One training run put together: loaders, loss, optimizer, hooks and trainer out of a model, data
-and options.
-"""
+"""Put a training run together: loaders, loss, optimizer, hooks and trainer from model and data."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,11 +23,11 @@ from recipes.prepare import freeze
 from utils.config import Hyp
 from utils.engine import dist
 from utils.engine.ema import ModelEMA
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.engine.optim import Schedule, build_optimizer
 from utils.engine.precision import Precision
 from utils.engine.run_hooks import Checkpoints, EarlyStopping, ProgressBar, ResultsCsv, TensorBoard
-from utils.engine.tasks import TaskFactory
+from utils.engine.tasks import Task, TaskFactory
 from utils.engine.trainer import Trainer, to_unit_range
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
@@ -43,9 +41,15 @@ from utils.plots.results import ResultsPlot
 
 
 @dataclass(frozen=True)
-class Session:
-    """What one run is made of; `model` is on the device, `hyp` as given, `opt.imgsz` already a
-    multiple of the stride.
+class TrainingRun:
+    """What defines a training run.
+
+    Args:
+        model: Model in training form, with the names of the data's classes.
+        data: Training and validation images.
+        hyp: Hyper-parameters as given, before `Hyp.scaled`.
+        opt: Options: epochs, batch size, image size and so on.
+        run_dir: Existing folder that takes checkpoints, tables and pictures.
     """
 
     model: Model
@@ -53,12 +57,10 @@ class Session:
     hyp: Hyp
     opt: TrainOptions
     run_dir: Path
-    world: dist.World
-    device: torch.device
 
     @property
     def effective_hyp(self) -> Hyp:
-        """The gains as the loss uses them."""
+        """Hyper-parameters with the loss gains as the loss uses them."""
         return self.hyp.scaled(self.model.head.nl, self.model.nc, self.opt.imgsz)
 
     @property
@@ -66,19 +68,38 @@ class Session:
         """Largest stride in pixels."""
         return int(self.model.stride.max())
 
+
+@dataclass(frozen=True)
+class Session:
+    """A training run on its device: makes loaders, schedules and checkpoints.
+
+    Args:
+        run: The run; `run.model` is on the device and `run.opt.imgsz` is a multiple of the stride.
+        world: Rank of this process and number of processes.
+        device: Device of this process.
+    """
+
+    run: TrainingRun
+    world: dist.World
+    device: torch.device
+
     def train_loader(self, batch_size: int) -> DetectionLoader:
-        """Augmented training batches; `batch_size` counts over all ranks."""
-        opt = self.opt
+        """Return the loader of augmented training batches; `batch_size` counts over all ranks.
+
+        Raises:
+            UserError: The batch cannot be shared equally among the processes.
+        """
+        run, opt = self.run, self.run.opt
         if batch_size % self.world.size:
             raise UserError(
                 f"--batch-size {batch_size}: must be a multiple of the {self.world.size} processes"
             )
         return build_loader(
-            self.data,
+            run.data,
             "train",
             imgsz=opt.imgsz,
             batch_size=batch_size // self.world.size,
-            hyp=self.hyp,
+            hyp=run.hyp,
             augment=True,
             rect=opt.rect,
             cache=opt.cache or None,
@@ -86,7 +107,7 @@ class Session:
             image_weights=opt.image_weights,
             workers=opt.workers,
             seed=opt.seed,
-            stride=self.stride,
+            stride=run.stride,
             rank=self.world.rank,
             world_size=self.world.size,
             epochs=opt.epochs,
@@ -94,54 +115,63 @@ class Session:
 
     @cached_property
     def val_loader(self) -> DetectionLoader:
-        """Validation images in rectangles of like proportions, twice the training batch, as YOLOv5
-        does.
+        """Loader of the validation images.
+
+        Images of like proportions share a batch, a rectangle; a batch holds twice as many images
+        as a training batch of one process, as in YOLOv5.
         """
+        opt = self.run.opt
         return build_loader(
-            self.data,
+            self.run.data,
             "val",
-            imgsz=self.opt.val_imgsz,
-            batch_size=2 * max(self.opt.batch_size // self.world.size, 1),
+            imgsz=opt.val_imgsz,
+            batch_size=2 * max(opt.batch_size // self.world.size, 1),
             rect=True,
-            cache=self.opt.cache or None,
-            single_cls=self.opt.single_cls,
-            workers=self.opt.workers,
-            stride=self.stride,
+            cache=opt.cache or None,
+            single_cls=opt.single_cls,
+            workers=opt.workers,
+            stride=self.run.stride,
             pad=0.5,
         )
 
     def schedule(self, batch_size: int, batches: int) -> Schedule:
-        """Also for a halved batch the gradients of as many images as before make a step."""
-        opt, nominal = self.opt, max(self.hyp.nbs, self.opt.batch_size)
+        """Return the schedule of the run for batches of `batch_size` images, `batches` an epoch.
+
+        The number of images in an optimizer step comes from `--batch-size`, so that a halved batch
+        changes nothing but the number of batches in a step.
+        """
+        hyp, opt = self.run.hyp, self.run.opt
         return Schedule(
-            self.hyp,
+            hyp,
             epochs=opt.epochs,
             batches=batches,
             batch_size=batch_size,
             kind=opt.schedule,
-            nominal=nominal,
+            nominal=max(hyp.nbs, opt.batch_size),
         )
 
     def save(self, path: Path, model: nn.Module, **fields: Any) -> None:
-        """A checkpoint of this run."""
+        """Write a checkpoint of this run; `fields` are entries beside model, hyp and options."""
         assert isinstance(model, Model)
-        save_checkpoint(path, model, hyp=self.hyp.to_dict(), args=to_dict(self.opt), **fields)
+        hyp, args = self.run.hyp.to_dict(), to_dict(self.run.opt)
+        save_checkpoint(path, model, hyp=hyp, args=args, **fields)
 
 
 class BatchSize(Hook):
-    """Halves the batch after running out of memory; a resumed run keeps the smaller one."""
+    """Halve the batch after the device ran out of memory; a resumed run keeps the smaller one."""
 
     def __init__(self, session: Session):
         self.session = session
-        self.size = session.opt.batch_size
+        self.given = session.run.opt.batch_size
+        self.size = self.given
 
-    def on_fit_start(self, trainer: Trainer) -> None:
-        """A resumed run may have been halved before."""
-        if self.size != self.session.opt.batch_size:
+    def on_fit_start(self, trainer: TrainerState) -> None:
+        """Use the smaller batch of a resumed run whose batch was halved before."""
+        if self.size != self.given:
             self._apply(trainer)
 
-    def halve(self, trainer: Trainer) -> bool:
-        """Give the trainer a loader of half the batch; False where it is a single image already."""
+    def halve(self, trainer: TrainerState) -> bool:
+        """Give the trainer a loader of half the batch; return False for a batch of one image."""
         if self.size == 1:
             return False
         self.size //= 2
@@ -152,38 +182,45 @@ class BatchSize(Hook):
         )
         return True
 
-    def _apply(self, trainer: Trainer) -> None:
+    def _apply(self, trainer: TrainerState) -> None:
         trainer.loader = self.session.train_loader(self.size)
         trainer.schedule = self.session.schedule(self.size, len(trainer.loader))
 
     def state_dict(self) -> dict[str, Any]:
-        """The batch size in use."""
+        """Return the batch size in use."""
         return {"size": self.size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the batch size in use."""
         self.size = state["size"]
 
 
 class TrainPictures(Hook):
-    """train_batch0.jpg, 1 and 2: what augmentation makes of the images."""
+    """Draw `train_batch0.jpg` to `train_batch2.jpg`: what augmentation makes of the images."""
 
     main_only = True
 
     def __init__(self, folder: Path, names: Sequence[str]):
         self.folder, self.names = folder, names
 
-    def on_batch_end(self, trainer: Trainer) -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """Draw the first three batches of the run."""
         if trainer.epoch == 0 and trainer.batch < 3:
             plot_images(trainer.data, self.names, self.folder / f"train_batch{trainer.batch}.jpg")
 
 
 def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: int) -> Tensor:
-    """Images in 0..1, resized so that the long side is a random multiple of the stride in 0.5..1.5
-    x imgsz.
+    """Return the images in 0..1, resized to a random size of 0.5 to 1.5 times `imgsz`.
 
-    The size is a function of (seed, batch), so that all ranks agree and resuming is exact.
+    The long side becomes a multiple of the stride. The size is a function of (seed, batch), so that
+    all ranks agree and resuming is exact.
+
+    Args:
+        images: uint8, (N, 3, H, W).
+        batch: Number of the batch, counted over the whole run.
+        imgsz: Training size in pixels.
+        stride: Largest stride of the model in pixels.
+        seed: Seed of the run.
     """
     images = unit_range(images)
     low, high = math.ceil(imgsz * 0.5 / stride), math.floor(imgsz * 1.5 / stride)
@@ -196,92 +233,112 @@ def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: in
 def build_trainer(
     session: Session, task_factory: TaskFactory, hooks: Sequence[Hook], new_anchors: bool = False
 ) -> Trainer:
-    """The trainer of a run with the hooks that every run has.
+    """Return the trainer of a run, with the hooks that every run has.
 
-    Those handed in come before checkpoints are written.
+    Args:
+        session: The run on its device.
+        task_factory: Makes the task from model, detection loss and world size.
+        hooks: Further hooks; called before the checkpoint of an epoch is written.
+        new_anchors: Whether autoanchor may replace anchors that fit the data badly.
 
-    `new_anchors`: anchors that fit the data badly may be replaced.
+    Raises:
+        UserError: `--sync-bn` on CPUs, or a batch that the processes cannot share equally.
     """
-    opt, world = session.opt, session.world
-    with dist.main_first(world):  # it writes the label cache; nothing collective may happen within
+    run, opt, world = session.run, session.run.opt, session.world
+    # The main process writes the label cache here; nothing collective may happen within.
+    with dist.main_first(world):
         loader = session.train_loader(opt.batch_size)
     batch_size = BatchSize(session)
     _describe(loader.dataset, session)
     if new_anchors:
-        check_anchors(loader.dataset, session.model, session.hyp.anchor_t, opt.imgsz, opt.seed)
-    freeze(session.model, opt.freeze)
-    loss = build_loss(session.model, session.effective_hyp)
-    # Channels last is a fifth quicker on CPUs and what tensor cores want; the loader's images come
-    # like this.
-    task = task_factory(session.model, loss, world.size).to(session.device)
-    task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    ema = ModelEMA(session.model, tau=session.hyp.ema_tau)
-    if opt.sync_bn and world.size == 1:
-        LOGGER.warning(
-            "--sync-bn has no effect in a single process; several are started by torchrun"
-        )
-    elif opt.sync_bn:
-        if session.device.type == "cpu":
-            raise UserError("--sync-bn: works on GPUs only")
-        nn.SyncBatchNorm.convert_sync_batchnorm(
-            task
-        )  # tensors stay the same objects, so the EMA still follows them
+        check_anchors(loader.dataset, run.model, run.hyp.anchor_t, opt.imgsz, opt.seed)
+    freeze(run.model, opt.freeze)
+    loss = build_loss(run.model, run.effective_hyp)
+    task = _task_on_device(session, task_factory, loss)
+    ema = ModelEMA(run.model, tau=run.hyp.ema_tau)
+    if opt.sync_bn:
+        _synchronise_batch_norms(task, session)
     return Trainer(
         task=task,
         loader=loader,
-        optimizer=build_optimizer(task, opt.optimizer, session.hyp, opt.batch_size),
+        optimizer=build_optimizer(task, opt.optimizer, run.hyp, opt.batch_size),
         schedule=session.schedule(opt.batch_size, len(loader)),
         ema=ema,
         epochs=opt.epochs,
         precision=Precision(opt.amp, session.device),
         evaluate=_validation(session, loss) if world.main else None,
         validate_every_epoch=not opt.noval,
-        hooks=[batch_size, *hooks, *_run_hooks(session)],
-        prepare=_preparation(session),
+        hooks=[batch_size, *hooks, *_run_hooks(run, session.save)],
+        prepare=_preparation(run),
         smaller_batch=batch_size.halve,
         world=world,
         seed=opt.seed,
     )
 
 
+def _task_on_device(session: Session, task_factory: TaskFactory, loss: nn.Module) -> Task:
+    """Return the run's task on its device, in channels-last layout.
+
+    That layout is a fifth quicker on CPUs and what tensor cores want; the loader's images have it.
+    """
+    task = task_factory(session.run.model, loss, session.world.size).to(session.device)
+    return task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+
+
+def _synchronise_batch_norms(task: Task, session: Session) -> None:
+    """Let the task's batch norms take their statistics over all processes (`--sync-bn`).
+
+    Parameters and buffers stay the same objects, so the EMA still follows them.
+    """
+    if session.world.size == 1:
+        LOGGER.warning(
+            "--sync-bn has no effect in a single process; several are started by torchrun"
+        )
+        return
+    if session.device.type == "cpu":
+        raise UserError("--sync-bn: works on GPUs only")
+    nn.SyncBatchNorm.convert_sync_batchnorm(task)
+
+
 def _describe(dataset: DetectionDataset, session: Session) -> None:
-    """`dataset_report.csv` where the scan found something odd, and labels.jpg."""
+    """Write `dataset_report.csv` where the scan found something odd, and draw `labels.jpg`."""
     if not session.world.main:
         return
+    run = session.run
     if dataset.report:
-        write_report(session.run_dir / "dataset_report.csv", dataset.report)
-    if not session.opt.noplots:
-        plot_labels(dataset.labels, session.model.names, session.run_dir / "labels.jpg")
+        write_report(run.run_dir / "dataset_report.csv", dataset.report)
+    if not run.opt.noplots:
+        plot_labels(dataset.labels, run.model.names, run.run_dir / "labels.jpg")
 
 
 def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], EvalResult]:
-    loader, names = session.val_loader, session.model.names
+    loader, names = session.val_loader, session.run.model.names
+    single_cls = session.run.opt.single_cls
 
     def validate(model: nn.Module) -> EvalResult:
-        result = evaluate(model, loader, names=names, loss=loss, single_cls=session.opt.single_cls)
+        result = evaluate(model, loader, names=names, loss=loss, single_cls=single_cls)
         log_table(result)
         return result
 
     return validate
 
 
-def _preparation(session: Session) -> Callable[[Tensor, int], Tensor]:
-    if not session.opt.multi_scale:
+def _preparation(run: TrainingRun) -> Callable[[Tensor, int], Tensor]:
+    if not run.opt.multi_scale:
         return to_unit_range
-    return partial(
-        multi_scale, imgsz=session.opt.imgsz, stride=session.stride, seed=session.opt.seed
-    )
+    return partial(multi_scale, imgsz=run.opt.imgsz, stride=run.stride, seed=run.opt.seed)
 
 
-def _run_hooks(session: Session) -> list[Hook]:
-    opt, folder = session.opt, session.run_dir
+def _run_hooks(run: TrainingRun, save: Callable[..., None]) -> list[Hook]:
+    """Return the hooks of every run; the checkpoints come last, so that they hold the others."""
+    opt, folder = run.opt, run.run_dir
     plots = [
         TensorBoard(folder),
         ResultsPlot(folder / "results.png"),
-        TrainPictures(folder, session.model.names),
+        TrainPictures(folder, run.model.names),
     ]
     checkpoints = Checkpoints(
-        folder / "weights", session.save, period=opt.save_period, every_epoch=not opt.nosave
+        folder / "weights", save, period=opt.save_period, every_epoch=not opt.nosave
     )
     return [
         ProgressBar(),
@@ -293,7 +350,7 @@ def _run_hooks(session: Session) -> list[Hook]:
 
 
 def whole_strides(opt: TrainOptions, stride: int) -> TrainOptions:
-    """Options whose image sizes are multiples of the stride; says so where it rounds up."""
+    """Return the options with image sizes rounded up to the stride; warn where that changes one."""
     sizes = tuple(math.ceil(size / stride) * stride for size in (opt.imgsz, opt.val_imgsz))
     if sizes != (opt.imgsz, opt.val_imgsz):
         LOGGER.warning(f"--imgsz must be a multiple of the stride {stride}: {sizes[0]} is used")

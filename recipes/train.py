@@ -1,6 +1,4 @@
-"""Train a detector: `train` makes the model ready, `fit` turns a ready model into a trained run
-folder.
-"""
+"""Train a detector: `train` makes the model ready, `fit` trains a ready model into a run folder."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -8,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.config import DataConfig, load_data
+from data.config import load_data
 from models import Model
 from models.checkpoint import load_checkpoint, load_model, model_from_checkpoint
 from recipes.prepare import class_names, prepare_hyp, prepare_model
-from recipes.session import Session, build_trainer, whole_strides
+from recipes.session import Session, TrainingRun, build_trainer, whole_strides
 from utils.config import Hyp, save_yaml
 from utils.engine import dist
 from utils.engine.device import device_name, select_device
@@ -21,50 +19,53 @@ from utils.engine.run_hooks import GracefulStop
 from utils.engine.seed import seed_everything
 from utils.engine.tasks import DetectionTask, TaskFactory
 from utils.errors import UserError
-from utils.evaluator import evaluate, log_table
+from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, logging_to
 from utils.options.train import TrainOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
 from utils.rundir import environment, latest_checkpoint, make_run_dir, save_options
 
-HookFactory = Callable[[Model, Hyp, TrainOptions, Path], Sequence[Hook]]
-"""Makes the further hooks of a run from (model, hyp, options, run folder); a resumed run calls it
-again.
-"""
+HookFactory = Callable[[TrainingRun], Sequence[Hook]]
+"""Makes the further hooks of a run; a resumed run calls it again."""
 
-
-TaskMaker = Callable[[Model, Hyp, TrainOptions], TaskFactory]
+TaskMaker = Callable[[Model, TrainOptions], TaskFactory]
 """Makes the task factory of a run; may change the model, before its loss is made.
 
-A resumed run calls it again.
+Called before the run has a folder, so that a teacher that does not fit leaves no folder behind. A
+resumed run calls it again.
 """
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where a training ended: stripped checkpoints, and the validation of the best one
-    (`EvalResult`, only on rank 0).
+    """Where a training ended.
+
+    Args:
+        best: Checkpoint of the best epoch, stripped.
+        last: Checkpoint of the last epoch, stripped.
+        result: Validation of the best checkpoint; None on ranks other than 0, and for a training
+            that was complete before.
     """
 
     best: Path
     last: Path
-    result: Any
+    result: EvalResult | None
 
 
-def no_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
-    """Plain training."""
+def no_hooks(run: TrainingRun) -> Sequence[Hook]:
+    """Return no further hooks: plain training."""
     return ()
 
 
-def detection(model: Model, hyp: Hyp, opt: TrainOptions) -> TaskFactory:
-    """Training without a teacher."""
+def detection(model: Model, opt: TrainOptions) -> TaskFactory:
+    """Return the task factory of a training without a teacher."""
     return DetectionTask
 
 
 def train(
     opt: TrainOptions, hooks: HookFactory = no_hooks, task: TaskMaker = detection
 ) -> FitResult:
-    """What train.py does: model and data from the options, then `fit`."""
+    """Run train.py: make model and data from the options, then `fit`; or resume a run."""
     if opt.resume:
         return resume(opt, hooks, task)
     opt.check()
@@ -75,20 +76,22 @@ def train(
         hyp = prepare_hyp(opt)
         seed_everything(opt.seed)
         model = prepare_model(opt, hyp, class_names(data.names, opt.single_cls))
-        factory = task(model, hyp, opt)
+        task_factory = task(model, opt)
         run_dir = make_run_dir(opt.project, opt.name, opt.exist_ok) if world.main else Path()
-        run_dir = dist.broadcast(run_dir, world)
-        more = hooks(model, hyp, opt, run_dir)
-        return fit(
-            model, data, hyp, opt, run_dir, task=factory, hooks=more, new_anchors=opt.fits_anchors
-        )
+        run = TrainingRun(model, data, hyp, opt, dist.broadcast(run_dir, world))
+        return fit(run, task=task_factory, hooks=hooks(run), new_anchors=opt.fits_anchors)
 
 
 def resume(
     opt: TrainOptions, hooks: HookFactory = no_hooks, task: TaskMaker = detection
 ) -> FitResult:
-    """Go on with an interrupted run in its own folder, with its own options; only the device may be
-    another.
+    """Go on with an interrupted run in its own folder, with its own options.
+
+    `opt.resume` is the path of a `last.pt`, or "latest" for the newest below `opt.project`; of the
+    other options only the device is used.
+
+    Raises:
+        UserError: There is no such checkpoint, or its training has finished.
     """
     path = latest_checkpoint(opt.project) if opt.resume == "latest" else Path(opt.resume)
     checkpoint = load_checkpoint(path)
@@ -101,27 +104,14 @@ def resume(
     old = replace(old, device=opt.device or old.device, imgsz=(old.imgsz, old.val_imgsz))  # type: ignore[arg-type]
     hyp = Hyp(**checkpoint["hyp"])
     LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
-    run_dir = path.absolute().parent.parent
     model = model_from_checkpoint(checkpoint)
-    factory, more = task(model, hyp, old), hooks(model, hyp, old, run_dir)
-    return fit(
-        model,
-        load_data(old.data),
-        hyp,
-        old,
-        run_dir,
-        task=factory,
-        hooks=more,
-        resume=checkpoint["train_state"],
-    )
+    task_factory = task(model, old)
+    run = TrainingRun(model, load_data(old.data), hyp, old, path.absolute().parent.parent)
+    return fit(run, task=task_factory, hooks=hooks(run), resume=checkpoint["train_state"])
 
 
 def fit(
-    model: Model,
-    data: DataConfig,
-    hyp: Hyp,
-    opt: TrainOptions,
-    run_dir: Path,
+    run: TrainingRun,
     *,
     task: TaskFactory = DetectionTask,
     hooks: Sequence[Hook] = (),
@@ -130,64 +120,59 @@ def fit(
 ) -> FitResult:
     """Train a ready model on a data set into a run folder.
 
-    `model` is a training-form Model whose `names` are the data's; `hyp` is unscaled; `opt` says
-    epochs, batch size, image size and so on; `run_dir` exists. `task(model, loss, world_size)`
-    makes the task, `hooks` are called around the steps, `resume` is the `train_state` of a
-    `last.pt`. `new_anchors` allows autoanchor to replace anchors that fit the data badly.
+    Args:
+        run: Model, data, hyper-parameters, options and folder.
+        task: Makes the task from (model, detection loss, world size).
+        hooks: Further hooks, called around the steps.
+        resume: `train_state` of a `last.pt`; None for a new run.
+        new_anchors: Whether autoanchor may replace anchors that fit the data badly.
     """
     world = dist.world_from_env()
-    device = select_device(opt.device, world.local_rank)
-    last = run_dir / "weights" / "last.pt"
-    log = logging_to(run_dir / "log.txt") if world.main else nullcontext()
-    with (
-        log,
-        dist.process_group(world, device),
-        GracefulStop(lambda: opt.resume_hint(run_dir)) as stop,
-    ):
-        opt = whole_strides(opt, int(model.stride.max()))
-        session = Session(model.to(device), data, hyp, opt, run_dir, world, device)
-        if world.main:
-            _record(session, fresh=resume is None)
+    device = select_device(run.opt.device, world.local_rank)
+    log = logging_to(run.run_dir / "log.txt") if world.main else nullcontext()
+    stop = GracefulStop(lambda: run.opt.resume_hint(run.run_dir))
+    with log, dist.process_group(world, device), stop:
+        run = replace(run, opt=whole_strides(run.opt, run.stride), model=run.model.to(device))
+        session = Session(run, world, device)
+        if world.main and resume is None:
+            _record(session)
         trainer = build_trainer(session, task, [*hooks, stop], new_anchors)
         if resume is not None:
             trainer.load_state_dict(resume)
         LOGGER.info(
-            f"{opt.epochs} epochs of {len(trainer.loader)} batches at {opt.imgsz} px on"
+            f"{run.opt.epochs} epochs of {len(trainer.loader)} batches at {run.opt.imgsz} px on"
             f" {device_name(device)}"
         )
-        LOGGER.info(f"{model.summary()}")
+        LOGGER.info(f"{run.model.summary()}")
         trainer.fit()
-        best = last.with_name("best.pt")
+        weights = run.run_dir / "weights"
+        best, last = weights / "best.pt", weights / "last.pt"
         result = _final_validation(session, best) if world.main else None
-    LOGGER.info(f"Results saved to {run_dir}")
+    LOGGER.info(f"Results saved to {run.run_dir}")
     return FitResult(best, last, result)
 
 
-def _record(session: Session, fresh: bool) -> None:
-    """What the run is made of, as files in its folder."""
-    folder = session.run_dir
-    if fresh:
-        (folder / "weights").mkdir(exist_ok=True)
-        save_options(
-            session.opt,
-            folder / "opt.yaml",
-            **environment(session.device),
-            data_hash=session.data.hash,
-        )
-        save_yaml(session.hyp.to_dict(), folder / "hyp.yaml")
-        save_yaml(session.effective_hyp.to_dict(), folder / "hyp_effective.yaml")
-        save_yaml(session.model.cfg, folder / "model.yaml")
+def _record(session: Session) -> None:
+    """Write what a new run is made of into its folder."""
+    run, folder = session.run, session.run.run_dir
+    (folder / "weights").mkdir(exist_ok=True)
+    origin = environment(session.device)
+    save_options(run.opt, folder / "opt.yaml", **origin, data_hash=run.data.hash)
+    save_yaml(run.hyp.to_dict(), folder / "hyp.yaml")
+    save_yaml(run.effective_hyp.to_dict(), folder / "hyp_effective.yaml")
+    save_yaml(run.model.cfg, folder / "model.yaml")
 
 
-def _final_validation(session: Session, best: Path) -> Any:
-    """Validate `best.pt` as it is deployed, print every class and draw the pictures."""
+def _final_validation(session: Session, best: Path) -> EvalResult:
+    """Validate `best.pt` as it is deployed, log a line for each class and draw the pictures."""
+    run, opt = session.run, session.run.opt
     if not best.is_file():
         raise UserError(
-            f"{session.run_dir}: no checkpoint was written, the weights were never finite; try a"
+            f"{run.run_dir}: no checkpoint was written, the weights were never finite; try a"
             " lower lr0"
         )
-    opt, model = session.opt, load_model(best, session.device)
-    pictures = None if opt.noplots else batch_pictures(model.names, session.run_dir)
+    model = load_model(best, session.device)
+    pictures = None if opt.noplots else batch_pictures(model.names, run.run_dir)
     result = evaluate(
         model.fuse(),
         session.val_loader,
@@ -204,5 +189,5 @@ def _final_validation(session: Session, best: Path) -> Any:
             + ", ".join(f"{name} {value:.4g}" for name, value in result.coco.items())
         )
     if not opt.noplots:
-        plot_evaluation(result, model.names, session.run_dir)
+        plot_evaluation(result, model.names, run.run_dir)
     return result

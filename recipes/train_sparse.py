@@ -4,9 +4,7 @@ it.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from models import Model
 from models.checkpoint import save_checkpoint
 from prune_methods import find_groups
 from prune_methods.groups.graph import ignored_layers
@@ -15,13 +13,12 @@ from prune_methods.sparsity.hook import Sparsity
 from prune_methods.sparsity.penalties import PENALTIES
 from prune_methods.surgery.recalibrate import FreshStatistics
 from recipes.distill import diagnostics, task_for
+from recipes.session import TrainingRun
 from recipes.train import FitResult, train
-from utils.config import Hyp
 from utils.engine.hooks import Hook
 from utils.log import LOGGER
 from utils.options.base import changed_options, to_dict
 from utils.options.sparse import SparseOptions
-from utils.options.train import TrainOptions
 
 
 def train_sparse(opt: SparseOptions) -> FitResult:
@@ -31,8 +28,12 @@ def train_sparse(opt: SparseOptions) -> FitResult:
     return train(opt, sparse_hooks, task_for)
 
 
-def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Sequence[Hook]:
-    """The hooks of a sparse training for `recipes.train.fit`; `opt` are `SparseOptions`."""
+def sparse_hooks(run: TrainingRun) -> Sequence[Hook]:
+    """Return the hooks of a sparse training for `recipes.train.fit`; `run.opt` are `SparseOptions`.
+
+    Make them before the optimizer: `Sparsity` decides which layers have weight decay.
+    """
+    model, opt = run.model, run.opt
     assert isinstance(opt, SparseOptions)
     warn_of_idle_options(opt)
     penalty = PENALTIES[opt.method](
@@ -43,10 +44,12 @@ def sparse_hooks(model: Model, hyp: Hyp, opt: TrainOptions, run_dir: Path) -> Se
         delta_every=opt.delta_every,
     )
     sparsity = Sparsity(model, penalty, opt.strength, decay=opt.decay, end_factor=opt.end_factor)
-    record = BNStatsLogger(sparsity, run_dir, hist_every=opt.hist_every, pictures=not opt.noplots)
-    save = partial(save_checkpoint, hyp=hyp.to_dict(), args=to_dict(opt))
-    sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run_dir / "weights", save)]
-    return [sparsity, FreshStatistics(), record, *sparsest, *diagnostics(model, hyp, opt, run_dir)]
+    statistics = BNStatsLogger(
+        sparsity, run.run_dir, hist_every=opt.hist_every, pictures=not opt.noplots
+    )
+    save = partial(save_checkpoint, hyp=run.hyp.to_dict(), args=to_dict(opt))
+    sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run.run_dir / "weights", save)]
+    return [sparsity, FreshStatistics(), statistics, *sparsest, *diagnostics(run)]
 
 
 def warn_of_idle_options(opt: SparseOptions) -> None:

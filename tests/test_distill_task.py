@@ -392,7 +392,7 @@ def test_losses_of_weight_zero_are_left_out(models):
     )
     assert task.weights == {"mgd": 0.3} and list(task.features) == ["mgd"] and task.logit is None
     opt = DistillOptions(**GIVEN | {"logit_loss": "ast", "logit_weight": 0.0})
-    assert task_for(models[0], HYP, opt) is DetectionTask  # not even loaded: there is no t.pt
+    assert task_for(models[0], opt) is DetectionTask  # not even loaded: there is no t.pt
 
 
 class Factors(Hook):

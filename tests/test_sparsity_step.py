@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 
+from data.config import load_data
 from models import build_model
 from prune_methods import find_groups
 from prune_methods.sparsity.penalties import PENALTIES
 from prune_methods.surgery.recalibrate import FreshStatistics
+from recipes.session import TrainingRun
 from recipes.train_sparse import sparse_hooks
 from tests.prune_toys import TINY_REP
 from tests.test_sparsity import residual
@@ -138,8 +140,9 @@ def test_group_reg_and_group_sl_part_in_time():
 
 def hooks_of(caplog, tmp_path, **options) -> str:
     opt = SparseOptions(cfg="x", data="demo", **options)
+    run = TrainingRun(build_model(TINY_REP), load_data("demo"), Hyp(), opt, tmp_path)
     with caplog.at_level("WARNING"):
-        hooks = sparse_hooks(build_model(TINY_REP), Hyp(), opt, tmp_path)
+        hooks = sparse_hooks(run)
     assert any(isinstance(hook, FreshStatistics) for hook in hooks)
     return caplog.text
 

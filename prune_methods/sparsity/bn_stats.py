@@ -16,10 +16,9 @@ from prune_methods.sparsity.estimate import SMALL, Outcome
 from prune_methods.sparsity.hook import Sparsity
 from prune_methods.sparsity.penalties import GroupRegPenalty, Penalty
 from prune_methods.sparsity.plots import plot_evolution, plot_heatmap, plot_histogram
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.engine.precision import all_finite
 from utils.engine.run_hooks import users_columns
-from utils.engine.trainer import Trainer
 from utils.files import atomic_open
 from utils.log import LOGGER
 
@@ -48,7 +47,7 @@ class BNStatsLogger(Hook):
         self.before: Tensor | None = None  # all gammas before the first step
         self._writer: Any = None
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: TrainerState) -> None:
         """Keep the gammas of the start, open the event file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.before is None:
@@ -56,7 +55,7 @@ class BNStatsLogger(Hook):
         if self.pictures:
             self._writer = _event_writer(self.folder, trainer.epoch)
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """A row a layer, and where it is time a picture."""
         gammas = {name: gamma.cpu() for name, gamma in self.sparsity.gammas.items()}
         norms = {name: norm.cpu() for name, norm in self.sparsity.group_norms().items()}
@@ -80,7 +79,7 @@ class BNStatsLogger(Hook):
                 self.before.numpy(), every.numpy(), SMALL, f"epoch {trainer.epoch}", path
             )
 
-    def on_fit_end(self, trainer: Trainer) -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """The two pictures of the whole run and the verdict."""
         if self._writer is not None:
             self._writer.close()
@@ -99,7 +98,7 @@ class BNStatsLogger(Hook):
             pooled[:, :split], pooled[:, split:], PERCENTILES, SMALL, self.folder / "evolution.png"
         )
 
-    def verdict(self, trainer: Trainer) -> str:
+    def verdict(self, trainer: TrainerState) -> str:
         """In words, with the speed-up that cutting the channels below .01 gives."""
         found = self.sparsity
         assert found.start is not None and found.reg is not None
@@ -173,7 +172,7 @@ class SparsestCheckpoints(Hook):
         self.sparsity, self.folder, self.save = sparsity, folder, save
         self.best: dict[int, float] = {}  # decile in percent -> fitness
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """Keep the averaged model if it is the best of its decile; below 10 % best.pt will do."""
         decile = int(self.sparsity.share * 10) * 10
         fitness = float("-inf") if trainer.result is None else float(trainer.result.fitness)
@@ -190,7 +189,7 @@ class SparsestCheckpoints(Hook):
             path, trainer.ema.model, epoch=trainer.epoch, best_fitness=fitness, history=history
         )
 
-    def on_fit_end(self, trainer: Trainer) -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """Say which there are."""
         if self.best:
             names = ", ".join(

@@ -18,8 +18,8 @@ from prune_methods.sparsity.estimate import (
     step_sizes,
 )
 from prune_methods.sparsity.penalties import GroupRegPenalty, Penalty
-from utils.engine.hooks import Hook
-from utils.engine.trainer import MAX_GRAD_NORM, READ_EVERY, Trainer
+from utils.engine.hooks import Hook, TrainerState
+from utils.engine.trainer import MAX_GRAD_NORM, READ_EVERY
 from utils.errors import UserError
 from utils.log import LOGGER
 
@@ -51,7 +51,7 @@ class Sparsity(Hook):
         for name in penalty.layers:
             cast(Any, model.get_submodule(name)).decay_free = True
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: TrainerState) -> None:
         """Bind to the tensors in training and say how far this run can get."""
         self.penalty.bind(trainer.task.model)
         self._clipped = self._clipped.to(trainer.device)
@@ -62,12 +62,12 @@ class Sparsity(Hook):
             self.start = float(torch.cat(list(self.gammas.values())).abs().mean())
         self._estimate(trainer)
 
-    def on_epoch_start(self, trainer: Trainer) -> None:
+    def on_epoch_start(self, trainer: TrainerState) -> None:
         """One strength an epoch."""
         assert self.reg is not None
         self.strength = self.reg * self._factor(trainer.epoch)
 
-    def on_grads_ready(self, trainer: Trainer) -> None:
+    def on_grads_ready(self, trainer: TrainerState) -> None:
         """The one place where sparse training differs from training."""
         self.penalty.add(self.strength)
         if trainer.step % READ_EVERY == 0:
@@ -77,7 +77,7 @@ class Sparsity(Hook):
                 norm.isfinite(), 0.0
             )
 
-    def on_fit_end(self, trainer: Trainer) -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """Whoever trains this model next decides on its weight decay anew."""
         for name in self.penalty.layers:
             del cast(Any, trainer.task.model.get_submodule(name)).decay_free
@@ -134,7 +134,7 @@ class Sparsity(Hook):
         self.reg, self.start, self._clipped = state["reg"], state["start"], state["clipped"]
         self.penalty.load_state_dict(state["penalty"])
 
-    def _estimate(self, trainer: Trainer) -> None:
+    def _estimate(self, trainer: TrainerState) -> None:
         assert self.start is not None
         if "momentum" not in trainer.optimizer.param_groups[0]:
             if self.reg is None:

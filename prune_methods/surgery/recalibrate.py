@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.engine.modes import evaluating
-from utils.engine.trainer import Trainer
 from utils.images import unit_range
 
 FRESH_IMAGES = 128
@@ -62,18 +61,18 @@ class FreshStatistics(Hook):
         self._recent: deque[Any] = deque()
         self._images = 0
 
-    def on_epoch_start(self, trainer: Trainer) -> None:
+    def on_epoch_start(self, trainer: TrainerState) -> None:
         """Nothing is kept of an epoch that began anew with a smaller batch."""
         self._forget()
 
-    def on_batch_end(self, trainer: Trainer) -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """Keep the last batches, as the loader gave them."""
         self._recent.append(trainer.data)
         self._images += len(trainer.data.images)
         while self._images - len(self._recent[0].images) >= FRESH_IMAGES:
             self._images -= len(self._recent.popleft().images)
 
-    def on_train_epoch_end(self, trainer: Trainer) -> None:
+    def on_train_epoch_end(self, trainer: TrainerState) -> None:
         """Before validation and checkpoint."""
         recalibrate_bn(trainer.ema.model, self._recent, len(self._recent))
         self._forget()

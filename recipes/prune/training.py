@@ -5,7 +5,6 @@ Both can be interrupted.
 
 import copy
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from models.checkpoint import load_checkpoint
 from recipes.distill import diagnostics, task_for
 from recipes.prepare import prepare_hyp
 from recipes.prune.report import REPORT_JSON
+from recipes.session import TrainingRun
 from recipes.train import FitResult, HookFactory, fit, resume
 from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
@@ -161,9 +161,9 @@ def _trained(
             LOGGER.info(f"{run_dir}: this training is complete")
             return FitResult(last.with_name("best.pt"), last, None)
         return resume(_resumed(options, last), hooks, task_for)
-    hyp = prepare_hyp(options)
-    more: Sequence[Any] = hooks(model, hyp, options, run_dir)
-    return fit(model, data, hyp, options, run_dir, task=task_for(model, hyp, options), hooks=more)
+    run = TrainingRun(model, data, prepare_hyp(options), options, run_dir)
+    more = hooks(run)
+    return fit(run, task=task_for(model, options), hooks=more)
 
 
 def _resumed(options: TrainOptions, last: Path) -> TrainOptions:

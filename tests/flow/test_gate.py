@@ -4,6 +4,7 @@ import pytest
 
 from data.config import load_data
 from models import build_model
+from recipes.session import TrainingRun
 from recipes.train import fit
 from utils.config import Hyp
 from utils.engine.seed import seed_everything
@@ -48,5 +49,5 @@ def test_overfits_eight_demo_images(cfg, epochs, loss, tmp_path):
         nosave=True,
         noplots=True,
     )
-    result = fit(model, data, HYP.replace(loss=loss), opt, tmp_path).result
+    result = fit(TrainingRun(model, data, HYP.replace(loss=loss), opt, tmp_path)).result
     assert result.map50 > 0.9

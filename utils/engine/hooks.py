@@ -1,12 +1,142 @@
-"""What happens around a step.
+"""The state of a training run, and the hooks that are called around its steps.
 
-A hook sees the trainer and may read or change all of it; the trainer knows no hook by name.
+A hook sees the state and may read or change all of it; the loop in `utils.engine.trainer` knows no
+hook by name.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from utils.engine.trainer import Trainer
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from utils.engine import dist
+from utils.engine.ema import ModelEMA
+from utils.engine.optim import Schedule
+from utils.engine.precision import Precision
+from utils.engine.tasks import Task
+from utils.errors import UserError
+
+
+class Loader(Protocol):
+    """What the loop needs of a data loader.
+
+    A batch has `.images` (uint8, (N, 3, H, W)) and `.targets` ((M, 6) = image, class, x, y, w, h).
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None: ...  # noqa: D102
+
+
+@dataclass
+class TrainerState:
+    """State of one training run: what hooks may read and change.
+
+    The first ten fields are given; `Trainer` counts in the others. A hook that sets `stop` ends the
+    run after the present epoch.
+    """
+
+    task: Task
+    loader: Loader
+    optimizer: Optimizer
+    schedule: Schedule
+    ema: ModelEMA
+    epochs: int
+    precision: Precision
+    hooks: Sequence["Hook"] = ()
+    world: dist.World = field(default_factory=dist.World)
+    seed: int = 0
+
+    epoch: int = field(init=False, default=0)
+    """Number of the running epoch, from 0."""
+    batch: int = field(init=False, default=0)
+    """Number of the batch within the epoch, from 0."""
+    step: int = field(init=False, default=0)
+    """Number of optimizer steps done, skipped steps included."""
+    skipped: int = field(init=False, default=0)
+    """Number of steps skipped in this epoch because a gradient was not finite."""
+    stop: bool = field(init=False, default=False)
+    """Set by a hook: end the run after this epoch."""
+    parts: dict[str, Tensor] = field(init=False, default_factory=dict)
+    """Named scalars of the last batch, detached, on the device."""
+    data: Any = field(init=False, default=None)
+    """The last batch as the loader gave it."""
+    images: Tensor = field(init=False, default_factory=lambda: torch.empty(0))
+    """Images of the last batch as the network saw them: float, (N, 3, H, W), on the device."""
+    row: dict[str, float] = field(init=False, default_factory=dict)
+    """The epoch's line of `results.csv`."""
+    history: list[dict[str, float]] = field(init=False, default_factory=list)
+    """The lines of all epochs up to now."""
+    result: Any = field(init=False, default=None)
+    """Result of the last validation; None where the epoch was not validated."""
+    best_fitness: float = field(init=False, default=float("-inf"))
+    """Best fitness up to now."""
+    is_best: bool = field(init=False, default=False)
+    """True where no earlier epoch has a higher fitness than this one."""
+    _sums: Tensor = field(init=False, default_factory=lambda: torch.zeros(0))
+    """(2, parts): sums of the epoch's finite `parts`, and how many were finite."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the run computes on."""
+        return self.precision.device
+
+    def mean_parts(self) -> dict[str, float]:
+        """Return the means of the epoch's named scalars up to now, without non-finite values.
+
+        Waits for the device.
+        """
+        sums, counts = self._sums
+        means = (sums / counts.clamp(min=1)).tolist()
+        return dict(zip(self.parts, means, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run that goes on after this epoch needs, as plain data and tensors.
+
+        Generator states are left out: generators are seeded from (seed, epoch, rank) at each epoch.
+        """
+        return {
+            "task": self.task.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_fitness": self.best_fitness,
+            "history": self.history,
+            "stop": self.stop,
+            "hooks": [hook.state_dict() for hook in self.hooks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the epoch at whose end `state_dict` was called.
+
+        The hooks must be the same, in the same order.
+
+        Raises:
+            UserError: The number of hooks differs, so another version wrote the state. Nothing has
+                been changed then.
+        """
+        if len(state["hooks"]) != len(self.hooks):
+            raise UserError(
+                f"this run cannot be resumed: written with {len(state['hooks'])} hooks, this"
+                f" program has {len(self.hooks)}; resume it with the version that started it, or"
+                " start a new run from its weights: --weights"
+            )
+        self.task.load_state_dict(state["task"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.ema.updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.precision.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.stop = state["epoch"] + 1, state["step"], state["stop"]
+        self.best_fitness, self.history = state["best_fitness"], list(state["history"])
+        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(hook_state)
 
 
 class Hook:
@@ -17,36 +147,36 @@ class Hook:
 
     main_only = False  # True: only the main process needs it (logging); others run on every rank
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
+    def on_fit_start(self, trainer: TrainerState) -> None:
         """Before the first epoch, after a resumed state is in place."""
 
-    def on_epoch_start(self, trainer: "Trainer") -> None:
+    def on_epoch_start(self, trainer: TrainerState) -> None:
         """`trainer.epoch` is set, the model is in train mode."""
 
-    def on_batch_end(self, trainer: "Trainer") -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """After each forward and backward; `trainer.parts` are this batch's named scalars, on the
         device.
         """
 
-    def on_grads_ready(self, trainer: "Trainer") -> None:
+    def on_grads_ready(self, trainer: TrainerState) -> None:
         """Once an optimizer step, between unscale and clip: gradients are in true scale, summed
         over the accumulated batches.
         """
 
-    def on_step_end(self, trainer: "Trainer") -> None:
+    def on_step_end(self, trainer: TrainerState) -> None:
         """After optimizer step, zero_grad and EMA; `trainer.step` counts optimizer steps."""
 
-    def on_train_epoch_end(self, trainer: "Trainer") -> None:
+    def on_train_epoch_end(self, trainer: TrainerState) -> None:
         """After the epoch's last step, before validation: what changes the averaged model changes
         what is validated and saved.
         """
 
-    def on_epoch_end(self, trainer: "Trainer") -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """After validation, before the checkpoint; `trainer.row` is the epoch's line of
         results.csv.
         """
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """After the last epoch."""
 
     def metrics(self) -> dict[str, float]:

@@ -9,18 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from utils.engine.device import gpu_memory
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.engine.precision import all_finite
 from utils.files import atomic_open
 from utils.log import LOGGER
-
-if TYPE_CHECKING:
-    from utils.engine.trainer import Trainer
 
 DETECTION_LOSSES = ("box", "obj", "cls")
 COLUMNS = (
@@ -52,7 +49,7 @@ class ProgressBar(Hook):
         self.every = every
         self._bar: tqdm | None = None
 
-    def on_batch_end(self, trainer: "Trainer") -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """Print the header at the first batch, then refresh the mean losses now and then."""
         total = len(trainer.loader)
         if trainer.batch == 0:
@@ -87,7 +84,7 @@ class ResultsCsv(Hook):
     def __init__(self, path: Path):
         self.path = path
 
-    def on_epoch_end(self, trainer: "Trainer") -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """One line an epoch; a cell is empty where the epoch has no such value."""
         rows = [users_columns(row) for row in trainer.history]
         names = [
@@ -113,7 +110,7 @@ class TensorBoard(Hook):
         self.folder = folder
         self._writer: Any = None
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
+    def on_fit_start(self, trainer: TrainerState) -> None:
         """Open the event file."""
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -126,14 +123,14 @@ class TensorBoard(Hook):
         LOGGER.info(f"TensorBoard: tensorboard --logdir {self.folder.parent}")
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch)
 
-    def on_epoch_end(self, trainer: "Trainer") -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """One point an epoch for every column."""
         if self._writer is not None:
             for name, value in users_columns(trainer.row).items():
                 self._writer.add_scalar(name, value, trainer.epoch)
             self._writer.flush()
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """Close the event file."""
         if self._writer is not None:
             self._writer.close()
@@ -148,7 +145,7 @@ class EarlyStopping(Hook):
         self.patience = patience
         self.best_epoch = 0
 
-    def on_epoch_end(self, trainer: "Trainer") -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """Compare with the best epoch up to now."""
         if trainer.is_best:
             self.best_epoch = trainer.epoch
@@ -186,7 +183,7 @@ class Checkpoints(Hook):
         self.period, self.every_epoch = period, every_epoch
         self._fields: dict[str, Any] = {}
 
-    def on_epoch_end(self, trainer: "Trainer") -> None:
+    def on_epoch_end(self, trainer: TrainerState) -> None:
         """The best is written before the last: if we die in between, the resumed epoch writes it
         again.
         """
@@ -217,7 +214,7 @@ class Checkpoints(Hook):
             self.save(self.last.with_name(f"epoch{trainer.epoch}.pt"), model, **self._fields)
         self.save(self.last, model, train_state=trainer.state_dict(), **self._fields)
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """A finished run is not resumed: strip `last.pt` to what is deployed."""
         if self._fields:
             self.save(self.last, trainer.ema.model, **self._fields)
@@ -262,7 +259,7 @@ class GracefulStop(Hook):
             LOGGER.info(f"\n{signal.Signals(self._signal).name}: {self.advice()}")
             raise SystemExit(128 + self._signal) from None  # whatever else failed on the way out
 
-    def on_batch_end(self, trainer: "Trainer") -> None:
+    def on_batch_end(self, trainer: TrainerState) -> None:
         """Raise again what was swallowed."""
         if self._signal is not None:
             self._stop(self._signal, None)

@@ -15,38 +15,25 @@ The loop knows neither models nor data nor files: it is handed a task, a loader,
 the rest.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
 from utils.engine import dist
 from utils.engine.device import free_gpu_memory
-from utils.engine.ema import ModelEMA
-from utils.engine.hooks import Hook
-from utils.engine.optim import Schedule, apply_step_config
-from utils.engine.precision import FiniteGuard, Precision
+from utils.engine.hooks import TrainerState
+from utils.engine.optim import apply_step_config
+from utils.engine.precision import FiniteGuard
 from utils.engine.seed import seed_everything
-from utils.engine.tasks import Task
 from utils.errors import UserError
 from utils.images import unit_range
 
 MAX_GRAD_NORM = 10.0
 READ_EVERY = 10  # optimizer steps between two looks at the device's counters
-
-
-class Loader(Protocol):
-    """What the loop needs of a data loader: batches with `.images` (uint8 N,3,H,W) and `.targets`,
-    an epoch and a length.
-    """
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...  # noqa: D102
 
 
 def to_unit_range(images: Tensor, batch: int) -> Tensor:
@@ -55,54 +42,21 @@ def to_unit_range(images: Tensor, batch: int) -> Tensor:
 
 
 @dataclass
-class Trainer:
-    """State of one training run and the loop over it.
+class Trainer(TrainerState):
+    """The loop over the state of one training run, and the functions that it calls.
 
-    Hooks may read everything and set `stop`. `evaluate(model)` gives an object with `map50, map,
-    mp, mr, losses, fitness` and is called by the main process only. `smaller_batch(trainer)` puts a
-    loader and a schedule of half the batch into the trainer after running out of memory, and says
-    whether it could.
+    `evaluate(model)` returns an object with `map50, map, mp, mr, losses, fitness`; only the main
+    process calls it. `prepare(images, batch)` turns the loader's uint8 images into the network's
+    input; `batch` counts over the whole run. `smaller_batch(state)` puts a loader and a schedule of
+    half the batch into the state after the device ran out of memory, and returns whether it could.
     """
 
-    task: Task
-    loader: Loader
-    optimizer: Optimizer
-    schedule: Schedule
-    ema: ModelEMA
-    epochs: int
-    precision: Precision
     evaluate: Callable[[torch.nn.Module], Any] | None = None
     validate_every_epoch: bool = True
-    hooks: Sequence[Hook] = ()
     prepare: Callable[[Tensor, int], Tensor] = to_unit_range
-    smaller_batch: Callable[["Trainer"], bool] | None = None
-    world: dist.World = field(default_factory=dist.World)
-    seed: int = 0
-
-    epoch: int = field(init=False, default=0)  # the one that runs, from 0
-    batch: int = field(init=False, default=0)  # number within the epoch
-    step: int = field(init=False, default=0)  # optimizer steps done, skipped ones too
-    skipped: int = field(
-        init=False, default=0
-    )  # steps skipped in this epoch because a gradient was not finite
-    stop: bool = field(init=False, default=False)
-    parts: dict[str, Tensor] = field(
-        init=False, default_factory=dict
-    )  # detached scalars of the last batch
-    data: Any = field(init=False, default=None)  # the last batch as the loader gave it
-    images: Tensor = field(
-        init=False, default_factory=lambda: torch.empty(0)
-    )  # and as the network saw it
-    row: dict[str, float] = field(
-        init=False, default_factory=dict
-    )  # the epoch's line of results.csv
-    history: list[dict[str, float]] = field(init=False, default_factory=list)
-    result: Any = field(init=False, default=None)  # of the last validation
-    best_fitness: float = field(init=False, default=float("-inf"))
-    is_best: bool = field(init=False, default=False)
+    smaller_batch: Callable[[TrainerState], bool] | None = None
 
     def __post_init__(self) -> None:
-        self.device = self.precision.device
         self.net = dist.data_parallel(self.task, self.world, self.device)
         self.guard = FiniteGuard([self.task, self.ema.model], self.precision)
         self._active = [hook for hook in self.hooks if self.world.main or not hook.main_only]
@@ -119,57 +73,6 @@ class Trainer:
             self._end_epoch()
             self.epoch += 1
         self._call("on_fit_end")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that going on after the epoch in `self.epoch` needs: plain data and tensors.
-
-        Generators are no part of it: they are seeded from (seed, epoch, rank) at each epoch.
-        """
-        return {
-            "task": self.task.state_dict(),
-            "ema": self.ema.model.state_dict(),
-            "ema_updates": self.ema.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_fitness": self.best_fitness,
-            "history": self.history,
-            "stop": self.stop,
-            "hooks": [hook.state_dict() for hook in self.hooks],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the epoch at whose end `state_dict` was called, with the same hooks in the
-        same order.
-
-        `UserError`, before anything is changed, where there are more or fewer of them: another
-        version wrote the state.
-        """
-        if len(state["hooks"]) != len(self.hooks):
-            raise UserError(
-                f"this run cannot be resumed: written with {len(state['hooks'])} hooks, this"
-                f" program has {len(self.hooks)}; resume it with the version that started it, or"
-                " start a new run from its weights: --weights"
-            )
-        self.task.load_state_dict(state["task"])
-        self.ema.model.load_state_dict(state["ema"])
-        self.ema.updates = state["ema_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
-            self.precision.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.stop = state["epoch"] + 1, state["step"], state["stop"]
-        self.best_fitness, self.history = state["best_fitness"], list(state["history"])
-        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
-            hook.load_state_dict(hook_state)
-
-    def mean_parts(self) -> dict[str, float]:
-        """Means of the epoch's named scalars up to now, without non-finite batches.
-
-        Waits for the device.
-        """
-        means = (self._sums[0] / self._sums[1].clamp(min=1)).tolist()
-        return dict(zip(self.parts, means, strict=True))
 
     def _train_epoch(self, may_shrink: bool) -> bool:
         """One pass over the loader; False where memory ran out and the epoch has to begin again

@@ -2,15 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.engine.run_hooks import users_columns
-
-if TYPE_CHECKING:
-    from utils.engine.trainer import Trainer
 
 
 def plot_results(rows: list[dict[str, float]], path: Path) -> None:
@@ -52,7 +48,7 @@ class ResultsPlot(Hook):
     def __init__(self, path: Path):
         self.path = path
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, trainer: TrainerState) -> None:
         """Draw the whole history."""
         if trainer.history:
             plot_results([users_columns(row) for row in trainer.history], self.path)
