@@ -11,6 +11,7 @@ from models.yolo import Row
 from prune_methods import ChannelGroup, Skipped, run_preflight
 from prune_methods.groups.graph import PRODUCERS
 from prune_methods.groups.inexact import inexact_blocks
+from utils.images import whole_strides
 from utils.log import LOGGER
 from utils.options.check import CheckOptions
 from utils.profiling import Passed, count_parameters, macs_by_part
@@ -43,8 +44,7 @@ def check(opt: CheckOptions) -> None:
     for cfg in opt.cfg:
         model = build_model(cfg, opt.nc)
         groups, skipped = run_preflight(model, (), opt.graph_time_limit) if opt.prune else ([], [])
-        stride = int(model.stride.max())
-        imgsz = -(-opt.imgsz // stride) * stride
+        imgsz = whole_strides(opt.imgsz, int(model.stride.max()))
         lines = table(row_reports(model, imgsz, groups, skipped))
         LOGGER.info(
             f"{cfg}: {len(model.rows)} rows, {model.nc} classes, {imgsz} x {imgsz}"

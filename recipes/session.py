@@ -31,7 +31,7 @@ from utils.engine.tasks import Task, TaskFactory
 from utils.engine.trainer import Trainer, to_unit_range
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
-from utils.images import unit_range
+from utils.images import unit_range, whole_strides
 from utils.log import LOGGER
 from utils.losses import build_loss
 from utils.options.base import to_dict
@@ -349,9 +349,9 @@ def _run_hooks(run: TrainingRun, save: Callable[..., None]) -> list[Hook]:
     ]
 
 
-def whole_strides(opt: TrainOptions, stride: int) -> TrainOptions:
-    """Return the options with image sizes rounded up to the stride; warn where that changes one."""
-    sizes = tuple(math.ceil(size / stride) * stride for size in (opt.imgsz, opt.val_imgsz))
-    if sizes != (opt.imgsz, opt.val_imgsz):
-        LOGGER.warning(f"--imgsz must be a multiple of the stride {stride}: {sizes[0]} is used")
+def with_whole_strides(opt: TrainOptions, stride: int) -> TrainOptions:
+    """Return the options with both image sizes rounded up to multiples of the stride."""
+    asked = (opt.imgsz, opt.val_imgsz)
+    rounded = {size: whole_strides(size, stride) for size in dict.fromkeys(asked)}
+    sizes = tuple(rounded[size] for size in asked)
     return replace(opt, imgsz=sizes)  # type: ignore[arg-type]  # the pair is what the command line gives too

@@ -10,7 +10,7 @@ from data.config import load_data
 from models import Model
 from models.checkpoint import load_checkpoint, load_model, model_from_checkpoint
 from recipes.prepare import class_names, prepare_hyp, prepare_model
-from recipes.session import Session, TrainingRun, build_trainer, whole_strides
+from recipes.session import Session, TrainingRun, build_trainer, with_whole_strides
 from utils.config import Hyp, save_yaml
 from utils.engine import dist
 from utils.engine.device import device_name, select_device
@@ -132,7 +132,7 @@ def fit(
     log = logging_to(run.run_dir / "log.txt") if world.main else nullcontext()
     stop = GracefulStop(lambda: run.opt.resume_hint(run.run_dir))
     with log, dist.process_group(world, device), stop:
-        run = replace(run, opt=whole_strides(run.opt, run.stride), model=run.model.to(device))
+        run = replace(run, opt=with_whole_strides(run.opt, run.stride), model=run.model.to(device))
         session = Session(run, world, device)
         if world.main and resume is None:
             _record(session)

@@ -1,7 +1,6 @@
 """`val.py`: validate one checkpoint on one split and write what was found."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from utils.boxes import scale_boxes
 from utils.detection_files import coco_category_ids, coco_records, yolo_text
 from utils.engine.device import device_name, select_device
 from utils.evaluator import EvalResult, evaluate, log_table
+from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.val import ValOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
@@ -38,8 +38,9 @@ def val(opt: ValOptions) -> EvalResult:
         LOGGER.warning("--half has no effect on the CPU: computing in float32")
     data, model = load_data(opt.data), load_model(opt.weights, device).fuse()
     names = shown_names(data, model, opt)
-    opt = replace(opt, imgsz=fitting_size(opt.imgsz or model.imgsz, int(max(model.stride))))
-    loader = split_loader(data, opt, int(max(model.stride)))
+    stride = int(max(model.stride))
+    opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
+    loader = split_loader(data, opt, stride)
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     with logging_to(folder / "log.txt"):
@@ -101,16 +102,6 @@ def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
             f" '{data.names[0]}' to the labels; the metrics mean little"
         )
     return [*data.names, *model.names[data.nc :]]
-
-
-def fitting_size(imgsz: int, stride: int) -> int:
-    """The next multiple of the stride, with a warning where that is another size."""
-    size = math.ceil(imgsz / stride) * stride
-    if size != imgsz:
-        LOGGER.warning(
-            f"--imgsz {imgsz} is no multiple of the model's stride {stride}: using {size}"
-        )
-    return size
 
 
 def split_loader(data: DataConfig, opt: ValOptions, stride: int) -> Any:

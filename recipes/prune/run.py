@@ -33,6 +33,7 @@ from utils.engine.device import select_device
 from utils.engine.run_hooks import GracefulStop
 from utils.engine.seed import seed_everything
 from utils.errors import UserError
+from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.prune import PruneOptions
 from utils.rundir import environment, make_run_dir, save_options
@@ -71,7 +72,7 @@ def prune(opt: PruneOptions) -> Path | None:
     if criterion.sparse and not opt.sparse_epochs:
         warn_if_dense(model, opt)
     stride = int(model.stride.max())
-    opt = replace(opt, imgsz=-(-(opt.imgsz or model.imgsz) // stride) * stride)
+    opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
     data = matching_data(model, opt)
     check_teacher(model, opt)
     cost_fn = cost_fn_of(model, groups, limits(opt), opt)
