@@ -186,6 +186,21 @@ def build_loader(
     return DetectionLoader(dataset, plan, min(workers, len(plan)))
 
 
+def validation_loader(
+    data: DataConfig, split: str = "val", *, rect: bool = True, **options: Any
+) -> DetectionLoader:
+    """Return a loader of the images of one split to validate on.
+
+    Args:
+        data: Data set with the split.
+        split: `val`, `train` or `test`.
+        rect: Make batches of rectangles with half a stride of grey around each image, as YOLOv5
+            validates; otherwise squares without a border.
+        **options: Further options of `build_loader`: `imgsz`, `batch_size`, `stride` and others.
+    """
+    return build_loader(data, split, rect=rect, pad=0.5 if rect else 0.0, **options)
+
+
 def _fraction(images: list, fraction: float, seed: int) -> list:
     count = max(1, round(len(images) * fraction))
     chosen = np.random.default_rng([seed, FRACTION_STREAM]).permutation(len(images))[:count]

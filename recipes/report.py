@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from data.config import DataConfig, load_data
-from data.loader import DetectionLoader, build_loader
+from data.loader import validation_loader
 from models import Model, load_model
 from recipes.prepare import class_names
 from utils.comparison import ComparisonRow, Conditions, markdown, plot, write
@@ -125,7 +125,14 @@ def measure(
         info, at_size = model.info(640), model.info(candidate.imgsz)
         deployed = model.fuse().to(device)
         single = trained_as_one_class(model, data, candidate)
-        loader = validation_loader(data, candidate.imgsz, int(model.stride.max()), opt, single)
+        loader = validation_loader(
+            data,
+            imgsz=candidate.imgsz,
+            batch_size=opt.batch_size,
+            workers=opt.workers,
+            stride=int(model.stride.max()),
+            single_cls=single,
+        )
         LOGGER.info(
             f"{candidate.name}: validating {candidate.weights}"
             + (", all classes as one" if single else "")
@@ -167,21 +174,6 @@ def trained_as_one_class(model: Model, data: DataConfig, candidate: Candidate) -
             " with --data"
         )
     return model.nc < data.nc
-
-
-def validation_loader(
-    data: DataConfig, imgsz: int, stride: int, opt, single_cls: bool = False
-) -> DetectionLoader:
-    """As train.py and val.py validate: rectangles of like proportions with half a stride of grey
-    around them.
-    """
-    common = {
-        "imgsz": imgsz,
-        "batch_size": opt.batch_size,
-        "workers": opt.workers,
-        "stride": stride,
-    }
-    return build_loader(data, "val", rect=True, pad=0.5, single_cls=single_cls, **common)
 
 
 @lru_cache(maxsize=4)

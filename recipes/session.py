@@ -16,7 +16,7 @@ from data.autoanchor import check_anchors
 from data.cache import write_report
 from data.config import DataConfig
 from data.dataset import DetectionDataset
-from data.loader import DetectionLoader, build_loader
+from data.loader import DetectionLoader, build_loader, validation_loader
 from models import Model
 from models.checkpoint import save_checkpoint
 from recipes.prepare import freeze
@@ -121,17 +121,14 @@ class Session:
         as a training batch of one process, as in YOLOv5.
         """
         opt = self.run.opt
-        return build_loader(
+        return validation_loader(
             self.run.data,
-            "val",
             imgsz=opt.val_imgsz,
             batch_size=2 * max(opt.batch_size // self.world.size, 1),
-            rect=True,
             cache=opt.cache or None,
             single_cls=opt.single_cls,
             workers=opt.workers,
             stride=self.run.stride,
-            pad=0.5,
         )
 
     def schedule(self, batch_size: int, batches: int) -> Schedule:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.config import DataConfig, load_data
-from data.loader import build_loader
+from data.loader import validation_loader
 from models import Model
 from models.checkpoint import load_model
 from utils.boxes import scale_boxes
@@ -40,7 +40,17 @@ def val(opt: ValOptions) -> EvalResult:
     names = shown_names(data, model, opt)
     stride = int(max(model.stride))
     opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
-    loader = split_loader(data, opt, stride)
+    speed = opt.task == "speed"  # measured on squares, all of one size
+    loader = validation_loader(
+        data,
+        "val" if speed else opt.task,
+        rect=not speed,
+        imgsz=opt.imgsz,
+        batch_size=opt.batch_size,
+        workers=opt.workers,
+        stride=stride,
+        single_cls=opt.single_cls,
+    )
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     with logging_to(folder / "log.txt"):
@@ -102,26 +112,6 @@ def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
             f" '{data.names[0]}' to the labels; the metrics mean little"
         )
     return [*data.names, *model.names[data.nc :]]
-
-
-def split_loader(data: DataConfig, opt: ValOptions, stride: int) -> Any:
-    """Rectangular batches with half a stride of grey around them, as YOLOv5 validates; squares
-    where speed is measured.
-    """
-    layout: dict[str, Any] = {"rect": False} if opt.task == "speed" else {"rect": True, "pad": 0.5}
-    common: dict[str, Any] = {
-        "imgsz": opt.imgsz,
-        "batch_size": opt.batch_size,
-        "workers": opt.workers,
-        "stride": stride,
-    }
-    return build_loader(
-        data,
-        "val" if opt.task == "speed" else opt.task,
-        single_cls=opt.single_cls,
-        **common,
-        **layout,
-    )
 
 
 def writers(

@@ -11,7 +11,7 @@ import torch
 import data.dataset as dataset_module
 from data.config import load_data
 from data.dataset import SampleKey, rect_shapes
-from data.loader import BatchPlan, build_loader, image_sampling_weights
+from data.loader import BatchPlan, build_loader, image_sampling_weights, validation_loader
 from tests.data_sets import write_set
 from utils.config import Hyp
 from utils.errors import UserError
@@ -166,6 +166,16 @@ def test_rect_batches_hold_their_images(data):
                 and 2 * pad_h + h0 * ratio_h <= height + 1e-6
             )
     assert len({tuple(b.images.shape[2:]) for b in loader}) > 1
+
+
+def test_validation_rectangles_have_half_a_stride_of_grey_and_squares_have_none(data):
+    options = {"imgsz": 64, "batch_size": 1, "stride": 32}
+    padded = build_loader(data, "train", rect=True, pad=0.5, **options)
+    assert same(list(validation_loader(data, "train", **options)), list(padded))
+    assert tuple(next(iter(padded)).images.shape[2:]) == (64, 96)
+    squares = list(validation_loader(data, "train", rect=False, **options))
+    assert same(squares, list(build_loader(data, "train", **options)))
+    assert {tuple(batch.images.shape[2:]) for batch in squares} == {(64, 64)}
 
 
 @pytest.mark.parametrize(("count", "batch", "world"), [(10, 2, 2), (7, 3, 2), (5, 2, 4), (1, 4, 3)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.config import DataConfig
-from data.loader import build_loader
+from data.loader import build_loader, validation_loader
 from models import Model, save_model
 from prune_methods import ChannelGroup, Masks, Plan, apply
 from prune_methods.search.cost import COST_SIZE
@@ -52,9 +52,7 @@ class Stages:
             "stride": stride,
             "single_cls": opt.single_cls,
         }
-        self.val_loader = build_loader(
-            data, "val", batch_size=2 * opt.batch_size, rect=True, pad=0.5, **common
-        )
+        self.val_loader = validation_loader(data, batch_size=2 * opt.batch_size, **common)
         plain = load_hyp(opt.finetune_hyp).replace(**SHUFFLED_ONLY)
         common |= {"batch_size": opt.batch_size, "seed": opt.seed}
         self.plain_loader = build_loader(data, "train", hyp=plain, augment=True, **common)
