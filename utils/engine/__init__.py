@@ -1,3 +1,4 @@
-"""The one training loop: trainer, tasks, hooks, optimizer, averaged model, precision, devices,
-processes, seeds.
+"""The one training loop and its parts.
+
+Trainer, tasks, hooks, optimizer, averaged model, precision, devices, processes and seeds.
 """

@@ -1,4 +1,4 @@
-"""Device selection: the only place that knows a GPU by its name."""
+"""Devices: choice, names and memory. The rest of the program takes a `torch.device`."""
 
 import torch
 
@@ -6,12 +6,17 @@ from utils.errors import UserError
 
 
 def select_device(text: str = "", local_rank: int | None = None) -> torch.device:
-    """The device for `--device`: `cpu`, a GPU number, or empty for the first GPU if there is one,
-    else the CPU.
+    """Return the device that `--device` asks for.
 
-    `local_rank` is this process's place among the processes of torchrun on this machine: it picks
-    from `0,1,...`, or from all GPUs where the text is empty. `UserError` for a GPU that is not
-    there and for several GPUs without torchrun.
+    Args:
+        text: `cpu`, a GPU number, `0,1,...` under torchrun, or empty for the first GPU, and for the
+            CPU where the machine has none.
+        local_rank: Place of this process among the processes of torchrun on this machine; picks one
+            of the GPUs in `text`, or of all GPUs where `text` is empty. None without torchrun.
+
+    Raises:
+        UserError: A GPU that the machine does not have, several GPUs without torchrun, or more
+            processes than GPUs.
     """
     text = text.strip().lower().removeprefix("cuda:").removeprefix("cuda")
     count = torch.cuda.device_count()
@@ -40,16 +45,16 @@ def select_device(text: str = "", local_rank: int | None = None) -> torch.device
 
 
 def device_name(device: torch.device) -> str:
-    """For logs: `CPU` or the GPU's own name."""
+    """Return the name of a device for logs: `CPU`, or the GPU's own name."""
     return "CPU" if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def gpu_memory(device: torch.device) -> str:
-    """Reserved GPU memory, as the progress bar shows it; `0G` on the CPU."""
+    """Return the reserved GPU memory as the progress bar shows it; `0G` on the CPU."""
     return f"{torch.cuda.memory_reserved(device) / 1e9:.3g}G" if device.type == "cuda" else "0G"
 
 
 def free_gpu_memory(device: torch.device) -> None:
-    """Give cached blocks back, after running out of memory."""
+    """Give cached memory blocks back to the GPU, after running out of memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

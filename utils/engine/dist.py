@@ -1,6 +1,6 @@
 """Data-parallel training under torchrun: gloo on the CPU, nccl on GPUs.
 
-Everything here is harmless with one process.
+With one process all functions do nothing and return their argument.
 """
 
 import os
@@ -20,9 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of torchrun.
+    """Place of this process among the processes of torchrun.
 
-    `local_rank` is its place on this machine, None without torchrun.
+    Args:
+        rank: Number of the process over all machines.
+        local_rank: Number of the process on this machine; None without torchrun.
+        size: Number of processes over all machines.
     """
 
     rank: int = 0
@@ -36,7 +39,7 @@ class World:
 
 
 def world_from_env() -> World:
-    """What torchrun put into the environment; one lone process without it."""
+    """Read this process's place from torchrun's environment variables; one process without them."""
     if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     return World(
@@ -50,7 +53,7 @@ def world_from_env() -> World:
 def process_group(world: World, device: torch.device) -> Iterator[None]:
     """Join the other ranks for the time of the block.
 
-    The timeout is long because the others wait while rank 0 validates.
+    The timeout is three hours because the other ranks wait while rank 0 validates.
     """
     if world.size == 1 or dist.is_initialized():
         yield
@@ -63,11 +66,10 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
 
 
 def data_parallel(task: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """The task wrapped so that backward averages its gradients over the ranks; itself where there
-    is one process.
+    """Return the task wrapped so that backward averages its gradients over the ranks.
 
-    A module with `has_idle_layers` set says that some of its parameters may get no gradient, which
-    has to be looked for.
+    With one process the task itself is returned. A module with a true `has_idle_layers` has
+    parameters that may get no gradient; torch must search for those in every step then.
     """
     if world.size == 1:
         return task
@@ -77,14 +79,18 @@ def data_parallel(task: nn.Module, world: World, device: torch.device) -> nn.Mod
 
 
 def without_sync(net: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """While gradients only accumulate the ranks need not talk: a context for such a forward and
-    backward.
+    """Return a context for one forward and backward pass.
+
+    Args:
+        net: Result of `data_parallel`.
+        wanted: Whether gradients only accumulate in this pass, so that ranks need not exchange
+            them.
     """
     return net.no_sync() if wanted and isinstance(net, DistributedDataParallel) else nullcontext()
 
 
 def broadcast(value: T, world: World) -> T:
-    """Rank 0's value on every rank (plain data)."""
+    """Return rank 0's value on every rank; plain data only."""
     if world.size == 1:
         return value
     box = [value]
@@ -93,7 +99,7 @@ def broadcast(value: T, world: World) -> T:
 
 
 def sum_over_ranks(tensor: torch.Tensor, world: World) -> torch.Tensor:
-    """The tensor summed over the ranks, in place."""
+    """Sum a tensor over the ranks in place and return it."""
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -101,7 +107,7 @@ def sum_over_ranks(tensor: torch.Tensor, world: World) -> torch.Tensor:
 
 @contextmanager
 def main_first(world: World) -> Iterator[None]:
-    """Rank 0 runs the block before the others do: it writes caches that they then read."""
+    """Run the block on rank 0 first, for caches that rank 0 writes and the other ranks read."""
     if world.size > 1 and not world.main:
         dist.barrier()
     yield

@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 
 class Loader(Protocol):
-    """What the loop needs of a data loader.
+    """Data loader as the loop needs one.
 
     A batch has `.images` (uint8, (N, 3, H, W)) and `.targets` ((M, 6) = image, class, x, y, w, h).
     """
@@ -35,8 +35,7 @@ class Loader(Protocol):
 class TrainerState:
     """State of one training run: what hooks may read and change.
 
-    The first ten fields are given; `Trainer` counts in the others. A hook that sets `stop` ends the
-    run after the present epoch.
+    The first ten fields are given, `seed` the last of them; the loop keeps the others up to date.
     """
 
     task: Task
@@ -140,52 +139,57 @@ class TrainerState:
 
 
 class Hook:
-    """Base of all hooks: override what you need.
+    """Base of all hooks: override the methods of the moments to act at.
 
-    Hooks run in the order in which they were given.
+    Hooks are called in the order in which they were given.
     """
 
-    main_only = False  # True: only the main process needs it (logging); others run on every rank
+    main_only = False
+    """Whether only the main process calls the hook (logging); other hooks run on every rank."""
 
     def on_fit_start(self, trainer: TrainerState) -> None:
-        """Before the first epoch, after a resumed state is in place."""
+        """Act before the first epoch, after a resumed state is in place."""
 
     def on_epoch_start(self, trainer: TrainerState) -> None:
-        """`trainer.epoch` is set, the model is in train mode."""
+        """Act before the first batch: `trainer.epoch` is set, the model is in train mode."""
 
     def on_batch_end(self, trainer: TrainerState) -> None:
-        """After each forward and backward; `trainer.parts` are this batch's named scalars, on the
-        device.
+        """Act after each batch's forward and backward pass, and its step where it has one.
+
+        `trainer.parts` are the batch's named scalars, on the device.
         """
 
     def on_grads_ready(self, trainer: TrainerState) -> None:
-        """Once an optimizer step, between unscale and clip: gradients are in true scale, summed
-        over the accumulated batches.
+        """Act once in an optimizer step, between unscale and clip.
+
+        Gradients are in true scale, summed over the accumulated batches.
         """
 
     def on_step_end(self, trainer: TrainerState) -> None:
-        """After optimizer step, zero_grad and EMA; `trainer.step` counts optimizer steps."""
+        """Act after optimizer step, zero_grad and EMA; `trainer.step` counts this step already."""
 
     def on_train_epoch_end(self, trainer: TrainerState) -> None:
-        """After the epoch's last step, before validation: what changes the averaged model changes
-        what is validated and saved.
+        """Act after the epoch's last step, before validation.
+
+        A change of the averaged model here changes what is validated and saved.
         """
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """After validation, before the checkpoint; `trainer.row` is the epoch's line of
-        results.csv.
+        """Act after validation; `trainer.row` is the epoch's line of `results.csv`.
+
+        The checkpoint is the last hook, so the others act before it is written.
         """
 
     def on_fit_end(self, trainer: TrainerState) -> None:
-        """After the last epoch."""
+        """Act after the last epoch."""
 
     def metrics(self) -> dict[str, float]:
-        """Further columns of `results.csv` for the epoch that just ended."""
+        """Return further columns of `results.csv` for the epoch that just ended."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data and tensors that an exact resume needs; goes into `last.pt`."""
+        """Return the plain data and tensors that an exact resume needs; they go into `last.pt`."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""

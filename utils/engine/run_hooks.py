@@ -1,12 +1,13 @@
-"""The hooks of every run: progress bar, results.csv, plot, TensorBoard, early stopping, checkpoints
-and interrupts.
+"""The hooks of every run.
+
+Progress bar, results.csv, TensorBoard, early stopping, checkpoints and interrupts.
 """
 
 import csv
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,21 +28,26 @@ COLUMNS = (
     *(f"val/{name}_loss" for name in DETECTION_LOSSES),
     *(f"x/lr{i}" for i in range(3)),
 )
-"""The columns that YOLOv5's users read; what tasks and hooks add comes after these."""
+"""The columns that users of YOLOv5 read; columns of tasks and hooks come after these."""
 
 
 def users_columns(row: dict[str, float]) -> dict[str, float]:
-    """A trainer's row with the names users know: the detection losses are called `train/box_loss`
-    and so on.
+    """Return a trainer's row under the names that users know, in the order of `COLUMNS`.
+
+    The detection losses are called `train/box_loss` and so on.
     """
-    named = {
-        f"{k}_loss" if k.partition("/")[2] in DETECTION_LOSSES else k: v for k, v in row.items()
-    }
+    named = {}
+    for name, value in row.items():
+        is_loss = name.partition("/")[2] in DETECTION_LOSSES
+        named[f"{name}_loss" if is_loss else name] = value
     return {name: named[name] for name in COLUMNS if name in named} | named
 
 
 class ProgressBar(Hook):
-    """YOLOv5's header and a tqdm line an epoch. Looks at the device only every `every` batches."""
+    """YOLOv5's header and a tqdm line for each epoch.
+
+    Losses are read from the device only every `every` batches.
+    """
 
     main_only = True
 
@@ -52,31 +58,38 @@ class ProgressBar(Hook):
     def on_batch_end(self, trainer: TrainerState) -> None:
         """Print the header at the first batch, then refresh the mean losses now and then."""
         total = len(trainer.loader)
+        last = trainer.batch + 1 == total
         if trainer.batch == 0:
             names = ["Epoch", "GPU_mem", *trainer.parts, "Instances", "Size"]
-            LOGGER.info("\n" + "".join(f"{name:>11}" for name in names))
+            LOGGER.info("\n" + _columns(names))
             self._bar = tqdm(
                 total=total, bar_format="{l_bar}{bar:10}{r_bar}", file=sys.stdout, mininterval=0.5
             )
         assert self._bar is not None
-        if trainer.batch % self.every == 0 or trainer.batch + 1 == total:
-            losses = [f"{value:.4g}" for value in trainer.mean_parts().values()]
-            counts = [str(len(trainer.data.targets)), str(trainer.images.shape[-1])]
-            fields = [
-                f"{trainer.epoch}/{trainer.epochs - 1}",
-                gpu_memory(trainer.device),
-                *losses,
-                *counts,
-            ]
-            self._bar.set_description_str("".join(f"{text:>11}" for text in fields), refresh=False)
+        if trainer.batch % self.every == 0 or last:
+            self._bar.set_description_str(_columns(_progress(trainer)), refresh=False)
         self._bar.update(1)
-        if trainer.batch + 1 == total:
+        if last:
             self._bar.close()
 
 
+def _columns(words: Sequence[str]) -> str:
+    return "".join(f"{word:>11}" for word in words)
+
+
+def _progress(trainer: TrainerState) -> list[str]:
+    """Return the fields of the progress bar, in the order of its header."""
+    epoch = f"{trainer.epoch}/{trainer.epochs - 1}"
+    losses = [f"{value:.4g}" for value in trainer.mean_parts().values()]
+    instances, size = str(len(trainer.data.targets)), str(trainer.images.shape[-1])
+    return [epoch, gpu_memory(trainer.device), *losses, instances, size]
+
+
 class ResultsCsv(Hook):
-    """`results.csv`: written anew each epoch from the history, so that a resumed run continues
-    after its checkpoint.
+    """Writer of `results.csv`.
+
+    The file is written anew each epoch from the history, so that a resumed run continues after its
+    checkpoint.
     """
 
     main_only = True
@@ -85,12 +98,9 @@ class ResultsCsv(Hook):
         self.path = path
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """One line an epoch; a cell is empty where the epoch has no such value."""
+        """Write a line for each epoch; a cell is empty where the epoch has no such value."""
         rows = [users_columns(row) for row in trainer.history]
-        names = [
-            *COLUMNS,
-            *dict.fromkeys(name for row in rows for name in row if name not in COLUMNS),
-        ]
+        names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         with atomic_open(self.path, "w") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
@@ -102,7 +112,7 @@ def _cell(value: float) -> str:
 
 
 class TensorBoard(Hook):
-    """The same values as TensorBoard scalars, where TensorBoard is installed."""
+    """Writer of the values of `results.csv` as TensorBoard scalars, where that is installed."""
 
     main_only = True
 
@@ -111,7 +121,7 @@ class TensorBoard(Hook):
         self._writer: Any = None
 
     def on_fit_start(self, trainer: TrainerState) -> None:
-        """Open the event file."""
+        """Open the event file, or log that TensorBoard is not installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -124,7 +134,7 @@ class TensorBoard(Hook):
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch)
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """One point an epoch for every column."""
+        """Add a point of this epoch for every column."""
         if self._writer is not None:
             for name, value in users_columns(trainer.row).items():
                 self._writer.add_scalar(name, value, trainer.epoch)
@@ -137,7 +147,7 @@ class TensorBoard(Hook):
 
 
 class EarlyStopping(Hook):
-    """Stops training after `patience` epochs without a better fitness; 0 = never."""
+    """Stop training after `patience` epochs without a better fitness; 0: never."""
 
     main_only = True
 
@@ -146,7 +156,7 @@ class EarlyStopping(Hook):
         self.best_epoch = 0
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """Compare with the best epoch up to now."""
+        """Compare this epoch with the best one up to now; stop where that is too long ago."""
         if trainer.is_best:
             self.best_epoch = trainer.epoch
         if self.patience > 0 and trainer.epoch - self.best_epoch >= self.patience:
@@ -157,20 +167,26 @@ class EarlyStopping(Hook):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch of the best fitness."""
+        """Return the epoch of the best fitness."""
         return {"best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the epoch of the best fitness."""
         self.best_epoch = state["best_epoch"]
 
 
 class Checkpoints(Hook):
-    """`last.pt` every epoch with all that resuming needs, `best.pt` without, `epochN.pt` every
-    `period` epochs.
+    """Writer of `last.pt`, `best.pt` and `epochN.pt`.
 
-    `save(path, model, **fields)` writes atomically. Weights that are not finite are never written.
-    Give it as the last hook: what others do at the end of an epoch belongs into the checkpoint.
+    `last.pt` is written every epoch with all that resuming needs, `best.pt` without that, and
+    `epochN.pt` every `period` epochs. Weights that are not finite are never written. Give this hook
+    last: changes that other hooks make at the end of an epoch belong into the checkpoint.
+
+    Args:
+        folder: Folder of the checkpoints.
+        save: Writes a checkpoint atomically: `save(path, model, **fields)`.
+        period: Epochs between two `epochN.pt`; 0 or less: none.
+        every_epoch: Whether every epoch is written; otherwise only the last one of the run.
     """
 
     main_only = True
@@ -184,8 +200,9 @@ class Checkpoints(Hook):
         self._fields: dict[str, Any] = {}
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """The best is written before the last: if we die in between, the resumed epoch writes it
-        again.
+        """Write the checkpoints that are due, `best.pt` before `last.pt`.
+
+        Where the program dies between the two, the resumed epoch writes the best again.
         """
         if trainer.skipped:
             LOGGER.warning(
@@ -203,40 +220,40 @@ class Checkpoints(Hook):
             "best_fitness": trainer.best_fitness,
             "history": history,
         }
-        if not self.every_epoch and not (trainer.stop or trainer.epoch + 1 == trainer.epochs):
+        ends = trainer.stop or trainer.epoch + 1 == trainer.epochs
+        if not (self.every_epoch or ends):
             return
         model = trainer.ema.model
-        if (
-            trainer.is_best or not self.every_epoch or not self.best.exists()
-        ):  # the only one written is the best there is
+        # The only epoch that is written is the best there is.
+        if trainer.is_best or not self.every_epoch or not self.best.exists():
             self.save(self.best, model, **self._fields)
         if self.period > 0 and (trainer.epoch + 1) % self.period == 0:
             self.save(self.last.with_name(f"epoch{trainer.epoch}.pt"), model, **self._fields)
         self.save(self.last, model, train_state=trainer.state_dict(), **self._fields)
 
     def on_fit_end(self, trainer: TrainerState) -> None:
-        """A finished run is not resumed: strip `last.pt` to what is deployed."""
+        """Strip `last.pt` to what is deployed: a finished run is not resumed."""
         if self._fields:
             self.save(self.last, trainer.ema.model, **self._fields)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the last checkpoint was called, so that a run killed before stripping can still
-        finish.
+        """Return the fields of the last checkpoint.
+
+        A run that was killed after its last epoch, before stripping, is resumed and needs them.
         """
         return {"fields": self._fields}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the fields of the last checkpoint."""
         self._fields = state["fields"]
 
 
 class GracefulStop(Hook):
-    """Ends the program on SIGINT (exit code 130) and SIGTERM (143) and says how to go on.
+    """Context that ends the program on SIGINT (exit code 130) and SIGTERM (143).
 
-    Use it as a context.
-
-    The signal is raised where it arrives, so that nothing is waited for; should library code
-    swallow that, the next batch raises it again.
+    On the way out `advice()`, how to go on with the run, is logged. The signal raises SystemExit
+    where it arrives, so that the program waits for nothing. Should library code swallow the
+    exception, the next batch raises it again.
     """
 
     def __init__(self, advice: Callable[[], str]):
@@ -260,27 +277,25 @@ class GracefulStop(Hook):
             raise SystemExit(128 + self._signal) from None  # whatever else failed on the way out
 
     def on_batch_end(self, trainer: TrainerState) -> None:
-        """Raise again what was swallowed."""
+        """Raise again for a signal whose exception was swallowed."""
         if self._signal is not None:
             self._stop(self._signal, None)
 
     def _swallowed(self, found: "sys.UnraisableHookArgs") -> None:
-        """A signal that arrives in a finalizer cannot end the program there; Python would print a
-        traceback of it.
+        """Keep Python from printing a traceback of a signal that arrived in a finalizer.
+
+        No exception can end the program there; the next batch raises it again.
         """
         if not (self._signal is not None and found.exc_type is SystemExit):
             self._unraisable(found)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            os._exit(
-                128 + number
-                # a data worker, which inherited the handler: it goes without a word, the main
-                # process speaks
-            )
+        """Handle a signal: end a data worker silently, raise SystemExit in the main process."""
+        if os.getpid() != self._pid:  # a data worker inherits the handler
+            os._exit(128 + number)
         self._signal = number
-        # A signal to the whole group ends the data workers too, which is no failure. Not SIG_DFL:
-        # of a SIGCHLD that waits for its handler then, Python would print a traceback ("ignored due
-        # to race condition").
+        # A signal to the whole group ends the data workers too, which is no failure. The handler is
+        # not SIG_DFL: Python would print a traceback ("ignored due to race condition") of a SIGCHLD
+        # that still waits for its handler.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         raise SystemExit(128 + number)

@@ -7,11 +7,11 @@ import torch
 
 
 def seed_everything(*keys: int) -> None:
-    """Seed python's, numpy's and torch's global generators from one or more whole numbers >= 0.
+    """Seed the global generators of python, numpy and torch from one or more whole numbers >= 0.
 
-    Training calls this at each epoch with (seed, epoch, rank): an epoch's randomness depends on
-    nothing before it, and resuming is exact on every rank and device without stored generator
-    states.
+    Training calls this function at each epoch with (seed, epoch, rank): the randomness of an epoch
+    depends on nothing before it, and resuming is exact on every rank and device without stored
+    generator states.
     """
     seed = int(np.random.SeedSequence(keys).generate_state(1)[0])
     random.seed(seed)

@@ -1,18 +1,17 @@
 """The one training loop.
 
-The order of a step is fixed; tasks and hooks build on it:
+The order of a step is fixed; tasks and hooks rely on it:
 
     every batch    autocast forward -> scale(loss).backward
-    last of group  unscale -> hooks.on_grads_ready -> clip -> optimizer.step -> scaler.update ->
-      zero_grad
-                   -> EMA -> hooks.on_step_end
+    last of group  unscale -> hooks.on_grads_ready -> clip -> optimizer.step -> scaler.update
+                   -> zero_grad -> EMA -> hooks.on_step_end
 
 Losses are already multiplied by the batch size and are not divided by the number of accumulated
-batches: gradients sum up to the nominal batch, as in YOLOv5. The last batch of an epoch always
-steps, so that a checkpoint needs no gradients.
+batches: gradients sum up to the nominal batch, as in YOLOv5. The last batch of an epoch always ends
+in an optimizer step, so that a checkpoint needs no gradients.
 
-The loop knows neither models nor data nor files: it is handed a task, a loader, and functions for
-the rest.
+The loop knows neither models nor data nor files: the caller hands over a task, a loader, and
+functions for the rest.
 """
 
 from collections.abc import Callable
@@ -37,7 +36,7 @@ READ_EVERY = 10  # optimizer steps between two looks at the device's counters
 
 
 def to_unit_range(images: Tensor, batch: int) -> Tensor:
-    """uint8 images as float in 0..1; the default of `Trainer.prepare`."""
+    """Return uint8 images as float32 in 0..1: the default of `Trainer.prepare`."""
     return unit_range(images)
 
 
@@ -75,8 +74,13 @@ class Trainer(TrainerState):
         self._call("on_fit_end")
 
     def _train_epoch(self, may_shrink: bool) -> bool:
-        """One pass over the loader; False where memory ran out and the epoch has to begin again
-        with a smaller batch.
+        """Train one epoch; return False where the epoch has to begin again with a smaller batch.
+
+        Args:
+            may_shrink: Whether running out of memory may halve the batch; True for the first epoch.
+
+        Raises:
+            UserError: Memory ran out even with the smallest batch.
         """
         try:
             self._pass()
@@ -85,7 +89,7 @@ class Trainer(TrainerState):
             if not (may_shrink and self.world.size == 1 and _out_of_memory(error)):
                 raise
             reason = str(error).splitlines()[0]
-        # Outside the handler, so that the traceback no longer holds the batch's memory.
+        # The rest stands outside the handler: the traceback would still hold the batch's memory.
         self._zero_grad()
         self.data, self.images, self.parts = None, torch.empty(0), {}
         free_gpu_memory(self.device)
@@ -97,6 +101,7 @@ class Trainer(TrainerState):
         return False
 
     def _pass(self) -> None:
+        """Run over all batches of the loader once, from the seed of this epoch."""
         seed_everything(self.seed, self.epoch, self.world.rank)
         self.loader.set_epoch(self.epoch)
         self.task.train()
@@ -109,10 +114,12 @@ class Trainer(TrainerState):
         self._read_guard()
 
     def _train_batch(self) -> None:
+        """Run forward and backward on `self.data`; step where the group of batches is complete."""
         number = self.epoch * len(self.loader) + self.batch
         setting = self.schedule.at(number)
         self._waiting += 1
-        steps = self._waiting >= setting.accumulate or self.batch + 1 == len(self.loader)
+        last = self.batch + 1 == len(self.loader)
+        steps = last or self._waiting >= setting.accumulate
         self.task.start_batch(number, self.epochs * len(self.loader))
         self.images = self.prepare(self.data.images.to(self.device, non_blocking=True), number)
         targets = self.data.targets.to(self.device, non_blocking=True)
@@ -146,6 +153,7 @@ class Trainer(TrainerState):
         self._waiting = 0
 
     def _record(self, parts: dict[str, Tensor]) -> None:
+        """Keep the batch's named scalars and add their finite values to the epoch's sums."""
         self.parts = {name: value.detach() for name, value in parts.items() if name != "loss"}
         values = torch.stack([value.float() for value in self.parts.values()])
         finite = values.isfinite()
@@ -154,23 +162,27 @@ class Trainer(TrainerState):
         self._sums.add_(torch.stack([values.where(finite, 0.0), finite.float()]))
 
     def _read_guard(self) -> None:
-        """Stop where too many steps in a row were not finite, naming the step and the loss term."""
+        """Read the guard's counters; stop training where too many steps in a row were not finite.
+
+        Raises:
+            UserError: Names the step, the epoch and the loss term.
+        """
         streak, bad = self.guard.read()
         self.skipped += bad
         if streak < self.guard.limit:
             return
         terms = [name for name, value in self.parts.items() if not value.isfinite()]
-        what = (
-            f"the loss term {' and '.join(terms)} is"
-            if terms
-            else "the losses are finite, but their gradient is"
-        )
+        if terms:
+            what = f"the loss term {' and '.join(terms)} is"
+        else:
+            what = "the losses are finite, but their gradient is"
         raise UserError(
             f"training stopped at step {self.step} (epoch {self.epoch}): {what} not a finite number"
             f" in {streak} steps in a row; check the labels, or try a lower lr0 or --amp off"
         )
 
     def _end_epoch(self) -> None:
+        """Validate, put the epoch's line together, call the hooks and share `stop` among ranks."""
         self._call("on_train_epoch_end")
         self._sums = dist.sum_over_ranks(self._sums, self.world)
         if self.world.main:
@@ -185,18 +197,18 @@ class Trainer(TrainerState):
         self.stop = dist.broadcast(self.stop, self.world)
 
     def _validate(self) -> None:
+        """Validate the averaged model where this epoch is due, and compare its fitness."""
         self.result = None
-        if self.evaluate is not None and (
-            self.validate_every_epoch or self.epoch + 1 == self.epochs
-        ):
+        due = self.validate_every_epoch or self.epoch + 1 == self.epochs
+        if self.evaluate is not None and due:
             self.result = self.evaluate(self.ema.model)
         fitness = self.best_fitness if self.result is None else float(self.result.fitness)
-        self.is_best = (
-            fitness >= self.best_fitness
-        )  # the later of equals: while all are 0 the weights still get better
+        # The later of equals is the best: while all are 0 the weights still get better.
+        self.is_best = fitness >= self.best_fitness
         self.best_fitness = max(fitness, self.best_fitness)
 
     def _metrics(self) -> dict[str, float]:
+        """Return the validation's columns of `results.csv`; empty where it was left out."""
         if self.result is None:
             return {}
         found = self.result
@@ -210,10 +222,14 @@ class Trainer(TrainerState):
         return {f"metrics/{name}": float(value) for name, value in metrics.items()} | losses
 
     def _call(self, event: str) -> None:
+        """Call the method `event` of all hooks of this rank, in their order."""
         for hook in self._active:
             getattr(hook, event)(self)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """GPU allocators raise `OutOfMemoryError`; the CPU's raises a plain RuntimeError."""
+    """Tell running out of memory from other errors.
+
+    GPU allocators raise `OutOfMemoryError`; the CPU's allocator raises a plain RuntimeError.
+    """
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
