@@ -36,7 +36,8 @@ from utils.log import LOGGER
 from utils.losses import build_loss
 from utils.options.base import to_dict
 from utils.options.train import TrainOptions
-from utils.plots.labels import plot_images, plot_labels
+from utils.plots.drawing import save_labels
+from utils.plots.labels import plot_labels
 from utils.plots.results import ResultsPlot
 
 
@@ -203,7 +204,7 @@ class TrainPictures(Hook):
     def on_batch_end(self, trainer: TrainerState) -> None:
         """Draw the first three batches of the run."""
         if trainer.epoch == 0 and trainer.batch < 3:
-            plot_images(trainer.data, self.names, self.folder / f"train_batch{trainer.batch}.jpg")
+            save_labels(trainer.data, self.names, self.folder / f"train_batch{trainer.batch}.jpg")
 
 
 def multi_scale(images: Tensor, batch: int, *, imgsz: int, stride: int, seed: int) -> Tensor:

@@ -11,7 +11,8 @@ from data.config import load_data
 from data.demo import CLASSES, PHOTOS, Recipe, Scene, compose
 from data.files import list_images
 from utils.errors import UserError
-from utils.plots.labels import plot_images, plot_labels
+from utils.plots.drawing import GREY, TILE, save_labels
+from utils.plots.labels import plot_labels
 
 SMALL = Recipe(96, 12, 4)
 
@@ -191,15 +192,15 @@ def test_pictures_are_written_at_a_legible_size(tmp_path):
     )
     loader = build_loader(data, "train", imgsz=96, batch_size=5)
     batch = next(iter(loader))
-    plot_images(batch, data.names, tmp_path / "batch.jpg")
+    save_labels(batch, data.names, tmp_path / "batch.jpg")
     picture = cv2.imread(str(tmp_path / "batch.jpg"))
-    assert picture is not None and picture.shape == (2 * 384, 3 * 384, 3)
-    empty = picture[384:, 2 * 384 :]
-    assert (empty > 250).mean() > 0.99, "5 images leave the sixth place white"
-    plot_images(batch._replace(targets=batch.targets[:0]), data.names, tmp_path / "bare.jpg")
+    assert picture is not None and picture.shape == (2 * TILE, 3 * TILE, 3)
+    empty = picture[TILE:, 2 * TILE :]
+    assert (abs(empty - np.array(GREY)) < 5).mean() > 0.99, "5 images leave the sixth place grey"
+    save_labels(batch._replace(targets=batch.targets[:0]), data.names, tmp_path / "bare.jpg")
     bare = cv2.imread(str(tmp_path / "bare.jpg"))
     changed = (np.abs(picture.astype(int) - bare).max(2) > 60).astype(np.uint8)
-    x, y, w, h = batch.targets[0, 2:].numpy() * 384
+    x, y, w, h = batch.targets[0, 2:].numpy() * TILE
     strip = changed[int(y) - 2 : int(y) + 2, int(x - w / 2) - 4 : int(x - w / 2) + 5]
     assert strip.any(), "the left edge of the first box is drawn where the label says"
     plot_labels(loader.dataset.labels, data.names, tmp_path / "labels.jpg")

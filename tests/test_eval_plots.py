@@ -1,3 +1,4 @@
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,8 @@ from PIL import Image
 
 from tests.test_evaluator import LABELS, PERFECT, Replay, loader_of
 from utils.evaluator import evaluate
-from utils.plots.drawing import TILE, class_colour, save_mosaic
-from utils.plots.evaluation import batch_pictures, label_boxes, plot_evaluation
+from utils.plots.drawing import TILE, class_colour, label_boxes, save_labels, save_mosaic
+from utils.plots.evaluation import batch_pictures, plot_evaluation
 
 CURVES = ("PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png")
 
@@ -58,6 +59,29 @@ def test_mosaic_enlarges_small_images_and_draws_boxes_in_their_colour(tmp_path):
     assert (abs(picture[TILE // 2, edge - 3 : edge + 3] - class_colour(1)).sum(1) < 10).any()
     assert (picture[TILE // 2, TILE // 2] == 200).all()
     assert (picture[TILE + TILE // 2, TILE + TILE // 2] == 114).all()  # the fourth place is empty
+
+
+def test_class_ids_have_21_colours_that_differ():
+    colours = [class_colour(label) for label in range(21)]
+    distances = [
+        sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
+        for one, other in combinations(colours, 2)
+    ]
+    assert min(distances) > 30
+    assert [class_colour(21 + label) for label in range(21)] == colours
+    assert colours[:2] == [(0, 114, 178), (230, 159, 0)]
+
+
+def test_train_and_val_pictures_show_a_class_in_the_same_colour(tmp_path):
+    targets = torch.tensor([[0, 5, 0.5, 0.5, 0.5, 0.5]])
+    grey = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
+    batch = SimpleNamespace(images=grey, targets=targets, files=["one.jpg"])
+    save_labels(batch, list("abcdef"), tmp_path / "labels.jpg")
+    found = [torch.tensor([[16.0, 16.0, 48.0, 48.0, 0.9, 5.0]])]
+    batch_pictures(list("abcdef"), tmp_path, 1)(batch, found)
+    for name in ("labels.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg"):
+        left = pixels(tmp_path / name)[TILE // 2, TILE // 4]
+        assert abs(left - class_colour(5)).sum() < 25, name
 
 
 def test_labels_of_a_batch_in_pixels():

@@ -1,86 +1,108 @@
-"""Boxes with names on images, and several such images in one picture."""
+"""Boxes with names on images, several such images in one picture, and the colours of classes."""
 
-import colorsys
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# long side of one image in a mosaic, px: small images are enlarged, so that 13 px letters fit to
-# them
-TILE = 480
-FONT_SIZE = 13
+from utils.boxes import xywh2xyxy
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0..255."""
+
+MAX_IMAGES = 16  # of a batch that a mosaic shows
+TILE = 480  # long side of one image in a mosaic, px: letters of 13 px fit onto small images too
+FONT_SIZE = 13  # px
+LONGEST_CAPTION = 48  # characters
 GREY = (114, 114, 114)
+CAPTION_GREY = (40, 40, 40)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
+PALETTE: tuple[Colour, ...] = (
+    (0, 114, 178),  # blue
+    (230, 159, 0),  # orange
+    (0, 158, 115),  # bluish green
+    (204, 121, 167),  # reddish purple
+    (86, 180, 233),  # sky blue
+    (213, 94, 0),  # vermillion
+    (240, 228, 66),  # yellow
+)
+"""Colours that people with each kind of colour blindness tell apart (Okabe and Ito 2008)."""
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB 0..255; neighbouring ids are far apart on the colour wheel."""
-    hue = label * 0.618034 % 1  # golden ratio
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, 0.95)
-    return round(red * 255), round(green * 255), round(blue * 255)
+def class_colour(label: int) -> Colour:
+    """Return the colour of a class: one of seven, then darker and paler ones, 21 in all."""
+    colour = PALETTE[label % len(PALETTE)]
+    shade = label // len(PALETTE) % 3
+    if shade == 1:
+        return _mixed(colour, BLACK, share=0.4)
+    return _mixed(colour, WHITE, share=0.5) if shade == 2 else colour
+
+
+def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """Return the colour mixed with a share, 0..1, of another one."""
+    red, green, blue = (
+        round((1 - share) * a + share * b) for a, b in zip(colour, other, strict=True)
+    )
+    return red, green, blue
 
 
 @lru_cache(maxsize=8)
 def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
-    """The font that matplotlib brings along: it has Latin, Greek and Cyrillic letters."""
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+    """Return the font that matplotlib ships, which has Latin, Greek and Cyrillic letters."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
 
 
 def draw_boxes(
     image: Image.Image, boxes: Tensor, names: Sequence[str], scores: bool = True, width: int = 2
 ) -> None:
-    """Draw onto `image`: `boxes` (n, 6) xyxy in its pixels, confidence, class.
+    """Draw boxes with the names of their classes onto an image.
 
-    Ids without a name appear as numbers.
+    Args:
+        image: The picture to change.
+        boxes: (n, 6) corners xyxy in pixels of the image, confidence, class; best first.
+        names: Names by class id; the number stands for an id without a name.
+        scores: Write the confidence behind the name.
+        width: Width of the outline in pixels.
     """
     pen = ImageDraw.Draw(image)
     rows = boxes.tolist()
     for x1, y1, x2, y2, _, label in rows:
-        pen.rectangle(
-            (x1, y1, max(x1, x2), max(y1, y2)), outline=class_colour(int(label)), width=width
-        )
-    for x1, y1, _, _, confidence, label in reversed(
-        rows
-    ):  # the most confident one's text on top, above every box
-        name = names[int(label)] if int(label) < len(names) else str(int(label))
-        _tag(
-            pen,
-            x1,
-            y1,
-            f"{name} {confidence:.2f}" if scores else name,
-            class_colour(int(label)),
-            image.size,
-        )
+        corners = (x1, y1, max(x1, x2), max(y1, y2))
+        pen.rectangle(corners, outline=class_colour(int(label)), width=width)
+    for x1, y1, _, _, confidence, label in reversed(rows):  # the best one's text lies on top
+        number = int(label)
+        name = names[number] if number < len(names) else str(number)
+        text = f"{name} {confidence:.2f}" if scores else name
+        _tag(pen, (x1, y1), text, class_colour(number), image.size)
 
 
 def _tag(
     pen: ImageDraw.ImageDraw,
-    x: float,
-    y: float,
+    corner: tuple[float, float],
     text: str,
-    colour: tuple[int, int, int],
+    colour: Colour,
     size: tuple[int, int],
 ) -> None:
-    """Text on a filled patch above the corner (x, y), moved inside the image where it would be cut
-    off.
-    """
+    """Write text on a filled patch above a corner; move the patch into an image of that size."""
     width, height = pen.textlength(text, font()) + 4, FONT_SIZE + 4
-    x, y = max(0, min(x, size[0] - width)), max(0, min(y - height, size[1] - height))
+    x = max(0, min(corner[0], size[0] - width))
+    y = max(0, min(corner[1] - height, size[1] - height))
     pen.rectangle((x, y, x + width, y + height), fill=colour)
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    pen.text(
-        (x + 2, y + height / 2),
-        text,
-        fill=(0, 0, 0) if bright else (255, 255, 255),
-        font=font(),
-        anchor="lm",
-    )
+    pen.text((x + 2, y + height / 2), text, fill=_ink(colour), font=font(), anchor="lm")
+
+
+def _ink(background: Colour) -> Colour:
+    """Return black or white, whichever is easier to read on the background (luma of Rec. 601)."""
+    red, green, blue = background
+    return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else WHITE
 
 
 def save_mosaic(
@@ -91,25 +113,55 @@ def save_mosaic(
     captions: Sequence[str] = (),
     scores: bool = True,
 ) -> None:
-    """One picture of at most 16 images in a square grid.
+    """Write one picture of at most 16 images in a square grid.
 
-    `images` uint8 (N, 3, H, W) RGB; `boxes` an image (n, 6) xyxy in its pixels, confidence, class;
-    `captions` are file names.
+    Args:
+        images: uint8 (N, 3, H, W) RGB.
+        boxes: For each image (n, 6) corners xyxy in its pixels, confidence, class.
+        names: Names by class id.
+        path: File to write.
+        captions: For each image a text at its lower edge.
+        scores: Write the confidence behind each name.
     """
-    count = min(len(images), 16)
+    count = min(len(images), MAX_IMAGES)
     columns = math.ceil(math.sqrt(count))
     factor = TILE / max(images.shape[2:])
     width, height = round(images.shape[3] * factor), round(images.shape[2] * factor)
     canvas = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), GREY)
     for i in range(count):
-        tile = Image.fromarray(images[i].permute(1, 2, 0).contiguous().cpu().numpy()).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
+        pixels = images[i].permute(1, 2, 0).contiguous().cpu().numpy()
+        tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         scaled = boxes[i].clone()
         scaled[:, :4] *= factor
         draw_boxes(tile, scaled, names, scores)
+        pen = ImageDraw.Draw(tile)
         if i < len(captions):
-            _tag(ImageDraw.Draw(tile), 0, height, captions[i][:48], (40, 40, 40), tile.size)
-        ImageDraw.Draw(tile).rectangle((0, 0, width - 1, height - 1), outline=(255, 255, 255))
+            _tag(pen, (0, height), captions[i][:LONGEST_CAPTION], CAPTION_GREY, tile.size)
+        pen.rectangle((0, 0, width - 1, height - 1), outline=WHITE)
         canvas.paste(tile, (i % columns * width, i // columns * height))
     canvas.save(path, quality=90)
+
+
+def save_labels(batch: Any, names: Sequence[str], path: Path) -> None:
+    """Write a mosaic of a batch with its labels and file names.
+
+    Args:
+        batch: `.images` uint8 (N, 3, H, W) RGB, `.targets` (M, 6) image number, class, xywh in
+            0..1, `.files` paths.
+        names: Names by class id.
+        path: File to write.
+    """
+    captions = [Path(file).name for file in batch.files]
+    save_mosaic(batch.images, label_boxes(batch), names, path, captions, scores=False)
+
+
+def label_boxes(batch: Any) -> list[Tensor]:
+    """Return the labels of each image of a batch in the form of detections.
+
+    Each is (n, 6): corners xyxy in pixels, confidence 1, class.
+    """
+    height, width = batch.images.shape[2:]
+    targets = batch.targets
+    corners = xywh2xyxy(targets[:, 2:]) * targets.new_tensor([width, height, width, height])
+    boxes = torch.cat((corners, torch.ones_like(targets[:, :1]), targets[:, 1:2]), 1)
+    return [boxes[targets[:, 0] == i] for i in range(len(batch.images))]

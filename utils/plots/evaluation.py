@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from utils.boxes import xywh2xyxy
 from utils.evaluator import EvalResult
 from utils.metrics import CONFIDENCES, ConfusionMatrix
-from utils.plots.drawing import save_mosaic
+from utils.plots.drawing import save_labels, save_mosaic
 
 LEGEND_CLASSES = (
     20  # more classes than this are drawn as thin grey lines, the mean alone keeps a legend
@@ -123,26 +121,8 @@ def batch_pictures(
             return
         captions = [Path(file).name for file in batch.files]
         confident = [boxes[boxes[:, 4] > SHOWN_CONFIDENCE] for boxes in detections]
-        save_mosaic(
-            batch.images,
-            label_boxes(batch),
-            names,
-            folder / f"val_batch{done}_labels.jpg",
-            captions,
-            scores=False,
-        )
+        save_labels(batch, names, folder / f"val_batch{done}_labels.jpg")
         save_mosaic(batch.images, confident, names, folder / f"val_batch{done}_pred.jpg", captions)
         done += 1
 
     return draw
-
-
-def label_boxes(batch: Any) -> list[Tensor]:
-    """The labels of each image of a batch in the form of detections: (n, 6) xyxy in pixels,
-    confidence 1, class.
-    """
-    height, width = batch.images.shape[2:]
-    targets = batch.targets
-    corners = xywh2xyxy(targets[:, 2:]) * targets.new_tensor([width, height, width, height])
-    boxes = torch.cat((corners, torch.ones_like(targets[:, :1]), targets[:, 1:2]), 1)
-    return [boxes[targets[:, 0] == i] for i in range(len(batch.images))]
