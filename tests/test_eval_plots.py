@@ -80,8 +80,9 @@ def test_train_and_val_pictures_show_a_class_in_the_same_colour(tmp_path):
     found = [torch.tensor([[16.0, 16.0, 48.0, 48.0, 0.9, 5.0]])]
     batch_pictures(list("abcdef"), tmp_path, 1)(batch, found)
     for name in ("labels.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg"):
-        left = pixels(tmp_path / name)[TILE // 2, TILE // 4]
-        assert abs(left - class_colour(5)).sum() < 25, name
+        left_edge = pixels(tmp_path / name)[TILE // 2, TILE // 4]
+        distances = [abs(left_edge - class_colour(label)).sum() for label in range(6)]
+        assert np.argmin(distances) == 5, name  # JPEG blurs colours of thin lines
 
 
 def test_labels_of_a_batch_in_pixels():
