@@ -15,6 +15,7 @@ from utils.images import whole_strides
 from utils.log import LOGGER
 from utils.options.check import CheckOptions
 from utils.profiling import Passed, count_parameters, macs_by_part
+from utils.tables import console_table
 
 LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear
 REASON = 150  # characters of a reason
@@ -121,7 +122,7 @@ def fates_of_rows(
 
 
 def table(rows: Sequence[RowReport]) -> str:
-    """For a terminal."""
+    """Return the rows as a table for a terminal."""
     head = ("row", "from", "block", "output", "parameters", "deployed", "GFLOPs", "prunes")
     cells = [head] + [
         (
@@ -136,16 +137,7 @@ def table(rows: Sequence[RowReport]) -> str:
         )
         for r in rows
     ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    numbers = (4, 5, 6)
-    padded = [
-        [
-            c.rjust(w) if i in numbers else c.ljust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in cells
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    return console_table(cells, right=(4, 5, 6))
 
 
 def totals(model: Model, imgsz: int) -> str:

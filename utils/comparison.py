@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.files import write_atomic
+from utils.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,7 @@ def markdown(rows: list[ComparisonRow], conditions: Conditions) -> str:
         [row.name.replace("|", "/"), *(_cell(row, rows[0], column) for column in columns)]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [
-        _line(head, widths),
-        _line(["-" * w for w in widths], widths),
-        *(_line(line, widths) for line in body),
-    ]
-    lines += ["", _how(rows, conditions)]
+    lines = [markdown_table([head, *body]), "", _how(rows, conditions)]
     return "\n".join([*lines, *(f"\n**Note**: {text}" for text in notes(rows))]) + "\n"
 
 
@@ -172,11 +167,3 @@ def _cell(row: ComparisonRow, base: ComparisonRow, column: str) -> str:
     if column in {"map50", "map"}:
         return f"{text} ({value - reference:+.3f})"
     return f"{text} ({100 * (value / reference - 1):+.0f} %, {reference / value:.2f}x)"
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    return (
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        + " |"
-    )

@@ -13,6 +13,7 @@ from prune_methods import ChannelGroup, Member, Skipped
 from prune_methods.groups.graph import IGNORED, PRODUCERS
 from prune_methods.groups.inexact import inexact_blocks
 from recipes.prune.report import write_csv
+from utils.tables import console_table
 
 PRUNABLE = "prunable"
 TIED = 3  # names of tied layers that a line shows
@@ -97,16 +98,12 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def table(rows: Sequence[LayerFate]) -> str:
-    """All rows for a terminal."""
-    head = LayerFate("layer", "kind", 0, "status", "tied to, or the reason")
-    width, kind = (
-        max(len(getattr(row, key)) for row in [head, *rows]) for key in ("layer", "kind")
-    )
-    return "\n".join(
-        f"{row.layer:<{width}}  {row.kind:<{kind}}  {row.channels or 'channels':>8} "
-        f" {row.status:<12}  {_line(row.detail)}"
-        for row in [head, *rows]
-    )
+    """Return all rows as a table for a terminal."""
+    head = ("layer", "kind", "channels", "status", "tied to, or the reason")
+    cells = [
+        (row.layer, row.kind, str(row.channels), row.status, _line(row.detail)) for row in rows
+    ]
+    return console_table([head, *cells], right=(2,))
 
 
 def _line(text: str) -> str:

@@ -16,6 +16,7 @@ from models import Model
 from prune_methods import Plan, Step
 from utils.evaluator import EvalResult
 from utils.files import write_atomic
+from utils.tables import markdown_table
 
 REPORT_JSON = "prune_report.json"
 BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points stay apart
@@ -129,7 +130,7 @@ class Report:
     def markdown(self) -> str:
         """The table, and how the figures are meant."""
         head = [
-            "PruneStage",
+            "Stage",
             "Parameters",
             f"GFLOPs @{self.imgsz}",
             "Speed-up",
@@ -147,22 +148,12 @@ class Report:
             ]
             for row in self.rows
         ]
-        widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-        lines = [
-            _line(head, widths),
-            _line(["-" * w for w in widths], widths),
-            *(_line(row, widths) for row in cells),
-        ]
+        table = markdown_table([head, *cells], right=range(1, len(head)))
         meaning = (
             "Parameters, GFLOPs (2 x MACs of convolutions, linear layers and matrix products) and"
             " speed-up are of the deployed\nmodel: batch norms and branches folded."
         )
-        return (
-            "\n".join(
-                [*lines, *(line for remark in (*self.remarks, meaning) for line in ("", remark))]
-            )
-            + "\n"
-        )
+        return "\n\n".join([table, *self.remarks, meaning]) + "\n"
 
     def write(self, folder: Path) -> None:
         """`prune_report.md` and `prune_report.json`."""
@@ -184,14 +175,6 @@ class Report:
             list(content["remarks"]),
         )
         return report
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = (
-        f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "| " + " | ".join([first, *rest]) + " |"
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
