@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_speed import BOXES, CLASSES, IMAGES, SIZE, make_loss, make_model, make_targets  # noqa: E402
 from utils.assigners import IOU_COST, TOP_IOUS, Matches, choose_ota, match_anchors  # noqa: E402
-from utils.boxes import xywh2xyxy  # noqa: E402
 from utils.timing import alternate, median_ms, ratio_line  # noqa: E402
 
 
@@ -71,11 +70,11 @@ def random_choice(boxes: int) -> tuple:
     grids = torch.tensor([[SIZE // int(stride)] * 2 for stride in model.head.stride]).float()
     candidates = match_anchors(targets, model.head.anchors, grids, 4.0)
     count = len(candidates.target)
-    corners = xywh2xyxy(targets[:, 2:6])
+    corners = box_convert(targets[:, 2:6], "cxcywh", "xyxy")
     predicted = targets[candidates.target, 2:6] * (1 + 0.2 * torch.randn(count, 4))
     return (
         candidates,
-        xywh2xyxy(predicted),
+        box_convert(predicted, "cxcywh", "xyxy"),
         torch.randn(count) - 1,
         torch.randn(count, CLASSES) - 3,
         targets,

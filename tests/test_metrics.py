@@ -85,6 +85,18 @@ def test_matching_without_labels_or_detections():
     assert match_predictions(torch.zeros(0, 6), torch.ones(2, 5), THRESHOLDS).shape == (0, 10)
 
 
+def test_a_point_on_a_label_without_area_matches_nothing_and_spoils_nothing():
+    """Two boxes without area have the IoU 0 / 0."""
+    labels = torch.tensor([[0.0, 4, 4, 4, 4], [0.0, 10, 10, 30, 30]])
+    point = [4.0, 4, 4, 4, 0.9, 0]
+    detections = torch.tensor([point, [10.0, 10, 30, 30, 0.8, 0]])
+    assert match_predictions(detections, labels, THRESHOLDS).all(1).tolist() == [False, True]
+    assert not match_predictions(detections, labels, THRESHOLDS)[0].any()
+    confusion = ConfusionMatrix(1)
+    confusion.update(detections, labels)
+    assert confusion.matrix.tolist() == [[1, 1], [1, 0]]  # a hit, a false one, a missed one
+
+
 def test_average_precision_by_hand():
     # right, wrong, right; two labels. Envelope: precision 1 up to recall .5, then a straight line
     # to 2/3 at recall 1, then 0. np.interp joins (.5, .5) - the wrong one, lifted to 2/3 by the

@@ -9,43 +9,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from utils.nms import non_max_suppression
 
 __all__ = [
     "bbox_iou",
-    "box_iou",
     "clip_boxes",
     "non_max_suppression",
     "scale_boxes",
-    "xywh2xyxy",
-    "xyxy2xywh",
 ]
 
 Letterbox = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
-
-
-def xywh2xyxy(boxes: Tensor) -> Tensor:
-    """Centre and size (..., 4) to corners (..., 4)."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), -1)
-
-
-def xyxy2xywh(boxes: Tensor) -> Tensor:
-    """Corners (..., 4) to centre and size (..., 4)."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat(((low + high) / 2, high - low), -1)
-
-
-def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """Overlap of every box with every other: xyxy (N, 4) and (M, 4) to IoU (N, M), 0..1."""
-    overlap = (
-        (torch.min(a[:, None, 2:], b[None, :, 2:]) - torch.max(a[:, None, :2], b[None, :, :2]))
-        .clamp(min=0)
-        .prod(2)
-    )
-    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
-    return overlap / (area_a[:, None] + area_b[None, :] - overlap + eps)
 
 
 def bbox_iou(
@@ -66,7 +41,7 @@ def bbox_iou(
     # sizes come from the xywh form where it is given: high - low would lose digits, and the aspect
     # term feels them
     (a_low, a_high), (b_low, b_high) = (
-        (xywh2xyxy(box) if xywh else box).split(2, -1) for box in (a, b)
+        (box_convert(box, "cxcywh", "xyxy") if xywh else box).split(2, -1) for box in (a, b)
     )
     a_size, b_size = (a[..., 2:], b[..., 2:]) if xywh else (a_high - a_low, b_high - b_low)
 

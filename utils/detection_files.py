@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-
-from utils.boxes import xyxy2xywh
+from torchvision.ops import box_convert
 
 # COCO's 80 classes carry ids of a list of 91 that has gaps
 COCO_IDS = [i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
@@ -19,7 +18,7 @@ def yolo_text(boxes: Tensor, height: int, width: int, with_confidence: bool = Fa
     lines = []
     size = boxes.new_tensor([width, height, width, height])
     for (*_, confidence, label), place in zip(
-        boxes.tolist(), (xyxy2xywh(boxes[:, :4]) / size).tolist(), strict=True
+        boxes.tolist(), (box_convert(boxes[:, :4], "xyxy", "cxcywh") / size).tolist(), strict=True
     ):
         numbers = [*place, confidence] if with_confidence else place
         lines.append(" ".join([str(int(label)), *(f"{number:.6g}" for number in numbers)]) + "\n")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from utils.boxes import non_max_suppression, scale_boxes, xywh2xyxy
+from utils.boxes import non_max_suppression, scale_boxes
 from utils.coco_metric import coco_metric
 from utils.engine.modes import evaluating
 from utils.images import unit_range
@@ -166,7 +167,8 @@ class _Tally:
         """Take in one batch; `detections` are in pixels of the letterboxed images."""
         height, width = batch.images.shape[2:]
         targets = batch.targets.cpu()
-        corners = xywh2xyxy(targets[:, 2:]) * targets.new_tensor([width, height, width, height])
+        scale = targets.new_tensor([width, height, width, height])
+        corners = box_convert(targets[:, 2:], "cxcywh", "xyxy") * scale
         for i, (boxes, shapes) in enumerate(zip(detections, batch.shapes, strict=True)):
             mine = targets[:, 0] == i
             labels = torch.cat((targets[mine, 1:2], scale_boxes(corners[mine], shapes)), 1)

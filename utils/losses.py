@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.ops import box_convert
 
 from utils.assigners import Matches, choose_ota, match_anchors
-from utils.boxes import bbox_iou, xywh2xyxy
+from utils.boxes import bbox_iou
 from utils.config import Hyp
 from utils.errors import UserError, suggest
 
@@ -152,14 +153,14 @@ def _choose(
     rows, _ = _pick(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
     boxes = decode_boxes(rows[:, :4], anchors[level, anchor])
     boxes[:, :2] += cell
-    corners = xywh2xyxy(boxes / grids[level].repeat(1, 2))
+    corners = box_convert(boxes / grids[level].repeat(1, 2), "cxcywh", "xyxy")
     return choose_ota(
         candidates,
         corners,
         rows[:, 4],
         rows[:, 5:],
         targets,
-        xywh2xyxy(targets[:, 2:6]),
+        box_convert(targets[:, 2:6], "cxcywh", "xyxy"),
         len(raw_maps[0]),
     )
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from utils.boxes import box_iou
+from torchvision.ops import box_iou
 
 Array = NDArray[np.float64]
 

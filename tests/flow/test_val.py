@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torchvision.ops import box_convert
 
 from models import build_model, load_model
 from models.checkpoint import save_checkpoint
 from recipes.val import val
 from tests.conftest import ROOT
-from utils.boxes import xywh2xyxy
 from utils.errors import UserError
 from utils.options.val import ValOptions
 
@@ -114,7 +114,8 @@ def test_command_line_writes_everything(setup, tmp_path):
     mine = [r for r in records if r["image_id"] == 3]
     assert len(lines) == len(mine) > 0
     label, *place, confidence = map(float, lines[0].split())
-    x1, y1, x2, y2 = (xywh2xyxy(torch.tensor(place)) * torch.tensor([96.0, 64, 96, 64])).tolist()
+    corners = box_convert(torch.tensor(place), "cxcywh", "xyxy")
+    x1, y1, x2, y2 = (corners * torch.tensor([96.0, 64, 96, 64])).tolist()
     assert (int(label), mine[0]["bbox"]) == (
         mine[0]["category_id"],
         pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01),

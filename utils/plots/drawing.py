@@ -10,8 +10,7 @@ import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-from utils.boxes import xywh2xyxy
+from torchvision.ops import box_convert
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0..255."""
@@ -162,6 +161,7 @@ def label_boxes(batch: Any) -> list[Tensor]:
     """
     height, width = batch.images.shape[2:]
     targets = batch.targets
-    corners = xywh2xyxy(targets[:, 2:]) * targets.new_tensor([width, height, width, height])
+    scale = targets.new_tensor([width, height, width, height])
+    corners = box_convert(targets[:, 2:], "cxcywh", "xyxy") * scale
     boxes = torch.cat((corners, torch.ones_like(targets[:, :1]), targets[:, 1:2]), 1)
     return [boxes[targets[:, 0] == i] for i in range(len(batch.images))]
