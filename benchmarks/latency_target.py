@@ -6,7 +6,6 @@ python benchmarks/latency_target.py --models yolov5n yolov7-tiny --imgsz 160
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from models import Model, build_model
-from prune_methods import PRUNERS, Limits, apply, find_groups, keep_masks
+from prune_methods import PRUNERS, Limits, Plan, Prunable, Target
 from recipes.prune.latency import LEAST_ROUNDS, latency_plan, latency_setup, time_model, timing_of
 from recipes.report import forward_of
 from utils.log import LOGGER
@@ -46,7 +45,7 @@ def rows(name: str, args: argparse.Namespace) -> None:
     """Cut one model both ways and print a line for each way."""
     torch.manual_seed(0)
     model = build_model(name, nc=3)
-    found, lamp = find_groups(model), PRUNERS["lamp"]
+    prunable, lamp = Prunable.of(model), PRUNERS["lamp"]
     opt = PruneOptions(
         imgsz=args.imgsz,
         speed_up=args.speed_up,
@@ -54,14 +53,16 @@ def rows(name: str, args: argparse.Namespace) -> None:
         latency_seconds=args.seconds,
     )
     setting = latency_setup(model, opt)
-    price = time_model(model, found, Limits(), setting)
+    seconds = time_model(prunable, Limits(), setting)
+
+    def search(goal: float) -> Plan:
+        return prunable.search(lamp(), Target(goal, seconds))
+
     plans: dict[str, Any] = {
-        "latency": latency_plan(
-            model, found, partial(keep_masks, model, found, lamp(), cost_fn=price), opt
-        ),
-        "macs": keep_masks(model, found, lamp(), args.speed_up),
+        "latency": latency_plan(prunable, search, opt),
+        "macs": prunable.search(lamp(), Target(args.speed_up)),
     }
-    cut = {target: cast(Model, apply(model, found, plan.masks)) for target, plan in plans.items()}
+    cut = {target: cast(Model, prunable.cut(plan.masks)) for target, plan in plans.items()}
     work = {
         n: forward_of(m.fuse(), args.imgsz, setting.batch, False, setting.device)
         for n, m in {"base": model, **cut}.items()

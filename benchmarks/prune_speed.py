@@ -17,7 +17,7 @@ import torch
 import torch_pruning as tp
 
 from models import Model, build_model
-from prune_methods import PRUNERS, apply, find_groups, keep_masks
+from prune_methods import PRUNERS, Prunable, Target, find_groups
 from prune_methods.groups.graph import raw_outputs
 from utils.profiling import count_macs
 
@@ -27,8 +27,8 @@ TARGET = 2.0
 def ours(model: Model) -> tuple[Any, int]:
     """Graph, masks and cut; gives the pruned model and the steps."""
     found = find_groups(model)
-    plan = keep_masks(model, found, PRUNERS["lamp"](), TARGET, imgsz=64)
-    return apply(model, found, plan.masks), len(plan.steps)
+    plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(TARGET, imgsz=64))
+    return Prunable(model, found).cut(plan.masks), len(plan.steps)
 
 
 def library(model: Model) -> tuple[Any, int]:

@@ -19,9 +19,9 @@ import torch
 import torch_pruning as tp
 
 from models import Model, build_model
-from prune_methods import find_groups
+from prune_methods import ChannelIndex, find_groups
 from prune_methods.groups.graph import raw_outputs
-from prune_methods.sparsity.penalties import ALPHA, PENALTIES
+from prune_methods.sparsity.penalties import ALPHA, PENALTIES, make_penalty
 from utils.config import load_hyp
 from utils.engine.ema import ModelEMA
 from utils.engine.optim import build_optimizer
@@ -59,7 +59,7 @@ def our_penalties(model: Model) -> dict[str, Callable[[], None]]:
     """Each method's `add`."""
     found, work = find_groups(model), {}
     for name in PENALTIES:
-        penalty = PENALTIES[name](model, found)
+        penalty = make_penalty(name, ChannelIndex(model, found))
         penalty.bind(model)
         work[name] = lambda penalty=penalty: penalty.add(REG)
     return work

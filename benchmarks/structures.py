@@ -27,9 +27,8 @@ from torch import nn
 from benchmarks.published import NC, PUBLISHED, count_as_published
 from benchmarks.runner import Run, execute
 from models import Model, build_model, load_model, save_model
-from prune_methods import PRUNERS, Skipped, apply, countable, keep_masks, run_preflight
+from prune_methods import PRUNERS, Prunable, Skipped, Target
 from prune_methods.groups.inexact import inexact_blocks
-from prune_methods.surgery.verify import verify
 from utils.cli import run_script
 from utils.config import resolve
 from utils.errors import UserError
@@ -160,13 +159,11 @@ def train_an_epoch(name: str, opt: StructureOptions, project: Path) -> tuple[str
 
 def pruned(model: Model, speed_up: float) -> tuple[Model, list[Skipped], float]:
     """The model cut by LAMP and verified, the layers that stay whole, and the speed-up."""
-    found, skipped = run_preflight(model)
     criterion = PRUNERS["lamp"]()
-    found, without = countable(found, criterion)
-    plan = keep_masks(model, found, criterion, speed_up)
-    smaller: Any = apply(model, found, plan.masks)
-    verify(model, found, plan, smaller)
-    return smaller, skipped + without, plan.speed_up
+    prunable = Prunable.of(model).for_criterion(criterion)
+    plan = prunable.search(criterion, Target(speed_up))
+    smaller: Any = prunable.prune(plan)
+    return smaller, list(prunable.skipped), plan.speed_up
 
 
 def latencies(model: Model, smaller: Model, opt: StructureOptions) -> tuple[float, float]:

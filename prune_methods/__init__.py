@@ -1,52 +1,64 @@
-"""Structured pruning in four steps that know nothing of each other.
+"""Structured pruning around one object, `Prunable`; a folder a stage.
 
-    found = find_groups(model)                                   # which channels can only go
-      together      survey.py
-    criterion = PRUNERS["lamp"]()                           # one score per channel
-      one file a family
-    plan = keep_masks(model, found, criterion, target=2.0)  # masks that meet the speed-up
-      loop.py
-    smaller = apply(model, found, plan.masks)               # one physical cut, in a copy
-      cut.py
+    prunable = Prunable.of(model, ignore=["24"])            # groups/ preflight/: what can go
+      together
+    criterion = PRUNERS["lamp"]()                           # criteria/: a score for every channel
+    plan = prunable.search(criterion, Target(speed_up=2.0)) # search/: masks that meet the target
+    smaller = prunable.prune(plan)                          # surgery/: the cut, verified
 
-`scores(model, found, criterion)` shows what the ranking is made from. docs/pruning.md explains,
-docs/custom_pruner.md shows how to add a method: a file in this folder.
+sparsity/ drives channels towards zero before the cut. docs/pruning.md explains the stages,
+docs/custom_pruner.md shows how to add a method: a file in criteria/ (or in this folder).
 """
 
 import sys
 
-from prune_methods.criteria.base import PRUNERS, Criterion, GradientCriterion
+from prune_methods.criteria.activations import activation_evidence
+from prune_methods.criteria.base import (
+    PRUNERS,
+    ActivationCriterion,
+    CalibrationBatch,
+    Criterion,
+    GradientCriterion,
+    GroupCriterion,
+)
 from prune_methods.criteria.gradients import Losses, gradient_evidence
-from prune_methods.criteria.scoring import Evidence, countable, scores
-from prune_methods.groups.channel_index import Masks
+from prune_methods.criteria.scoring import Evidence
+from prune_methods.groups.channel_index import ChannelIndex, Masks
 from prune_methods.groups.graph import ChannelGroup, Member, Skipped
 from prune_methods.preflight.check import find_groups, run_preflight
-from prune_methods.search.loop import Limits, Plan, Step, keep_masks, reachable_speed_up
-from prune_methods.surgery.cut import apply, zeroed
+from prune_methods.prunable import Prunable
+from prune_methods.search.pagcp import Watchers
+from prune_methods.search.pagcp_rules import PagcpSettings
+from prune_methods.search.plan import EvidenceSource, Limits, Pace, Plan, Step, Target
 from utils.registry import import_files_of
 
 import_files_of(sys.modules[__name__])
 
 __all__ = [
     "PRUNERS",
+    "ActivationCriterion",
+    "CalibrationBatch",
     "ChannelGroup",
+    "ChannelIndex",
     "Criterion",
     "Evidence",
+    "EvidenceSource",
     "GradientCriterion",
+    "GroupCriterion",
     "Limits",
     "Losses",
     "Masks",
     "Member",
+    "Pace",
+    "PagcpSettings",
     "Plan",
+    "Prunable",
     "Skipped",
     "Step",
-    "apply",
-    "countable",
-    "gradient_evidence",
+    "Target",
+    "Watchers",
+    "activation_evidence",
     "find_groups",
-    "keep_masks",
+    "gradient_evidence",
     "run_preflight",
-    "reachable_speed_up",
-    "scores",
-    "zeroed",
 ]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from models.checkpoint import save_checkpoint
-from prune_methods import find_groups
+from prune_methods import Prunable
 from prune_methods.groups.graph import ignored_layers
 from prune_methods.sparsity.bn_stats import BNStatsLogger, SparsestCheckpoints
 from prune_methods.sparsity.hook import Sparsity
-from prune_methods.sparsity.penalties import PENALTIES
+from prune_methods.sparsity.penalties import make_penalty
 from prune_methods.surgery.recalibrate import FreshStatistics
 from recipes.distill import diagnostics, task_for
 from recipes.session import TrainingRun
@@ -36,13 +36,9 @@ def sparse_hooks(run: TrainingRun) -> Sequence[Hook]:
     model, opt = run.model, run.opt
     assert isinstance(opt, SparseOptions)
     warn_of_idle_options(opt)
-    penalty = PENALTIES[opt.method](
-        model,
-        find_groups(model, opt.ignore),
-        ignored_layers(model, opt.ignore),
-        delta_reg=opt.delta_reg,
-        delta_every=opt.delta_every,
-    )
+    prunable = Prunable.of(model, opt.ignore)
+    ignored = ignored_layers(model, opt.ignore)
+    penalty = make_penalty(opt.method, prunable.index, ignored, to_dict(opt))
     sparsity = Sparsity(model, penalty, opt.strength, decay=opt.decay, end_factor=opt.end_factor)
     statistics = BNStatsLogger(
         sparsity, run.run_dir, hist_every=opt.hist_every, pictures=not opt.noplots

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import build_model, load_model, save_model
 from models.yolo import Model
-from prune_methods import apply, run_preflight, zeroed
+from prune_methods import Prunable, run_preflight
 from prune_methods.surgery.cut import largest_difference
 from tests.prune_toys import randomised
 
@@ -58,9 +58,9 @@ def assert_prunes(model: Model, folder: Path, imgsz: int = 64) -> tuple[Model, d
     found, skipped = run_preflight(model)
     rng = np.random.default_rng(0)
     masks = {g.name: rng.permutation(g.size) < (g.size + 1) // 2 for g in found}
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     assert isinstance(smaller, Model)
-    assert largest_difference(smaller, zeroed(model, found, masks), imgsz) < 1e-4
+    assert largest_difference(smaller, Prunable(model, found).zero_channels(masks), imgsz) < 1e-4
     assert fused_difference(smaller, imgsz) < 1e-4
     save_model(smaller, folder / "pruned.pt")
     assert largest_difference(load_model(folder / "pruned.pt"), smaller, imgsz) == 0

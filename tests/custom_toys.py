@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models import Model, build_model, load_model, save_model
-from prune_methods import ChannelGroup, Skipped, apply, run_preflight, zeroed
+from prune_methods import ChannelGroup, Prunable, Skipped, run_preflight
 from prune_methods.surgery.cut import largest_difference
 from tests.prune_toys import randomised
 
@@ -50,9 +50,9 @@ def check_cut(model: Model, tmp_path: Path) -> tuple[list[ChannelGroup], list[Sk
     """
     groups, skipped = run_preflight(model)
     masks = thinned(groups)
-    smaller = apply(model, groups, masks)
+    smaller = Prunable(model, groups).cut(masks)
     assert isinstance(smaller, Model)
-    assert largest_difference(smaller, zeroed(model, groups, masks)) < 1e-4
+    assert largest_difference(smaller, Prunable(model, groups).zero_channels(masks)) < 1e-4
     check_fuse(smaller)
     save_model(smaller, tmp_path / "pruned.pt")
     again = load_model(tmp_path / "pruned.pt").eval()

@@ -2,11 +2,25 @@
 cut visible.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from prune_methods import ChannelGroup, Criterion, GradientCriterion, gradient_evidence, zeroed
+from prune_methods import (
+    ChannelGroup,
+    ChannelIndex,
+    Criterion,
+    Evidence,
+    EvidenceSource,
+    GradientCriterion,
+    Masks,
+    Prunable,
+    gradient_evidence,
+)
 from prune_methods.groups.graph import raw_outputs
+from recipes.prune.context import limits_of
 
 
 def unit(c1: int, c2: int, k: int = 1, groups: int = 1) -> nn.Sequential:
@@ -97,8 +111,8 @@ def toy(kind: type[nn.Module], seed: int = 0) -> nn.Module:
 
 
 def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterion, size: int = 32):
-    """What `keep_masks` needs for this criterion: gradients of the squared outputs on two random
-    images, or None.
+    """Return what gives a criterion its tables: gradients of the squared outputs on two random
+    images, or None for a criterion of weights alone.
     """
     if not isinstance(criterion, GradientCriterion):
         return None
@@ -111,7 +125,22 @@ def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterio
                 y.square().mean() for y in (outputs if isinstance(outputs, list) else [outputs])
             )
 
-    return lambda masks: gradient_evidence(zeroed(model, found, masks), found, criterion, losses)
+    def measure(masks: Masks) -> Evidence:
+        masked = Prunable(model, found).zero_channels(masks)
+        return gradient_evidence(ChannelIndex(masked, found), criterion, losses)
+
+    return measure
+
+
+def source_of(measure: Any, every: int = 0) -> EvidenceSource | None:
+    """Return what `Prunable.search` takes, None for None."""
+    return EvidenceSource(measure, every) if measure else None
+
+
+def run_of(opt: Any, loader: Any, folder: Any = None) -> Any:
+    """Return what the recipes need of a run of prune.py, with a loader of the test's own."""
+    limits = limits_of(opt)
+    return SimpleNamespace(opt=opt, plain_loader=loader, folder=folder, limits=limits)
 
 
 TINY_REP = {

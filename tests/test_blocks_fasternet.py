@@ -8,7 +8,7 @@ from torch import nn
 from models import build_model
 from models.blocks.fasternet import SIZES, C3_Faster, FasterNet, FasterNetBlock, PConv, _Size
 from models.registry import BLOCKS, BuildContext
-from prune_methods import apply, run_preflight
+from prune_methods import Prunable, run_preflight
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.errors import UserError
@@ -151,7 +151,7 @@ def test_parts_of_a_stage_are_groups_of_their_own():
         else torch.ones(g.size).bool().numpy()
         for g in found
     }
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     block = smaller.get_submodule("model.3.m.0")
     assert (block.mix.conv.in_channels, block.project.out_channels) == (8, 8 + 16)
 

@@ -20,7 +20,7 @@ from models.blocks.goldyolo import (
     resized,
 )
 from models.registry import BuildContext
-from prune_methods import PRUNERS, apply, keep_masks, run_preflight, zeroed
+from prune_methods import PRUNERS, Prunable, Target, run_preflight
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.search.cost import Cost
 from prune_methods.surgery.cut import largest_difference
@@ -157,21 +157,21 @@ def test_an_attention_loses_whole_heads() -> None:
     heads = next(g for g in found if g.name == "model.4.m.0.attention.query.conv")
     assert (heads.size, heads.per_channel) == (3, 4)
     masks[heads.name][1] = False
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     ours, theirs = smaller.model[4].m[0].attention, model.model[4].m[0].attention
     keys, values = [*range(4), *range(8, 12)], [*range(8), *range(16, 24)]
     assert torch.equal(ours.query.conv.weight, theirs.query.conv.weight[keys])
     assert torch.equal(ours.key.bn.weight, theirs.key.bn.weight[keys])
     assert torch.equal(ours.value.conv.weight, theirs.value.conv.weight[values])
     assert torch.equal(ours.project.conv.weight, theirs.project.conv.weight[:, values])
-    assert largest_difference(smaller, zeroed(model, found, masks), 128) < 1e-5
+    assert largest_difference(smaller, Prunable(model, found).zero_channels(masks), 128) < 1e-5
 
-    cost, index = Cost(model, ChannelIndex(model, found), 128), ChannelIndex(model, found)
+    cost, index = Cost(ChannelIndex(model, found), 128), ChannelIndex(model, found)
     cells = (128 // 16) ** 2
     layers = sum(macs for macs, _, _ in macs_by_module(model, 128).values())
     assert cost.other == 0 and cost.base == layers + 3 * cells * cells * (4 + 8)
     assert cost.macs(index.flatten(masks)) == count_macs(smaller.fuse(), 128)
-    plan = keep_masks(model, [heads], PRUNERS["lamp"](), 1e9, imgsz=128)
+    plan = Prunable(model, [heads]).search(PRUNERS["lamp"](), Target(1e9, imgsz=128))
     assert plan.masks[heads.name].sum() == 1  # --min-channels counts channels: a head has four
 
 
@@ -198,8 +198,8 @@ def test_the_model_of_the_tables_prunes_to_half_its_cost() -> None:
     assert (count_parameters(model), count_parameters(model.fuse())) == (6_455_662, 6_408_866)
     found, skipped = run_preflight(model)
     assert len(skipped) == 5  # both splits, the head's three
-    plan = keep_masks(model, found, PRUNERS["lamp"](), target=2.0)
-    smaller = apply(model, found, plan.masks)
-    verify(model, found, plan, smaller)
+    plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0))
+    smaller = Prunable(model, found).cut(plan.masks)
+    verify(ChannelIndex(model, found), plan, smaller)
     assert plan.steps[-1].speed_up == pytest.approx(2, abs=0.01)
     assert count_parameters(smaller) < 0.3 * count_parameters(model)

@@ -10,7 +10,7 @@ from torchvision.models import mobilenet_v3_small
 
 from models.blocks.lsk import LSKBlock
 from models.blocks.mobilenet import MobileNetV3, multiple_of_8
-from prune_methods import apply, run_preflight
+from prune_methods import Prunable, run_preflight
 from tests.custom_toys import check_cut, check_gradients, skipped_layers, thinned, toy_model
 from tests.prune_toys import randomised
 
@@ -91,7 +91,7 @@ def test_pruning_of_lsk() -> None:
     check_gradients(model, 128)
     groups, skipped = run_preflight(model)
     assert skipped_layers(skipped) == {"model.3.select"}
-    smaller = apply(model, groups, thinned(groups))
+    smaller = Prunable(model, groups).cut(thinned(groups))
     block = smaller.get_submodule("model.3")
     assert isinstance(block, LSKBlock)
     assert (block.near.groups, block.join.out_channels, block.half_near.out_channels) == (16, 16, 8)

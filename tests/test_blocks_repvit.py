@@ -85,5 +85,5 @@ def test_trains_folds_and_prunes(tmp_path, monkeypatch):
     assert set(kept) == {"model.5.m.0", "model.5.m.1", "model.5.m.2"}
     mixer = smaller.get_submodule("model.0.stages.1.1.0")
     assert mixer.dense[0].weight.shape == (16, 1, 3, 3) and mixer.dense[0].groups == 16
-    cost = Cost(smaller, ChannelIndex(smaller, []), 64)
+    cost = Cost(ChannelIndex(smaller, []), 64)
     assert cost.base == deployed_macs(smaller, 64) and cost.other == 0

@@ -8,7 +8,7 @@ import torch
 from models import build_model, load_model, save_model
 from models.blocks.timm_backbone import Timm
 from models.registry import BuildContext
-from prune_methods import apply, find_groups
+from prune_methods import Prunable, find_groups
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.search.cost import Cost, deployed_macs
 from tests.block_checks import assert_prunes, fused_difference, without_gradient
@@ -109,7 +109,7 @@ def test_what_a_cut_leaves_is_known_before_it() -> None:
     half = index.all_kept()
     for start, size in zip(index.starts, index.sizes, strict=True):
         half[start + 1 : start + size : 2] = False
-    smaller, cost = apply(model, found, index.by_group(half)), Cost(model, index, 64)
+    smaller, cost = Prunable(model, found).cut(index.by_group(half)), Cost(index, 64)
     assert cost.parameters(half) == count_parameters(
         smaller
     )  # its norms with an activation inside count once

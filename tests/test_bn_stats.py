@@ -10,10 +10,10 @@ from torch import nn
 
 from models import build_model, load_model
 from models.checkpoint import save_checkpoint
-from prune_methods import find_groups
+from prune_methods import Prunable
 from prune_methods.sparsity.bn_stats import BNStatsLogger, SparsestCheckpoints
 from prune_methods.sparsity.hook import Sparsity
-from prune_methods.sparsity.penalties import PENALTIES
+from prune_methods.sparsity.penalties import make_penalty
 from prune_methods.sparsity.plots import ROWS_NAMED, plot_evolution, plot_heatmap, plot_histogram
 from tests.prune_toys import TINY_REP
 from tests.test_sparsity_run import HYP, Still, sparse_trainer
@@ -60,7 +60,7 @@ def test_a_run_that_gets_sparse_leaves_sparse_checkpoints_and_says_so(tmp_path, 
     model = build_model(TINY_REP)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.weight.data[::2] = 0.1
-    hook = Sparsity(model, PENALTIES["slim"](model, find_groups(model)), 0.02, decay="constant")
+    hook = Sparsity(model, make_penalty("slim", Prunable.of(model).index), 0.02, decay="constant")
     saved = SparsestCheckpoints(hook, tmp_path, save_checkpoint)
     hyp = HYP.replace(warmup_epochs=0, lr0=0.05, momentum=0.9, lrf=1.0)
     trainer = make_trainer(

@@ -15,7 +15,7 @@ import models.blocks.custom
 import recipes.check
 from models import Model, build_model, load_model, save_model
 from models.registry import BLOCKS
-from prune_methods import PRUNERS, apply, keep_masks, run_preflight
+from prune_methods import PRUNERS, ChannelIndex, Prunable, Target, run_preflight
 from prune_methods.surgery.verify import verify
 from recipes.check import check, fates_of_rows, row_reports
 from tests.conftest import ROOT
@@ -69,9 +69,9 @@ def test_a_file_is_found_and_its_model_trains_and_is_pruned(my_yaml: Path, tmp_p
         "model.6.m.0",
         "model.6.m.1",
     }
-    plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0, imgsz=64)
-    smaller = apply(model, found, plan.masks)
-    verify(model, found, plan, smaller, 64)
+    plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0, imgsz=64))
+    smaller = Prunable(model, found).cut(plan.masks)
+    verify(ChannelIndex(model, found), plan, smaller, 64)
     block = smaller.model[3]
     assert 4 <= block.near.conv.out_channels == block.far.conv.out_channels < 48
     rows = row_reports(model, 64, found, skipped)

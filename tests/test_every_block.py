@@ -17,7 +17,7 @@ from torch import nn
 
 from models import Model, build_model, load_model, save_model
 from models.registry import BLOCKS, BuildContext
-from prune_methods import apply, run_preflight, zeroed
+from prune_methods import Prunable, run_preflight
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.groups.graph import PRODUCERS
 from prune_methods.groups.inexact import inexact_blocks
@@ -51,7 +51,7 @@ class Prepared:
         self.masks = {g.name: rng.random(g.size) < 0.6 for g in self.found}
         for mask in self.masks.values():
             mask[0] = True
-        self.smaller = apply(self.model, self.found, self.masks)
+        self.smaller = Prunable(self.model, self.found).cut(self.masks)
 
 
 @cache
@@ -153,9 +153,14 @@ def test_prunes_or_says_why_not(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_cut_equals_zeroed_channels_and_costs_what_was_predicted(name: str):
     block = prepared(name)
-    assert largest_difference(block.smaller, zeroed(block.model, block.found, block.masks)) < 1e-4
+    assert (
+        largest_difference(
+            block.smaller, Prunable(block.model, block.found).zero_channels(block.masks)
+        )
+        < 1e-4
+    )
     index = ChannelIndex(block.model, block.found)
-    predicted = Cost(block.model, index, 64).macs(index.flatten(block.masks))
+    predicted = Cost(index, 64).macs(index.flatten(block.masks))
     assert predicted == deployed_macs(block.smaller, 64) < deployed_macs(block.model, 64)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from models import Model, build_model
-from prune_methods import PRUNERS, Limits, Plan, apply, find_groups, keep_masks, reachable_speed_up
+from prune_methods import PRUNERS, Limits, Plan, Prunable, Target, find_groups
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.search.cost import Cost
 from prune_methods.search.latency import (
@@ -21,7 +21,7 @@ from prune_methods.search.latency import (
     fit_time_model,
     narrowed,
 )
-from prune_methods.search.loop import floors
+from prune_methods.search.plan import floors
 from recipes.prune import latency as prune_latency
 from recipes.prune.latency import (
     LatencySetup,
@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 def parts(kind: type[nn.Module] = Chain) -> tuple[Any, ChannelIndex, Cost]:
     model = toy(kind)
     index = ChannelIndex(model, find_groups(model))
-    return model, index, Cost(model, index, 32)
+    return model, index, Cost(index, 32)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def test_layer_clock_shares_out_all_of_the_time():
 def test_layers_are_found_again_in_the_deployed_model():
     model = build_model(TINY_REP)
     index = ChannelIndex(model, find_groups(model))
-    cost, deployed = Cost(model, index, 64), model.fuse()
+    cost, deployed = Cost(index, 64), model.fuse()
     names = deployed_layers(cost, deployed)
     assert (
         names[cost.layers.index("model.2.rbr_dense.0")] == "model.2.conv"
@@ -165,7 +165,7 @@ def test_the_fastest_samples_of_the_time_model_are_warm(monkeypatch):
         lambda layers, images: order.append(id(layers)) or run(layers, images),
     )
     with time_is_macs() as clock:
-        time_model(model, find_groups(model), Limits(), LatencySetup(CPU, 2, 64, 0.0), clock)
+        time_model(Prunable.of(model), Limits(), LatencySetup(CPU, 2, 64, 0.0), clock)
     assert len(set(order)) == 13 and order[::2] == order[1::2]
 
 
@@ -173,12 +173,12 @@ def test_where_time_is_macs_the_prediction_is_the_macs():
     model = build_model(TINY_REP)
     found = find_groups(model)
     with time_is_macs() as clock:
-        cost_fn = time_model(model, found, Limits(), LatencySetup(CPU, 2, 64, 0.0), clock)
-        plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, cost_fn=cost_fn)
-        smaller = cast(Model, apply(model, found, plan.masks))
+        cost_fn = time_model(Prunable(model, found), Limits(), LatencySetup(CPU, 2, 64, 0.0), clock)
+        plan = Prunable(model, found).search(PRUNERS["l1"](), Target(1.5, cost_fn=cost_fn))
+        smaller = cast(Model, Prunable(model, found).cut(plan.masks))
         timing = compare(model, smaller, LatencySetup(CPU, 2, 64, 0.0), clock)
     index = ChannelIndex(model, found)
-    cost, keep = Cost(model, index), index.flatten(plan.masks)
+    cost, keep = Cost(index), index.flatten(plan.masks)
     assert cost_fn(index.all_kept()) / cost_fn(keep) == pytest.approx(
         cost.base / cost.macs(keep), rel=1e-6
     )
@@ -199,14 +199,13 @@ def test_a_price_counts_instead_of_macs_and_the_ranking_stays():
     def cost_fn(keep: np.ndarray) -> float:
         return float((keep & mine).sum())
 
-    plan = keep_masks(model, found, PRUNERS["l1"](), 2.0, limits=limits, cost_fn=cost_fn, imgsz=32)
-    keep_masks(
-        model,
-        found,
+    plan = Prunable(model, found).search(
+        PRUNERS["l1"](), Target(2.0, imgsz=32, cost_fn=cost_fn), limits=limits
+    )
+    Prunable(model, found).search(
         PRUNERS["l1"](),
-        99.0,
+        Target(99.0, imgsz=32),
         limits=limits,
-        imgsz=32,
         on_step=lambda step, masks: kept.append(masks),
     )
     left, size = int(plan.masks[found[2].name].sum()), found[2].size
@@ -216,7 +215,7 @@ def test_a_price_counts_instead_of_macs_and_the_ranking_stays():
     )  # the same steps as for MACs, the last one partly
     keep = index.flatten(plan.masks)
     assert (keep <= before).all() and (keep >= after).all() and plan.macs == cost.macs(keep)
-    assert reachable_speed_up(model, found, limits, 32, cost_fn) == size
+    assert Prunable(model, found).reachable(limits, cost_fn, 32) == size
 
 
 def test_ratio_and_error_by_hand():
@@ -348,11 +347,11 @@ def test_batch_of_a_cpu_fits_the_model():
 
 def test_what_cannot_be_done_in_time_is_told_beforehand(monkeypatch):
     model, index, cost = parts()
-    found = find_groups(model)
-    assert cost_fn_of(model, found, Limits(), PruneOptions()) is None
+    prunable = Prunable.of(model)
+    assert cost_fn_of(prunable, PruneOptions()) is None
     assert both_ratios(model, model, PruneOptions(latency_seconds=0)) == []
     with pytest.raises(UserError, match="--latency-seconds 2 would be right"):
-        cost_fn_of(model, found, Limits(), PruneOptions(target="latency", latency_seconds=0))
+        cost_fn_of(prunable, PruneOptions(target="latency", latency_seconds=0))
     half = np.repeat(
         [[1.0], [0.0], [0.0], [1.0]], 3, axis=1
     )  # calls are half of the time: less than 2x is there
@@ -362,14 +361,10 @@ def test_what_cannot_be_done_in_time_is_told_beforehand(monkeypatch):
     monkeypatch.setattr(prune_latency, "latency_setup", lambda *_: None)
     best = 6 / (3 + 0.5 + 4 / 8 * 4 / 6 + 4 / 6)  # 4 channels stay everywhere
     with pytest.raises(UserError, match=f"about {best:.2f}x at most"):
-        cost_fn_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.5))
+        cost_fn_of(prunable, PruneOptions(target="latency", speed_up=1.5))
+    assert cost_fn_of(prunable, PruneOptions(target="latency", speed_up=1.3)) is not None
     assert (
-        cost_fn_of(model, found, Limits(), PruneOptions(target="latency", speed_up=1.3)) is not None
-    )
-    assert (
-        cost_fn_of(
-            model, found, Limits(), PruneOptions(target="latency", speed_up=1.5, allow_less=True)
-        )
+        cost_fn_of(prunable, PruneOptions(target="latency", speed_up=1.5, allow_less=True))
         is not None
     )
 

@@ -13,11 +13,10 @@ import torch
 from data.config import load_data
 from data.loader import build_loader
 from models import build_model
-from prune_methods import PRUNERS, Limits, Plan, find_groups, scores
+from prune_methods import PRUNERS, Limits, Plan, Prunable, Target, Watchers, find_groups
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.search.cost import Cost
-from prune_methods.search.loop import floors
-from prune_methods.search.pagcp import Visit, search_masks
+from prune_methods.search.pagcp import Visit
 from prune_methods.search.pagcp_rules import (
     Cut,
     PagcpSettings,
@@ -27,10 +26,11 @@ from prune_methods.search.pagcp_rules import (
     width_after,
     widths_to_try,
 )
+from prune_methods.search.plan import floors
 from recipes.prune.gradients import calibration_loss
 from recipes.prune.pagcp import STATE, CalibrationLosses, Remembered, pagcp_plan, state_key
 from tests.data_sets import write_set
-from tests.prune_toys import TINY_REP, Chain, Csp, randomised, toy
+from tests.prune_toys import TINY_REP, Chain, Csp, randomised, run_of, toy
 from utils.errors import UserError
 from utils.options.base import parse_options
 from utils.options.prune import PruneOptions, idle_options
@@ -63,14 +63,14 @@ def search(
 ) -> tuple[tuple[int, int], Plan, Fake, list[Visit]]:
     """Widths of stem and mid, the plan, what was asked, and the visits."""
     model, fake, visits = toy(Chain), Fake(function), []
-    options = {
-        "settings": settings,
-        "limits": limits,
-        "imgsz": SIZE,
-        "on_unit": visits.append,
-        **more,
-    }
-    plan = search_masks(model, find_groups(model), PRUNERS["pagcp"](), fake, target, **options)
+    plan = Prunable(model, find_groups(model)).search_by_losses(
+        PRUNERS["pagcp"](),
+        fake,
+        Target(target, imgsz=SIZE),
+        settings,
+        limits,
+        Watchers(on_unit=visits.append, **more),
+    )
     return (int(plan.masks["stem.0"].sum()), int(plan.masks["mid.0"].sum())), plan, fake, visits
 
 
@@ -130,7 +130,9 @@ def test_ranking_is_the_raw_filter_magnitude():
         m[0].weight.abs().flatten(1).sum(1).detach().numpy() for m in (model.left, model.inner)
     )
     np.testing.assert_allclose(
-        scores(model, find_groups(model), PRUNERS["pagcp"]())["left.0"], left + inner, rtol=1e-12
+        Prunable(model, find_groups(model)).scores(PRUNERS["pagcp"]())["left.0"],
+        left + inner,
+        rtol=1e-12,
     )
     assert [name for name in PRUNERS if PRUNERS[name].search] == ["pagcp"]
 
@@ -167,16 +169,13 @@ def test_the_weakest_filters_of_the_running_model_go():
     model.stem[0].weight.data = first.view(8, 1, 1, 1).expand(8, 3, 3, 3).clone()
     model.mid[0].weight.data = second.view(6, 8, 1, 1).expand(6, 8, 3, 3).clone()
     fake = Fake(lambda s, m: (1 + 0.02 * s, 1 + 0.06 * m, 1))
-    masks = search_masks(
-        model,
-        find_groups(model),
-        PRUNERS["pagcp"](),
-        fake,
-        1e9,
-        settings=FLAT,
-        limits=FREE,
-        imgsz=SIZE,
-    ).masks
+    masks = (
+        Prunable(model, find_groups(model))
+        .search_by_losses(
+            PRUNERS["pagcp"](), fake, Target(1e9, imgsz=SIZE), settings=FLAT, limits=FREE
+        )
+        .masks
+    )
     assert np.flatnonzero(~masks["stem.0"]).tolist() == [5, 6, 7] and np.flatnonzero(
         ~masks["mid.0"]
     ).tolist() == [3]
@@ -237,15 +236,12 @@ def test_all_units_count_for_lambda():
     model, visits = toy(Csp), []
     found = find_groups(model)
     settings = PagcpSettings(initial_rate=0.3, initial_thres=2.0, rounds=1)
-    search_masks(
-        model,
-        found,
+    Prunable(model, found).search_by_losses(
         PRUNERS["pagcp"](),
         lambda *_: np.ones(3),
-        1e9,
+        Target(1e9, imgsz=SIZE),
         settings=settings,
-        imgsz=SIZE,
-        on_unit=visits.append,
+        watchers=Watchers(on_unit=visits.append),
     )
     assert len(visits) == len(found) and math.prod(
         1 + v.tolerance for v in visits
@@ -357,8 +353,8 @@ def test_what_topk_undoes_does_not_count_for_the_target():
 def test_limits_are_true_clamps_over_all_rounds(limits):
     model = toy(Csp)
     found = find_groups(model)
-    plan = search_masks(
-        model, found, PRUNERS["pagcp"](), lambda *_: np.ones(3), 1e9, limits=limits, imgsz=SIZE
+    plan = Prunable(model, found).search_by_losses(
+        PRUNERS["pagcp"](), lambda *_: np.ones(3), Target(1e9, imgsz=SIZE), limits=limits
     )
     left = [int(plan.masks[g.name].sum()) for g in found]
     assert left == floors(np.array([g.size for g in found]), limits).tolist() and not plan.met
@@ -381,14 +377,16 @@ def plain_search(model, losses, settings, limits):
     found, criterion = find_groups(model), PRUNERS["pagcp"]()
     index = ChannelIndex(model, found)
     cost, lowest = (
-        Cost(model, index, SIZE),
+        Cost(index, SIZE),
         dict(zip([g.name for g in found], floors(index.sizes, limits), strict=True)),
     )
     masks = {g.name: np.ones(g.size, dtype=bool) for g in found}
 
     def without(name, ratio):
         number = min(int(masks[name].sum() * ratio + 1e-9), int(masks[name].sum()) - lowest[name])
-        weakest = np.argsort(scores(model, found, criterion, masks)[name], kind="stable")[:number]
+        weakest = np.argsort(Prunable(model, found).scores(criterion, masks)[name], kind="stable")[
+            :number
+        ]
         return {**masks, name: masks[name] & ~np.isin(np.arange(len(masks[name])), weakest)}
 
     savings = {g.name: cost.base - cost.macs(index.flatten(without(g.name, 0.3))) for g in found}
@@ -420,8 +418,8 @@ def test_equals_the_plain_search(seed):
     model, limits = toy(Csp, seed), Limits(2)
     found, settings = find_groups(model), PagcpSettings(0.3, 2.5, rounds=1)
     losses = rising(seed, found)
-    plan = search_masks(
-        model, found, PRUNERS["pagcp"](), losses, 1e9, settings=settings, limits=limits, imgsz=SIZE
+    plan = Prunable(model, found).search_by_losses(
+        PRUNERS["pagcp"](), losses, Target(1e9, imgsz=SIZE), settings=settings, limits=limits
     )
     expected = plain_search(model, losses, settings, limits)
     assert {n: m.tolist() for n, m in plan.masks.items()} == {
@@ -499,7 +497,7 @@ def test_losses_are_the_mean_over_images_in_eval_mode(loader):
     assert [len(b.images) for b in batches] == [2, 1]
     parts = [loss(model(b.images.float() / 255)[1], b.targets)[1] for b in batches]
     expected = [(2 * parts[0][task] + parts[1][task]) / 3 for task in ("box", "obj", "cls")]
-    losses = CalibrationLosses(model.train(), found, batches, loss)
+    losses = CalibrationLosses(Prunable(model.train(), found), batches, loss)
     found_losses = losses(whole(found), None)
     np.testing.assert_allclose(found_losses, torch.stack(expected).double().numpy(), rtol=1e-4)
     cut = whole(found)
@@ -511,7 +509,7 @@ def test_single_class_has_no_class_loss(loader):
     model, found, batches, loss = calibration(loader, nc=1)
     for batch in batches:
         batch.targets[:, 1] = 0
-    assert CalibrationLosses(model, found, batches, loss)(whole(found), None)[2] == 0
+    assert CalibrationLosses(Prunable(model, found), batches, loss)(whole(found), None)[2] == 0
 
 
 class Counted(list):
@@ -526,7 +524,7 @@ class Counted(list):
 def test_a_hopeless_evaluation_ends_early(loader):
     model, found, batches, loss = calibration(loader)
     counted = Counted(batches)
-    losses = CalibrationLosses(model, found, counted, loss)
+    losses = CalibrationLosses(Prunable(model, found), counted, loss)
     base = losses(whole(found), None)
     counted.taken = 0
     assert losses(whole(found), base * np.array([1, 0.3, 1])) is None and counted.taken == 1
@@ -557,19 +555,13 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path, interrupted):
 
     def run(counting, file):
         visits = []
-        more = {
-            "settings": PagcpSettings(0.3, 2.5, 0.8, rounds=2),
-            "limits": Limits(2),
-            "imgsz": SIZE,
-            "on_unit": visits.append,
-        }
-        plan = search_masks(
-            model,
-            found,
+        plan = Prunable(model, found).search_by_losses(
             PRUNERS["pagcp"](),
             Remembered(counting, tmp_path / file, "key"),
-            1e9,
-            **more,
+            Target(1e9, imgsz=SIZE),
+            PagcpSettings(0.3, 2.5, 0.8, rounds=2),
+            Limits(2),
+            Watchers(on_unit=visits.append),
         )
         return plan, [(v.name, v.after, v.speed_up) for v in visits]
 
@@ -631,15 +623,10 @@ def test_the_recipe_says_so_where_no_unit_can_be_cut(tmp_path, loader, monkeypat
     model, opt = randomised(build_model(TINY_REP)), options("--initial-rate", ".5")
     with pytest.raises(UserError, match="--initial-rate 0.5"):
         pagcp_plan(
-            model,
-            find_groups(model),
+            run_of(opt, loader, tmp_path),
+            Prunable(model, find_groups(model)),
             PRUNERS["pagcp"](),
-            loader,
-            Limits(2),
-            64,
             lambda *_: None,
-            opt,
-            tmp_path,
         )
     assert (tmp_path / STATE).is_file()
 
@@ -651,16 +638,13 @@ def test_of_three_and_more_units_the_one_that_came_in_last_is_trimmed(target):
     """
     model = toy(Csp)
     found, index = find_groups(model), ChannelIndex(model, find_groups(model))
-    cost, settings = Cost(model, index, SIZE), PagcpSettings(0.6, 20, 0.5, rounds=1)
-    plan = search_masks(
-        model,
-        found,
+    cost, settings = Cost(index, SIZE), PagcpSettings(0.6, 20, 0.5, rounds=1)
+    plan = Prunable(model, found).search_by_losses(
         PRUNERS["pagcp"](),
         rising(1, found),
-        target,
+        Target(target, imgsz=SIZE),
         settings=settings,
         limits=FREE,
-        imgsz=SIZE,
     )
     keep = index.flatten(plan.masks)
     back = [

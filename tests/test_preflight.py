@@ -11,12 +11,12 @@ import prune_methods.preflight.check as survey
 from models import build_model, load_model, save_model
 from models.pruning_rules import detach_channels, tracing
 from models.registry import BLOCKS
-from prune_methods import PRUNERS, apply, find_groups, keep_masks, run_preflight, zeroed
+from prune_methods import PRUNERS, Prunable, Target, find_groups, run_preflight
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.preflight.deadline import Deadline, OutOfTime
 from prune_methods.preflight.probe import TOLERANCE, largest_passing, probe, randomize_bn
 from prune_methods.search.cost import Cost
-from prune_methods.surgery.cut import largest_difference
+from prune_methods.surgery.cut import cut, largest_difference
 from prune_methods.surgery.verify import verify
 from recipes.prune.preflight_report import (
     LayerFate,
@@ -83,9 +83,9 @@ def test_two_such_rows_and_a_residual_around_one_are_found():
     )
     assert "coupled to model.4" in reasons["model.3.conv"]
     exact = find_groups(model)
-    plan = keep_masks(model, exact, PRUNERS["lamp"](), 1.3)
-    smaller = apply(model, exact, plan.masks)
-    verify(model, exact, plan, smaller)
+    plan = Prunable(model, exact).search(PRUNERS["lamp"](), Target(1.3))
+    smaller = Prunable(model, exact).cut(plan.masks)
+    verify(ChannelIndex(model, exact), plan, smaller)
     concat = smaller.model[7].conv  # of what row 5 has left, and of the whole of row 3
     assert concat.in_channels == smaller.model[5].conv.out_channels + 24 < 48
 
@@ -112,15 +112,15 @@ def test_probe_finds_the_one_group_that_hides_a_coupling(block, reason):
     assert reasons["model.2.conv.conv"].startswith(reason)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and model.training
     exact = find_groups(model)
-    plan = keep_masks(model, exact, PRUNERS["lamp"](), 1.5)
-    verify(model, exact, plan, apply(model, exact, plan.masks))
+    plan = Prunable(model, exact).search(PRUNERS["lamp"](), Target(1.5))
+    verify(ChannelIndex(model, exact), plan, Prunable(model, exact).cut(plan.masks))
 
 
 @pytest.mark.parametrize("kind", [Chain, Csp, Rep])
 def test_probe_passes_what_is_right_at_once(kind, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "prune_methods.preflight.probe.apply", lambda *words: calls.append(1) or apply(*words)
+        "prune_methods.preflight.probe.cut", lambda *words: calls.append(1) or cut(*words)
     )
     model = toy(kind)
     found = find_groups(model)
@@ -233,8 +233,10 @@ def assert_cut_is_right(model, tmp_path):
     """
     model = randomised(model)
     found = find_groups(model)
-    smaller = apply(model, found, masked(found))
-    assert largest_difference(smaller, zeroed(model, found, masked(found))) < TOLERANCE
+    smaller = Prunable(model, found).cut(masked(found))
+    assert (
+        largest_difference(smaller, Prunable(model, found).zero_channels(masked(found))) < TOLERANCE
+    )
     save_model(smaller, tmp_path / "x.pt")
     x = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
@@ -328,7 +330,7 @@ def test_every_layer_is_in_a_group_or_skipped_once():
 
 def rows_of(model, *ignore):
     found, skipped = run_preflight(model, ignore)
-    return {e.layer: e for e in layer_fates(model, found, skipped)}, found, skipped
+    return {e.layer: e for e in layer_fates(Prunable(model, found, skipped))}, found, skipped
 
 
 def test_table_has_every_module_with_parameters():
@@ -376,7 +378,9 @@ def test_table_of_ties_and_of_parts():
     found, skipped = run_preflight(model)
     rows = {
         e.layer: e
-        for e in layer_fates(model, [g for g in found if g.name != "model.1.conv"], skipped)
+        for e in layer_fates(
+            Prunable(model, [g for g in found if g.name != "model.1.conv"], skipped)
+        )
     }
     assert (
         rows["model.1.conv"].detail == "12 of 16 channels; read by 1 layer"
@@ -386,16 +390,18 @@ def test_table_of_ties_and_of_parts():
 
 
 def test_table_fits_a_terminal_and_the_files_have_all(tmp_path):
-    rows, found, skipped = rows_of(build_model("yolov7-tiny", nc=2), "model.*.conv")
+    model = build_model("yolov7-tiny", nc=2)
+    rows, found, skipped = rows_of(model, "model.*.conv")
+    prunable = Prunable(model, found, skipped)
     lines = table(list(rows.values())).splitlines()
     assert len(lines) == len(rows) + 1 and max(map(len, lines)) <= 140
-    short = short_form(found, skipped).splitlines()
+    short = short_form(prunable).splitlines()
     assert len(short) == 22 and short[-1] == f"  and {len(skipped) - 20} more, see skipped.csv"
     assert (
         short[0] == f"{sum(g.size for g in found)} channels in {len(found)} groups can be cut,"
         f" {len(skipped)} layers cannot"
     )
-    write_preflight(list(rows.values()), skipped, tmp_path)
+    write_preflight(prunable, tmp_path)
     with (tmp_path / "preflight.csv").open(newline="") as file:
         assert [(r["layer"], r["detail"]) for r in csv.DictReader(file)] == [
             (e.layer, e.detail) for e in rows.values()
@@ -413,24 +419,23 @@ def test_products_that_no_layer_owns_are_predicted_too(block, args):
     """
     model = detector(block, *args)
     found = find_groups(model)
-    cost = Cost(model, ChannelIndex(model, found), 128)
+    cost = Cost(ChannelIndex(model, found), 128)
     keep = ChannelIndex(model, found).all_kept()
     assert cost.other > 0 and cost.macs(keep) == cost.base
     keep[:8] = False
-    smaller = apply(model, found, ChannelIndex(model, found).by_group(keep))
+    smaller = Prunable(model, found).cut(ChannelIndex(model, found).by_group(keep))
     assert cost.macs(keep) == count_macs(smaller.fuse(), 128) < cost.base
-    plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0, imgsz=128)
+    plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0, imgsz=128))
     assert 2.0 <= plan.speed_up < 2.05
-    verify(
-        model, found, plan, apply(model, found, plan.masks), 128
-    )  # asserts predicted == measured
+    # asserts predicted == measured
+    verify(ChannelIndex(model, found), plan, Prunable(model, found).cut(plan.masks), 128)
 
 
 def test_attention_by_hand():
     """n cells, c channels of query and key, v of values: n x n x (c + v) products."""
     model = detector("Attention")
     found = find_groups(model)
-    cost = Cost(model, ChannelIndex(model, found), 128)
+    cost = Cost(ChannelIndex(model, found), 128)
     cells = (128 // 16) ** 2
     assert cost.other == cells * cells * (16 + 16)
     masks = {
@@ -440,7 +445,7 @@ def test_attention_by_hand():
         )
         for g in found
     }
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     products = count_macs(smaller.fuse(), 128) - sum(
         macs for macs, _, _ in macs_by_module(smaller.fuse(), 128).values()
     )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from prune_methods import PRUNERS, Limits, apply, find_groups, keep_masks, scores
+from prune_methods import PRUNERS, Limits, Pace, Prunable, Target, find_groups
 from prune_methods.criteria.base import Criterion
 from tests.prune_toys import Chain, Csp, toy
 from utils.errors import UserError
@@ -36,7 +36,7 @@ def test_magnitudes_equal_the_reference(method, power):
     model = toy(Chain).double()
     mean = mid_slices(model, power)
     np.testing.assert_allclose(
-        scores(model, find_groups(model), PRUNERS[method]())["mid.0"],
+        Prunable(model, find_groups(model)).scores(PRUNERS[method]())["mid.0"],
         mean / mean.mean(),
         rtol=1e-12,
     )
@@ -47,7 +47,9 @@ def test_lamp_equals_the_reference():
     energy = mid_slices(model, 2)
     reference = [e / energy[energy >= e].sum() for e in energy]
     np.testing.assert_allclose(
-        scores(model, find_groups(model), PRUNERS["lamp"]())["mid.0"], reference, rtol=1e-12
+        Prunable(model, find_groups(model)).scores(PRUNERS["lamp"]())["mid.0"],
+        reference,
+        rtol=1e-12,
     )
 
 
@@ -67,7 +69,7 @@ def test_neighbours_differ():
         model.out.weight[:, :2] = 0.1
     found = find_groups(model)
     s = {
-        name: scores(model, found, PRUNERS[name]())["mid.0"]
+        name: Prunable(model, found).scores(PRUNERS[name]())["mid.0"]
         for name in ("l1", "group_norm", "lamp", "random")
     }
     assert s["l1"][0] < s["l1"][1] and s["group_norm"][0] > s["group_norm"][1]
@@ -81,7 +83,7 @@ def test_random_is_uniform_and_seeded():
     model = toy(Csp)
     found = find_groups(model)
     first, again, other = (
-        np.concatenate(list(scores(model, found, PRUNERS["random"](seed=s)).values()))
+        np.concatenate(list(Prunable(model, found).scores(PRUNERS["random"](seed=s)).values()))
         for s in (0, 0, 1)
     )
     assert (first == again).all() and (first != other).all()
@@ -109,9 +111,9 @@ def test_scores_follow_the_mask():
     model = toy(Chain)
     found = find_groups(model)
     masks = {"stem.0": np.arange(8) % 2 == 0, "mid.0": np.array([1, 1, 0, 1, 1, 1], dtype=bool)}
-    masked = scores(model, found, PRUNERS["l1"](), masks)
-    smaller = apply(model, found, masks)
-    cut = scores(smaller, find_groups(smaller), PRUNERS["l1"]())
+    masked = Prunable(model, found).scores(PRUNERS["l1"](), masks)
+    smaller = Prunable(model, found).cut(masks)
+    cut = Prunable(smaller, find_groups(smaller)).scores(PRUNERS["l1"]())
     for name, mask in masks.items():
         np.testing.assert_allclose(masked[name][mask], cut[name], rtol=1e-12)
         assert np.isinf(masked[name][~mask]).all()
@@ -128,8 +130,8 @@ def test_a_method_of_ones_own_needs_one_function():
     with torch.no_grad():
         model.mid[1].weight.mul_(1e-3)
     found = find_groups(model)
-    plan = keep_masks(
-        model, found, Last(), 1e9, limits=Limits(min_channels=1), max_steps=70, imgsz=32
+    plan = Prunable(model, found).search(
+        Last(), Target(1e9, imgsz=32), limits=Limits(min_channels=1), pace=Pace(max_steps=70)
     )
     assert (
         plan.masks["mid.0"].sum() == 1 and plan.masks["stem.0"].sum() == 8

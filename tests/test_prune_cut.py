@@ -8,8 +8,8 @@ from torch import nn
 
 import models
 from models import build_model, load_model, save_model
-from prune_methods import PRUNERS, Plan, apply, find_groups, keep_masks
-from prune_methods.surgery.cut import largest_difference, zeroed
+from prune_methods import PRUNERS, ChannelIndex, Plan, Prunable, Target, find_groups
+from prune_methods.surgery.cut import largest_difference
 from prune_methods.surgery.verify import TOLERANCE, verify
 from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
 from utils.errors import UserError
@@ -26,8 +26,8 @@ def random_masks(found, seed=0, share=0.5):
 def assert_equals_zeroed(model):
     found = find_groups(model)
     masks = random_masks(found)
-    smaller = apply(model, found, masks)
-    assert largest_difference(smaller, zeroed(model, found, masks)) < TOLERANCE
+    smaller = Prunable(model, found).cut(masks)
+    assert largest_difference(smaller, Prunable(model, found).zero_channels(masks)) < TOLERANCE
     assert largest_difference(smaller, model) > 100 * TOLERANCE  # the comparison would notice
     return smaller
 
@@ -52,7 +52,7 @@ def test_cut_takes_the_right_weights():
         "stem.0": np.array([1, 0, 1, 1, 0, 1, 1, 1], bool),
         "mid.0": np.array([0, 1, 1, 1, 1, 0], bool),
     }
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     stem, mid = [0, 2, 3, 5, 6, 7], [1, 2, 3, 4]
     assert torch.equal(smaller.mid[0].weight, model.mid[0].weight[mid][:, stem])
     assert torch.equal(smaller.mid[1].running_var, model.mid[1].running_var[mid])
@@ -64,7 +64,7 @@ def test_cut_takes_the_right_weights():
 
 def test_implicit_shrinks_with_its_inputs_and_the_factor_does_not():
     model = toy(Rep)
-    smaller = apply(model, find_groups(model), {"stem.0": np.arange(10) < 7})
+    smaller = Prunable(model, find_groups(model)).cut({"stem.0": np.arange(10) < 7})
     assert (
         torch.equal(smaller.implicit, model.implicit[:, :7])
         and smaller.factor.shape == model.factor.shape
@@ -114,9 +114,9 @@ def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
     torch.manual_seed(0)
     model = randomised(build_model(cfg, nc=3))
     found = find_groups(model)
-    plan = keep_masks(model, found, PRUNERS["lamp"](), 2.0)
-    smaller = apply(model, found, plan.masks)
-    verify(model, found, plan, smaller)
+    plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0))
+    smaller = Prunable(model, found).cut(plan.masks)
+    verify(ChannelIndex(model, found), plan, smaller)
     save_model(smaller, tmp_path / "pruned.pt")
     again = load_model(tmp_path / "pruned.pt")
     x = torch.rand(1, 3, 64, 64)
@@ -125,22 +125,24 @@ def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
     sum(level.square().mean() for level in again.train()(torch.rand(2, 3, 64, 64))).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in again.parameters())
     refound = find_groups(again)
-    second = keep_masks(again, refound, PRUNERS["lamp"](), 1.5)
-    third = apply(again, refound, second.masks)
+    second = Prunable(again, refound).search(PRUNERS["lamp"](), Target(1.5))
+    third = Prunable(again, refound).cut(second.masks)
     assert second.met and second.base_macs == plan.macs
-    assert largest_difference(third, zeroed(again, refound, second.masks)) < TOLERANCE
+    assert (
+        largest_difference(third, Prunable(again, refound).zero_channels(second.masks)) < TOLERANCE
+    )
     assert third.info()["macs"] == second.macs
 
 
 def test_verify_refuses_a_cut_that_does_not_follow_the_plan():
     model = toy(Chain)
     found = find_groups(model)
-    plan = keep_masks(model, found, PRUNERS["l1"](), 1.5, imgsz=32)
-    good = apply(model, found, plan.masks)
-    verify(model, found, plan, good, imgsz=32)
+    plan = Prunable(model, found).search(PRUNERS["l1"](), Target(1.5, imgsz=32))
+    good = Prunable(model, found).cut(plan.masks)
+    verify(ChannelIndex(model, found), plan, good, imgsz=32)
     other = {name: np.roll(mask, 1) for name, mask in plan.masks.items()}
     with pytest.raises(UserError, match="--ignore"):
-        verify(model, found, plan, apply(model, found, other), imgsz=32)
+        verify(ChannelIndex(model, found), plan, Prunable(model, found).cut(other), imgsz=32)
     wrong = Plan(plan.masks, plan.steps, plan.base_macs, plan.macs + 1, plan.target)
     with pytest.raises(AssertionError, match="predicted"):
-        verify(model, found, wrong, good, imgsz=32)
+        verify(ChannelIndex(model, found), wrong, good, imgsz=32)

@@ -10,17 +10,17 @@ import torch
 from data.config import load_data
 from data.loader import build_loader
 from models import build_model, load_model, save_model
-from prune_methods import PRUNERS, apply, find_groups, keep_masks
+from prune_methods import PRUNERS, ChannelIndex, Prunable, Target, find_groups
 from prune_methods.surgery.verify import verify
 from recipes.prune.gradients import (
     detection_losses,
-    measured,
+    evidence_source,
     sparse_share,
     suggest_sparser,
     warn_if_dense,
 )
 from tests.data_sets import write_set
-from tests.prune_toys import TINY_REP, randomised
+from tests.prune_toys import TINY_REP, randomised, run_of
 from utils.config import load_hyp
 from utils.losses import build_loss
 from utils.options.base import parse_options
@@ -60,43 +60,38 @@ def test_losses_are_those_of_training_in_eval_mode(loader):
     )  # no more batches than there are
 
 
+def collect(run, model, found, criterion, masks):
+    source = evidence_source(run, Prunable(model, found), criterion)
+    assert source is not None
+    return source.collect(masks)
+
+
 def test_a_masked_model_is_measured_with_fresh_statistics(loader):
     model = randomised(build_model(TINY_REP))
     found, criterion = find_groups(model), PRUNERS["group_taylor"]()
-    masks = keep_masks(model, found, PRUNERS["l1"](), 1.5).masks
+    masks = Prunable(model, found).search(PRUNERS["l1"](), Target(1.5)).masks
     group = next(g for g in found if not masks[g.name].all())
     first, left = group.members[0].name, masks[group.name]
     results = {}
     for batches in ("0", "2"):
-        measure = measured(
-            model, found, criterion, loader, options("--recalibrate-batches", batches)
-        )
-        results[batches] = measure(masks)[first][left]
+        run = run_of(options("--recalibrate-batches", batches), loader)
+        results[batches] = collect(run, model, found, criterion, masks)[first][left]
     assert not torch.allclose(*(torch.from_numpy(t) for t in results.values()), rtol=0.05)
-    whole = {
-        name: mask | True for name, mask in masks.items()
-    }  # nothing masked: the statistics stay
-    tables = [
-        measured(model, found, criterion, loader, options("--recalibrate-batches", b))(whole)[
-            first
-        ].tolist()
-        for b in ("0", "2")
-    ]
+    # nothing masked: the statistics stay
+    whole = {name: mask | True for name, mask in masks.items()}
+    runs = [run_of(options("--recalibrate-batches", b), loader) for b in ("0", "2")]
+    tables = [collect(run, model, found, criterion, whole)[first].tolist() for run in runs]
     assert tables[0] == tables[1]
 
 
 def test_other_methods_need_nothing(loader, caplog):
     model = build_model(TINY_REP)
     with caplog.at_level(logging.WARNING):
-        assert measured(model, find_groups(model), PRUNERS["lamp"](), loader, options()) is None
+        prunable = Prunable.of(model)
+        assert evidence_source(run_of(options(), loader), prunable, PRUNERS["lamp"]()) is None
         assert not caplog.records
-        measured(
-            model,
-            find_groups(model),
-            PRUNERS["lamp"](),
-            loader,
-            options("--recalib-every", "5", "--calib-batches", "3"),
-        )
+        opt = options("--recalib-every", "5", "--calib-batches", "3")
+        evidence_source(run_of(opt, loader), prunable, PRUNERS["lamp"]())
     assert "--calib-batches, --recalib-every: no effect, lamp uses no gradients" in caplog.text
 
 
@@ -107,13 +102,13 @@ def test_other_methods_need_nothing(loader, caplog):
 def test_whole_models_reach_the_target(cfg, method, loader):
     model = randomised(build_model(cfg, nc=2))
     found, criterion = find_groups(model), PRUNERS[method]()
-    measure = measured(
-        model, found, criterion, loader, options("--method", method, "--calib-batches", "1")
-    )
-    plan = keep_masks(model, found, criterion, 2.0, imgsz=64, measure=measure)
+    prunable = Prunable(model, found)
+    run = run_of(options("--method", method, "--calib-batches", "1"), loader)
+    source = evidence_source(run, prunable, criterion)
+    plan = prunable.search(criterion, Target(2.0, imgsz=64), source=source)
     # the last channel to go may be one of the stem: 1.8 % of what is left of a YOLOv5n
     assert 2.0 <= plan.speed_up < 2.04 and min(int(m.sum()) for m in plan.masks.values()) >= 4
-    verify(model, found, plan, apply(model, found, plan.masks), 64)
+    verify(ChannelIndex(model, found), plan, Prunable(model, found).cut(plan.masks), 64)
 
 
 def checkpoint(path, share=0.0, **args):

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from models import build_model
-from prune_methods import PRUNERS, apply, find_groups, keep_masks, zeroed
+from prune_methods import PRUNERS, Prunable, Target, find_groups
 from prune_methods.groups.graph import raw_outputs
-from prune_methods.surgery.fold import fold_constants
 from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
 
 
@@ -31,7 +30,7 @@ def silence(model, found, masks):
 
 def plan_of(model, target):
     found = find_groups(model)
-    return found, keep_masks(model, found, PRUNERS["l1"](), target, imgsz=64).masks
+    return found, Prunable(model, found).search(PRUNERS["l1"](), Target(target, imgsz=64)).masks
 
 
 def middle(model, x):
@@ -46,10 +45,10 @@ def test_silent_channels_are_folded_exactly_away_from_borders(kind):
     model = toy(kind)
     found, masks = plan_of(model, 2.0)
     silent = silence(model, found, masks)
-    smaller = apply(silent, found, masks)
+    smaller = Prunable(silent, found).cut(masks)
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     [wanted], [plain] = middle(silent, x), middle(smaller, x)
-    result = fold_constants(silent, found, masks, smaller)
+    result = Prunable(silent, found).fold_constants(masks, smaller)
     [folded] = middle(smaller, x)
     assert result.folded > 0 and result.left == 0
     assert (folded - wanted).abs().max() < 1e-4 * wanted.abs().max()
@@ -88,12 +87,12 @@ def test_by_hand():
         g.name: np.array([True, False]) if g.name == "stem" else np.ones(g.size, bool)
         for g in found
     }
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     before, weights = (
         smaller.biased.bias.item(),
         (model.biased.weight[0, 1].item(), model.bare.weight[0, 1].item()),
     )
-    result = fold_constants(model, found, masks, smaller)
+    result = Prunable(model, found).fold_constants(masks, smaller)
     assert (result.folded, result.left) == (2, 0)
     assert smaller.biased.bias.item() == pytest.approx(before + weights[0] * said, abs=1e-6)
     assert smaller.after.running_mean.item() == pytest.approx(-weights[1] * said, abs=1e-6)
@@ -108,7 +107,7 @@ def test_only_channels_near_silence_are_folded(gamma, folded):
     masks["stem.0"][2] = False
     with torch.no_grad():
         model.stem[1].weight[2] = gamma
-    result = fold_constants(model, found, masks, apply(model, found, masks))
+    result = Prunable(model, found).fold_constants(masks, Prunable(model, found).cut(masks))
     assert (result.folded, result.left) == ((1, 0) if folded else (0, 1))
 
 
@@ -117,9 +116,9 @@ def test_what_is_not_constant_is_left_and_counted():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1))
     found = find_groups(model)
     masks = {g.name: np.array([True, False, False, True]) for g in found if g.size == 4}
-    smaller = apply(model, found, masks)
+    smaller = Prunable(model, found).cut(masks)
     before = smaller[2].bias.clone()
-    result = fold_constants(model, found, masks, smaller)
+    result = Prunable(model, found).fold_constants(masks, smaller)
     assert (result.folded, result.left) == (0, 2) and torch.equal(smaller[2].bias, before)
 
 
@@ -127,10 +126,10 @@ def test_the_uncut_model_is_untouched_and_a_whole_mask_changes_nothing():
     model = toy(Csp)
     found, masks = plan_of(model, 2.0)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    fold_constants(model, found, masks, apply(model, found, masks))
+    Prunable(model, found).fold_constants(masks, Prunable(model, found).cut(masks))
     whole = {g.name: np.ones(g.size, bool) for g in found}
-    same = apply(model, found, whole)
-    assert fold_constants(model, found, whole, same).folded == 0
+    same = Prunable(model, found).cut(whole)
+    assert Prunable(model, found).fold_constants(whole, same).folded == 0
     assert all(
         torch.equal(v, model.state_dict()[k]) and torch.equal(v, same.state_dict()[k])
         for k, v in state.items()
@@ -143,10 +142,10 @@ def test_real_models_come_nearer_to_what_they_were(cfg):
     model = randomised(build_model(cfg, nc=3))
     found, masks = plan_of(model, 1.5)
     silent = silence(model, found, masks)
-    smaller = apply(silent, found, masks)
+    smaller = Prunable(silent, found).cut(masks)
     x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(3))
-    wanted, plain = middle(silent, x), middle(zeroed(silent, found, masks), x)
-    result = fold_constants(silent, found, masks, smaller)
+    wanted, plain = middle(silent, x), middle(Prunable(silent, found).zero_channels(masks), x)
+    result = Prunable(silent, found).fold_constants(masks, smaller)
     folded = middle(smaller, x)
     assert result.folded > 0 and result.left == 0
     for want, without, have in zip(wanted, plain, folded, strict=True):

@@ -9,16 +9,17 @@ from torch import nn
 
 from prune_methods import (
     PRUNERS,
+    ChannelIndex,
+    EvidenceSource,
     Limits,
-    apply,
+    Pace,
+    Prunable,
+    Target,
     find_groups,
     gradient_evidence,
-    keep_masks,
-    scores,
-    zeroed,
 )
 from recipes.prune.gradients import single_images
-from tests.prune_toys import Chain, Csp, Rep, toy
+from tests.prune_toys import Chain, Csp, Rep, source_of, toy
 from utils.errors import UserError
 
 METHODS = ["group_taylor", "group_hessian"]
@@ -51,13 +52,17 @@ def evidence(model, method, masks=None):
     found = find_groups(model)
     criterion = PRUNERS[method]()
     return gradient_evidence(
-        model if masks is None else zeroed(model, found, masks), found, criterion, losses
+        ChannelIndex(
+            model if masks is None else Prunable(model, found).zero_channels(masks), found
+        ),
+        criterion,
+        losses,
     )
 
 
 def scored(model, method, masks=None):
-    return scores(
-        model, find_groups(model), PRUNERS[method](), masks, evidence(model, method, masks)
+    return Prunable(model, find_groups(model)).scores(
+        PRUNERS[method](), masks, evidence(model, method, masks)
     )
 
 
@@ -122,7 +127,9 @@ def of_gammas(method, rows):
     model = toy(Chain).double()
     nn.init.ones_(model.mid[1].weight)
     found = [g for g in find_groups(model) if g.name == "mid.0"]
-    return gradient_evidence(model, found, PRUNERS[method](), fixed_losses(rows))["mid.1"]
+    return gradient_evidence(ChannelIndex(model, found), PRUNERS[method](), fixed_losses(rows))[
+        "mid.1"
+    ]
 
 
 def test_taylor_does_not_let_batches_cancel_and_hessian_weighs_outliers():
@@ -142,7 +149,9 @@ def test_methods_tell_what_magnitude_cannot():
         model.mid[0].weight[2] *= 50  # a large filter that nobody reads
     for method in METHODS:
         assert scored(model, method)["mid.0"].argmin() == 2
-    assert scores(model, find_groups(model), PRUNERS["group_norm"]())["mid.0"].argmax() == 2
+    assert (
+        Prunable(model, find_groups(model)).scores(PRUNERS["group_norm"]())["mid.0"].argmax() == 2
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -153,9 +162,9 @@ def test_batch_norm_gammas_count(method):
     assert {"stem.1", "mid.1"} <= set(found) and (found["mid.1"] > 0).all()
     without = {name: np.zeros_like(t) if name == "mid.1" else t for name, t in found.items()}
     criterion, all_groups = PRUNERS[method](), find_groups(model)
-    changed = scores(model, all_groups, criterion, evidence=without)["mid.0"]
+    changed = Prunable(model, all_groups).scores(criterion, evidence=without)["mid.0"]
     assert not np.allclose(
-        changed, scores(model, all_groups, criterion, evidence=found)["mid.0"], rtol=1e-2
+        changed, Prunable(model, all_groups).scores(criterion, evidence=found)["mid.0"], rtol=1e-2
     )
 
 
@@ -166,7 +175,7 @@ def test_a_masked_model_scores_as_the_cut_one(kind, method):
     found = find_groups(model)
     masks = {g.name: np.arange(g.size) % 3 > 0 for g in found}
     masked = scored(model, method, masks)
-    cut = scored(apply(model, found, masks).double(), method)
+    cut = scored(Prunable(model, found).cut(masks).double(), method)
     for name, mask in masks.items():
         np.testing.assert_allclose(masked[name][mask], cut[name], rtol=1e-9)
         assert np.isinf(masked[name][~mask]).all()
@@ -190,18 +199,17 @@ def test_the_model_is_left_alone_and_frozen_weights_count(method):
 def test_a_loss_that_reaches_no_weight_gives_equal_finite_scores(method):
     model = toy(Chain).double()
     found = find_groups(model)
-    gathered = gradient_evidence(model, found, PRUNERS[method](), lambda m, _: [m.out.bias.sum()])
-    for score in scores(model, found, PRUNERS[method](), evidence=gathered).values():
+    gathered = gradient_evidence(
+        ChannelIndex(model, found), PRUNERS[method](), lambda m, _: [m.out.bias.sum()]
+    )
+    for score in Prunable(model, found).scores(PRUNERS[method](), evidence=gathered).values():
         assert (score == 0).all()
-    plan = keep_masks(
-        model,
-        found,
+    plan = Prunable(model, found).search(
         PRUNERS[method](),
-        1e9,
+        Target(1e9, imgsz=32),
         limits=Limits(1),
-        max_steps=71,
-        imgsz=32,
-        measure=lambda masks: gathered,
+        pace=Pace(max_steps=71),
+        source=source_of(lambda masks: gathered),
     )
     assert (
         sum(int(m.sum()) for m in plan.masks.values()) == 9
@@ -211,12 +219,11 @@ def test_a_loss_that_reaches_no_weight_gives_equal_finite_scores(method):
 def test_what_is_missing_or_not_finite_is_said():
     model = toy(Chain)
     found = find_groups(model)
-    with pytest.raises(UserError, match=r"GroupTaylor: needs gradients.*measure"):
-        keep_masks(model, found, PRUNERS["group_taylor"](), 1.5, imgsz=32)
+    with pytest.raises(UserError, match=r"GroupTaylor: needs gradients.*source"):
+        Prunable(model, found).search(PRUNERS["group_taylor"](), Target(1.5, imgsz=32))
     with pytest.raises(UserError, match="none of 2 losses .* is finite"):
         gradient_evidence(
-            model,
-            found,
+            ChannelIndex(model, found),
             PRUNERS["group_taylor"](),
             lambda m, _: [m.out.bias.sum() * float("nan")] * 2,
         )
@@ -233,7 +240,9 @@ def test_a_pass_that_is_not_finite_does_not_count(caplog):
     found, good = find_groups(model), fixed_losses(rows)
     with caplog.at_level("WARNING"):
         tables = gradient_evidence(
-            model, found, PRUNERS["group_taylor"](), lambda m, _: [bad(m), *good(m, False)]
+            ChannelIndex(model, found),
+            PRUNERS["group_taylor"](),
+            lambda m, _: [bad(m), *good(m, False)],
         )
     np.testing.assert_allclose(tables["mid.1"], [4, 1, 1.5, 0, 0, 0])
     assert "1 of 3 passes" in caplog.text
@@ -249,14 +258,13 @@ def test_gradients_are_taken_anew_every_so_many_steps(every, times):
         widths.append(sum(int(m.sum()) for m in masks.values()))
         return evidence(model, "group_taylor", masks)
 
-    options = {
-        "limits": Limits(1),
-        "max_steps": 10,
-        "imgsz": 32,
-        "measure": measure,
-        "measure_every": every,
-    }
-    plan = keep_masks(model, found, PRUNERS["group_taylor"](), 1e9, **options)
+    plan = Prunable(model, found).search(
+        PRUNERS["group_taylor"](),
+        Target(1e9, imgsz=32),
+        Limits(1),
+        Pace(max_steps=10),
+        EvidenceSource(measure, every),
+    )
     assert len(widths) == times and widths[0] == 100 and widths == sorted(widths, reverse=True)
     if every == 4:
         assert widths == [100, plan.steps[3].channels, plan.steps[7].channels]

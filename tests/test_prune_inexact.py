@@ -17,11 +17,9 @@ from prune_methods import (
     PRUNERS,
     ChannelGroup,
     Member,
-    apply,
+    Prunable,
     find_groups,
     run_preflight,
-    scores,
-    zeroed,
 )
 from prune_methods.groups.group_norm import merge_by_group_norm
 from prune_methods.groups.inexact import gates_fixed, inexact_blocks
@@ -131,8 +129,8 @@ def test_an_inexact_block_is_cut_and_the_rest_proved(block, monkeypatch):
         "model.4.conv",
     ]
     assert [s.layer for s in skipped] == ["model.5.m.0"]
-    smaller = apply(model, found, half(found))
-    reference = zeroed(model, found, half(found))
+    smaller = Prunable(model, found).cut(half(found))
+    reference = Prunable(model, found).zero_channels(half(found))
     assert largest_difference(smaller, reference) < 1e-4
     real = [
         m(torch.ones(1, 3, 64, 64))[1][0]
@@ -170,7 +168,12 @@ def test_values_that_are_not_finite_are_found_where_the_proof_looks_away():
         )
     ]
     masks = {"model.2.conv.conv": np.arange(16) > 0}
-    assert largest_difference(apply(model, other, masks), zeroed(model, other, masks)) == math.inf
+    assert (
+        largest_difference(
+            Prunable(model, other).cut(masks), Prunable(model, other).zero_channels(masks)
+        )
+        == math.inf
+    )
 
 
 def test_gates_are_constants_inside_and_themselves_outside():
@@ -191,7 +194,7 @@ def test_gates_are_constants_inside_and_themselves_outside():
 
 def test_preflight_names_the_reason():
     model = detector("MeanGate")
-    rows = {e.layer: e for e in layer_fates(model, *run_preflight(model))}
+    rows = {e.layer: e for e in layer_fates(Prunable.of(model))}
     assert (
         rows["model.2.conv.conv"].detail
         == "read by 1 layer; inexact: the gate is a mean over channels"
@@ -210,7 +213,7 @@ def test_a_group_norm_loses_whole_groups_exactly(block, bundles, tmp_path):
     found = find_groups(model)
     group = next(g for g in found if g.name == "model.2.conv")
     assert group.size == bundles
-    smaller = apply(model, found, half(found))
+    smaller = Prunable(model, found).cut(half(found))
     norm = smaller.model[2].norm
     assert (norm.num_groups, norm.num_channels, smaller.model[2].conv.out_channels) == (
         bundles // 2,
@@ -218,7 +221,7 @@ def test_a_group_norm_loses_whole_groups_exactly(block, bundles, tmp_path):
         8,
     )
     assert (
-        largest_difference(smaller, zeroed(model, found, half(found))) < 1e-5
+        largest_difference(smaller, Prunable(model, found).zero_channels(half(found))) < 1e-5
     )  # no allowance: statistics are the same
     kept = [c for c in range(16) if c // (16 // bundles) % 2 == 0]
     assert torch.equal(smaller.model[2].conv.weight, model.model[2].conv.weight[kept][:, ::2])
@@ -236,7 +239,7 @@ def test_a_bundle_is_worth_the_mean_of_its_channels():
     assert (bundle.size, bundle.per_channel) == (4, 4)
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.5)
-    worth = scores(model, found, PRUNERS["slim"]())
+    worth = Prunable(model, found).scores(PRUNERS["slim"]())
     assert (
         worth["model.2.conv"].tolist() == [0.5] * 4 and worth["model.1.conv"].tolist() == [0.5] * 16
     )

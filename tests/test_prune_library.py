@@ -15,16 +15,17 @@ from torch import nn
 from models import build_model
 from prune_methods import (
     PRUNERS,
+    ChannelIndex,
     GradientCriterion,
     Limits,
-    apply,
+    Pace,
+    Prunable,
+    Target,
     find_groups,
     gradient_evidence,
-    keep_masks,
-    scores,
 )
 from prune_methods.groups.graph import raw_outputs
-from tests.prune_toys import Csp, toy
+from tests.prune_toys import Csp, source_of, toy
 
 NORM = tp.importance.GroupMagnitudeImportance
 IMPORTANCES = {
@@ -62,7 +63,7 @@ def loss_of(model: nn.Module) -> torch.Tensor:
 def our_evidence(model, found, criterion):
     if not isinstance(criterion, GradientCriterion):
         return None
-    return gradient_evidence(model, found, criterion, lambda m, _: [loss_of(m)])
+    return gradient_evidence(ChannelIndex(model, found), criterion, lambda m, _: [loss_of(m)])
 
 
 def give_gradients(model: nn.Module, importance: tp.importance.Importance) -> None:
@@ -95,7 +96,7 @@ def library_pruner(model, importance, ignored):
 def test_scores_equal_the_library(method):
     model, importance = example(method), IMPORTANCES[method]
     found, criterion = find_groups(model), PRUNERS[method]()
-    ours = scores(model, found, criterion, evidence=our_evidence(model, found, criterion))
+    ours = Prunable(model, found).scores(criterion, evidence=our_evidence(model, found, criterion))
     give_gradients(model, importance)
     graph = tp.DependencyGraph().build_dependency(model, (torch.rand(1, 3, 32, 32),))
     names = {m: n for n, m in model.named_modules()}
@@ -116,10 +117,14 @@ def test_loop_keeps_the_channels_of_the_library_loop(method):
     found, criterion = find_groups(model), PRUNERS[method]()
     gathered, steps = our_evidence(model, found, criterion), 60
     measure = None if gathered is None else lambda masks: gathered
-    plan = keep_masks(
-        model, found, criterion, 1e9, limits=Limits(1), max_steps=steps, imgsz=32, measure=measure
+    plan = Prunable(model, found).search(
+        criterion,
+        Target(1e9, imgsz=32),
+        limits=Limits(1),
+        pace=Pace(max_steps=steps),
+        source=source_of(measure),
     )
-    ours = apply(model, found, plan.masks)
+    ours = Prunable(model, found).cut(plan.masks)
     give_gradients(model, importance)
     pruner = library_pruner(model, importance, [model.out])
     for _ in range(steps):
@@ -140,10 +145,10 @@ def test_whole_models_too(cfg, steps):
     torch.manual_seed(0)
     model = build_model(cfg, nc=2)
     found = find_groups(model)
-    plan = keep_masks(
-        model, found, PRUNERS["lamp"](), 1e9, limits=Limits(1), max_steps=steps, imgsz=64
+    plan = Prunable(model, found).search(
+        PRUNERS["lamp"](), Target(1e9, imgsz=64), limits=Limits(1), pace=Pace(max_steps=steps)
     )
-    ours = apply(model, found, plan.masks)
+    ours = Prunable(model, found).cut(plan.masks)
     pruner = library_pruner(model, IMPORTANCES["lamp"], list(model.head.m))
     for _ in range(steps):
         pruner.step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import build_model
-from prune_methods import PRUNERS, Limits, find_groups, keep_masks
+from prune_methods import PRUNERS, Limits, Prunable, Target, find_groups
 from tests.prune_toys import TINY_REP, randomised
 
 
@@ -27,8 +27,8 @@ def widths(found, plan) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("method", "round_to"), [("lamp", 8), ("slim", 16)])
 def test_cut_widths_are_multiples(nano, method, round_to):
     model, found = nano
-    plan = keep_masks(
-        model, found, PRUNERS[method](), 2.0, limits=Limits(round_to=round_to), imgsz=64
+    plan = Prunable(model, found).search(
+        PRUNERS[method](), Target(2.0, imgsz=64), limits=Limits(round_to=round_to)
     )
     before, after = widths(found, plan)
     cut = after < before
@@ -43,7 +43,8 @@ def test_no_layer_goes_below_its_limits_at_any_target():
     model, limits = build_model(TINY_REP), Limits(10, max_ratio=0.6)
     found = find_groups(model)
     before, after = widths(
-        found, keep_masks(model, found, PRUNERS["slim"](), 1e9, limits=limits, imgsz=64)
+        found,
+        Prunable(model, found).search(PRUNERS["slim"](), Target(1e9, imgsz=64), limits=limits),
     )
     assert (after >= np.minimum(limits.min_channels, before)).all()
     assert ((before - after) / before <= limits.max_ratio + 1e-9).all()
@@ -68,12 +69,12 @@ def test_ignored_by_index_name_or_glob_stays_whole_and_the_rest_meets_the_target
 ):
     model, everything = nano
     found = find_groups(model, [pattern])
-    plan = keep_masks(model, found, PRUNERS["l1"](), 1.2, imgsz=64)
+    plan = Prunable(model, found).search(PRUNERS["l1"](), Target(1.2, imgsz=64))
     cut = {
         m.name for g in found if not plan.masks[g.name].all() for m in g.members if m.kind == "out"
     }
     assert plan.met and not cut & set(whole)
-    free = keep_masks(model, everything, PRUNERS["l1"](), 1.2, imgsz=64)
+    free = Prunable(model, everything).search(PRUNERS["l1"](), Target(1.2, imgsz=64))
     assert all(
         any(not free.masks[g.name].all() for g in everything if name in {m.name for m in g.members})
         for name in whole
@@ -95,7 +96,8 @@ def test_methods_choose_other_channels_than_their_nearest_neighbour(method, othe
     model = randomised(build_model(TINY_REP))
     found = find_groups(model)
     masks = [
-        keep_masks(model, found, PRUNERS[name](), 2.0, imgsz=64).masks for name in (method, other)
+        Prunable(model, found).search(PRUNERS[name](), Target(2.0, imgsz=64)).masks
+        for name in (method, other)
     ]
     gone, others = (np.concatenate([~mask[g.name] for g in found]) for mask in masks)
     assert (gone & others).sum() < 0.9 * (gone | others).sum()

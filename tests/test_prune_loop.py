@@ -8,33 +8,31 @@ from models import build_model
 from prune_methods import (
     PRUNERS,
     Limits,
+    Pace,
     Plan,
-    apply,
+    Prunable,
+    Target,
     find_groups,
-    keep_masks,
-    reachable_speed_up,
-    scores,
 )
 from prune_methods.criteria.base import Criterion
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.search.cost import Cost, deploy_free, deployed_macs
-from prune_methods.search.loop import floors
-from tests.prune_toys import TINY_REP, Chain, Csp, measure_for, toy
+from prune_methods.search.plan import floors
+from tests.prune_toys import TINY_REP, Chain, Csp, measure_for, source_of, toy
 from utils.profiling import count_macs
 
 SIZE = 32
 
 
-def run(model, target, method="lamp", **changes) -> Plan:
+def run(model, target, method="lamp", cost_fn=None, limits=None, on_step=None, **pace) -> Plan:
     found, criterion = find_groups(model), PRUNERS[method]()
-    return keep_masks(
-        model,
-        found,
+    return Prunable(model, found).search(
         criterion,
-        target,
-        imgsz=SIZE,
-        measure=measure_for(model, found, criterion),
-        **changes,
+        Target(target, cost_fn, SIZE),
+        limits,
+        Pace(**pace),
+        source_of(measure_for(model, found, criterion)),
+        on_step,
     )
 
 
@@ -45,7 +43,7 @@ def chain_macs(stem: int, mid: int) -> int:
 def test_cost_by_hand():
     model = toy(Chain)
     index = ChannelIndex(model, find_groups(model))
-    cost, keep = Cost(model, index, SIZE), index.all_kept()
+    cost, keep = Cost(index, SIZE), index.all_kept()
     assert cost.base == cost.macs(keep) == chain_macs(8, 6) and cost.other == 0
     keep[[0, 3, 8]] = False  # two of stem, one of mid
     assert cost.macs(keep) == chain_macs(6, 5)
@@ -59,8 +57,8 @@ def test_branches_that_fold_cost_nothing():
         "model.3.rbr_1x1.0",
     } and "model.2.rbr_dense.0" not in deploy_free(model)
     found = find_groups(model)
-    plan = keep_masks(model, found, PRUNERS["l1"](), 1.8)
-    smaller = apply(model, found, plan.masks)
+    plan = Prunable(model, found).search(PRUNERS["l1"](), Target(1.8))
+    smaller = Prunable(model, found).cut(plan.masks)
     assert smaller.info()["macs"] == plan.macs and plan.base_macs == model.info()[
         "macs"
     ] < count_macs(model)
@@ -71,7 +69,7 @@ def test_branches_that_fold_cost_nothing():
 def test_prediction_equals_measurement(kind, method):
     model = toy(kind)
     plan = run(model, 2.5, method, limits=Limits(min_channels=1))
-    smaller = apply(model, find_groups(model), plan.masks)
+    smaller = Prunable(model, find_groups(model)).cut(plan.masks)
     assert deployed_macs(smaller, SIZE) == plan.macs == plan.steps[-1].macs
     assert sum(p.numel() for p in smaller.parameters()) == plan.steps[-1].parameters
     assert plan.met and plan.speed_up == plan.steps[-1].speed_up >= 2.5
@@ -82,7 +80,7 @@ def test_prediction_equals_measurement(kind, method):
 def test_target_is_met_within_one_channel(method, per_layer):
     model = toy(Csp)
     found, index = find_groups(model), ChannelIndex(model, find_groups(model))
-    cost = Cost(model, index, SIZE)
+    cost = Cost(index, SIZE)
     plan = run(model, 2.0, method, per_layer=per_layer)
     keep = index.flatten(plan.masks)
     assert cost.base / cost.macs(keep) >= 2.0
@@ -100,11 +98,11 @@ def test_no_channel_of_the_last_step_could_have_stayed(method):
     """
     model = build_model("yolov5n", nc=2)
     found, masks = find_groups(model), []
-    plan = keep_masks(
-        model, found, PRUNERS[method](), 2.0, on_step=lambda step, kept: masks.append(kept)
+    plan = Prunable(model, found).search(
+        PRUNERS[method](), Target(2.0), on_step=lambda step, kept: masks.append(kept)
     )
     index = ChannelIndex(model, found)
-    cost, keep = Cost(model, index, 640), index.flatten(plan.masks)
+    cost, keep = Cost(index, 640), index.flatten(plan.masks)
     last = np.flatnonzero(index.flatten(masks[-2]) & ~keep)
     assert len(last)
     for channel in last:
@@ -156,7 +154,7 @@ def test_limits_are_true_clamps_and_what_is_reachable_is_reached(limits, per_lay
     left = np.array([plan.masks[g.name].sum() for g in find_groups(model)])
     assert left.tolist() == floors(np.array([g.size for g in find_groups(model)]), limits).tolist()
     assert plan.speed_up == pytest.approx(
-        reachable_speed_up(model, find_groups(model), limits, SIZE)
+        Prunable(model, find_groups(model)).reachable(limits, imgsz=SIZE)
     )
     assert len(plan.steps) < 201 and not plan.met
 
@@ -167,7 +165,7 @@ def test_round_to_gives_multiples_and_meets_the_target(per_layer):
     plan = run(model, 1.7, "group_norm", limits=Limits(4, 1.0, 4), per_layer=per_layer)
     assert all(int(m.sum()) % 4 == 0 for m in plan.masks.values())
     assert plan.met and plan.speed_up < 2.2
-    assert deployed_macs(apply(model, find_groups(model), plan.masks), SIZE) == plan.macs
+    assert deployed_macs(Prunable(model, find_groups(model)).cut(plan.masks), SIZE) == plan.macs
 
 
 class Gamma(Criterion):
@@ -182,8 +180,8 @@ class Gamma(Criterion):
 def test_rounding_brings_the_last_ones_back():
     model = toy(Csp)
     found = find_groups(model)
-    plan = keep_masks(model, found, Gamma(), 1.7, imgsz=SIZE, limits=Limits(4, 1.0, 4))
-    for name, gamma in scores(model, found, Gamma()).items():
+    plan = Prunable(model, found).search(Gamma(), Target(1.7, imgsz=SIZE), limits=Limits(4, 1.0, 4))
+    for name, gamma in Prunable(model, found).scores(Gamma()).items():
         mask = plan.masks[name]
         assert mask.all() or gamma[mask].min() > gamma[~mask].max()
 
@@ -192,7 +190,7 @@ def test_the_same_seed_draws_the_same_cut():
     model = toy(Csp)
     found = find_groups(model)
     first, again, other = (
-        keep_masks(model, found, PRUNERS["random"](seed=s), 2.0, imgsz=SIZE).masks
+        Prunable(model, found).search(PRUNERS["random"](seed=s), Target(2.0, imgsz=SIZE)).masks
         for s in (0, 0, 1)
     )
     assert all((first[n] == again[n]).all() for n in first) and any(
@@ -234,9 +232,9 @@ def real(request):
 def test_every_method_reaches_two_on_real_models(real, method):
     model, found, base = real
     criterion = PRUNERS[method]()
-    plan = keep_masks(
-        model, found, criterion, 2.0, measure=measure_for(model, found, criterion, 64)
+    plan = Prunable(model, found).search(
+        criterion, Target(2.0), source=source_of(measure_for(model, found, criterion, 64))
     )
-    smaller = apply(model, found, plan.masks)
+    smaller = Prunable(model, found).cut(plan.masks)
     assert plan.base_macs == base and count_macs(smaller.fuse()) == plan.macs
     assert 2.0 <= plan.speed_up < 2.05

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from prune_methods import PRUNERS, Limits, countable, find_groups, keep_masks, run_preflight, scores
+from prune_methods import (
+    PRUNERS,
+    Limits,
+    Pace,
+    Prunable,
+    Target,
+    find_groups,
+    run_preflight,
+)
+from prune_methods.criteria.scoring import countable
 from tests.prune_toys import Chain, Csp, toy
 from utils.errors import UserError
 
@@ -36,7 +45,7 @@ def test_slim_is_the_plain_mean_of_coupled_gammas(method):
     model = toy(Csp)
     with torch.no_grad():
         model.left[1].weight.neg_()  # a sign says nothing
-    found = scores(model, find_groups(model), PRUNERS[method]())
+    found = Prunable(model, find_groups(model)).scores(PRUNERS[method]())
     for name, norms in MEMBERS.items():
         reference = (
             torch.stack([model.get_submodule(n).weight.abs().double() for n in norms])
@@ -51,7 +60,7 @@ def test_group_sl_equals_the_reference():
     model = toy(Chain).double()
     energy = mid_energy(model)
     np.testing.assert_allclose(
-        scores(model, find_groups(model), PRUNERS["group_sl"]())["mid.0"],
+        Prunable(model, find_groups(model)).scores(PRUNERS["group_sl"]())["mid.0"],
         energy / energy.max(),
         rtol=1e-12,
     )
@@ -62,7 +71,7 @@ def test_group_reg_equals_the_reference():
     model = toy(Chain).double()
     energy = mid_energy(model)
     np.testing.assert_allclose(
-        scores(model, find_groups(model), PRUNERS["group_reg"]())["mid.0"],
+        Prunable(model, find_groups(model)).scores(PRUNERS["group_reg"]())["mid.0"],
         energy / energy.mean(),
         rtol=1e-12,
     )
@@ -89,8 +98,11 @@ def cut(model, method, number, min_channels=1):
     """Channels left by group after removing `number` of them."""
     found = find_groups(model)
     steps = 200 * number // sum(g.size for g in found)
-    plan = keep_masks(
-        model, found, PRUNERS[method](), 1e9, limits=Limits(min_channels), max_steps=steps, imgsz=32
+    plan = Prunable(model, found).search(
+        PRUNERS[method](),
+        Target(1e9, imgsz=32),
+        limits=Limits(min_channels),
+        pace=Pace(max_steps=steps),
     )
     return {name: int(mask.sum()) for name, mask in plan.masks.items()}
 
@@ -114,9 +126,9 @@ def test_slim_sees_gammas_only_where_its_neighbours_see_filters():
         model.mid[0].weight[0].mul_(100)
         model.mid[1].weight.copy_(torch.tensor([0.1, 1.0, 1.0, 1.0, 1.0, 1.0]))
     found = find_groups(model)
-    assert scores(model, found, PRUNERS["slim"]())["mid.0"].argmin() == 0
+    assert Prunable(model, found).scores(PRUNERS["slim"]())["mid.0"].argmin() == 0
     for method in ("l1", "group_norm", "group_sl", "group_reg"):
-        assert scores(model, found, PRUNERS[method]())["mid.0"].argmax() == 0
+        assert Prunable(model, found).scores(PRUNERS[method]())["mid.0"].argmax() == 0
 
 
 def test_group_sl_differs_from_group_reg_across_groups():
@@ -150,9 +162,9 @@ def test_a_group_without_a_norm_is_skipped_by_name():
     assert [g.name for g in left] == ["stem.0"] and [s.layer for s in skipped] == ["mid.0"]
     assert "norm" in skipped[0].reason
     assert countable(found, PRUNERS["lamp"]()) == (found, [])
-    with pytest.raises(UserError, match=r"mid\.0.*countable"):
-        keep_masks(model, found, PRUNERS["slim"](), 1.5, imgsz=32)
-    assert keep_masks(model, left, PRUNERS["slim"](), 1.2, imgsz=32).met
+    with pytest.raises(UserError, match=r"mid\.0.*for_criterion"):
+        Prunable(model, found).search(PRUNERS["slim"](), Target(1.5, imgsz=32))
+    assert Prunable(model, left).search(PRUNERS["slim"](), Target(1.2, imgsz=32)).met
 
 
 def test_a_layer_with_a_norm_without_gamma_stays_whole():

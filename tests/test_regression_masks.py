@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from models import build_model
-from prune_methods import PRUNERS, GradientCriterion, find_groups, keep_masks
+from prune_methods import PRUNERS, GradientCriterion, Prunable, Target, find_groups
 from prune_methods.criteria.base import Criterion
 from prune_methods.criteria.scoring import counted_weights, kernel_sums
-from prune_methods.search.pagcp import search_masks
-from tests.prune_toys import randomised
+from tests.prune_toys import randomised, source_of
 
 RECORD = Path(__file__).parent / "regression" / "masks.json"
 MODELS = ("yolov5n", "yolov7-tiny")
@@ -53,12 +52,16 @@ def drawn_losses(found):
 def masks_of(model, found, method: str):
     criterion = PRUNERS[method](seed=0)
     if criterion.search:
-        return search_masks(model, found, criterion, drawn_losses(found), 2.0).masks
+        return (
+            Prunable(model, found)
+            .search_by_losses(criterion, drawn_losses(found), Target(2.0))
+            .masks
+        )
     measure = None
     if isinstance(criterion, GradientCriterion):
         tables = drawn_evidence(model, found, criterion)
         measure = lambda masks: tables  # noqa: E731
-    return keep_masks(model, found, criterion, 2.0, measure=measure).masks
+    return Prunable(model, found).search(criterion, Target(2.0), source=source_of(measure)).masks
 
 
 def digest(masks) -> str:

@@ -9,8 +9,8 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from prune_methods import find_groups
-from prune_methods.sparsity.penalties import ALPHA, PENALTIES
+from prune_methods import ChannelIndex, Prunable, find_groups
+from prune_methods.sparsity.penalties import ALPHA, make_penalty
 from tests.prune_toys import Chain, Csp, Rep, toy, unit
 from utils.engine.optim import parameter_groups
 from utils.errors import UserError
@@ -28,7 +28,7 @@ def terms(
     model: nn.Module, method: str, reg: float, ignored=(), steps: int = 1, **more
 ) -> dict[str, torch.Tensor]:
     """What one `add` puts into zero gradients, by parameter."""
-    penalty = PENALTIES[method](model, find_groups(model), ignored, **more)
+    penalty = make_penalty(method, Prunable.of(model).index, ignored, settings=more)
     penalty.bind(model)
     for _ in range(steps):
         zero_grads(model)
@@ -237,7 +237,7 @@ def library(model: nn.Module, bn: dict | None):
 def test_frozen_layers_are_left_out(method):
     model = residual()
     model.stem.requires_grad_(False)
-    penalty = PENALTIES[method](model, find_groups(model))
+    penalty = make_penalty(method, Prunable.of(model).index)
     penalty.bind(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -249,12 +249,12 @@ def test_frozen_layers_are_left_out(method):
 def test_everything_frozen_is_the_users_error(method):
     model = residual().requires_grad_(False)
     with pytest.raises(UserError, match="--freeze"):
-        PENALTIES[method](model, find_groups(model)).bind(model)
+        make_penalty(method, Prunable.of(model).index).bind(model)
 
 
 def test_fused_model_is_the_users_error():
     with pytest.raises(UserError, match="no batch norm"):
-        PENALTIES["slim"](nn.Conv2d(3, 4, 1), [])
+        make_penalty("slim", ChannelIndex(nn.Conv2d(3, 4, 1), []))
 
 
 def test_weight_decay_leaves_marked_layers():
@@ -270,7 +270,7 @@ def test_weight_decay_leaves_marked_layers():
 
 def test_group_norms_are_those_of_the_slow_loop():
     model = toy(Csp)
-    penalty = PENALTIES["group_sl"](model, find_groups(model))
+    penalty = make_penalty("group_sl", Prunable.of(model).index)
     penalty.bind(model)
     norms = penalty.group_norms(copy.deepcopy(model))
     (group, scores), *_ = slow_scores(model)

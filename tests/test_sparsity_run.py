@@ -11,20 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from prune_methods import find_groups
+from prune_methods import Prunable
 from prune_methods.sparsity.bn_stats import BNStatsLogger, SparsestCheckpoints, free_speed_up
-from prune_methods.sparsity.estimate import (
-    Outcome,
-    StepSizes,
-    auto_delta,
-    auto_reg,
-    decay_factor,
-    describe_estimate,
-    estimate_gamma,
-    step_sizes,
-)
+from prune_methods.sparsity.estimate import Outcome, describe_estimate
 from prune_methods.sparsity.hook import Sparsity
-from prune_methods.sparsity.penalties import PENALTIES, GroupRegPenalty
+from prune_methods.sparsity.penalties import (
+    Forecast,
+    GroupRegPenalty,
+    QuadraticPenalty,
+    make_penalty,
+)
+from prune_methods.sparsity.step_sizes import StepSizes, decay_factor, step_sizes
 from prune_methods.surgery.recalibrate import FreshStatistics
 from tests.prune_toys import Chain, toy
 from tests.test_trainer import Batch, ToyLoader, make_trainer, same, weights
@@ -50,7 +47,7 @@ class Outputs(nn.Module):
 
 
 def penalty_of(model, method, **more):
-    return PENALTIES[method](model, find_groups(model), **more)
+    return make_penalty(method, Prunable.of(model).index, settings=more)
 
 
 class Still(Task):
@@ -119,7 +116,7 @@ def test_reach_is_what_a_simulated_run_does(batches, reg, left):
         decay_factor("linear", 0.01, 100),
     )
     penalty = penalty_of(toy(Chain), "slim")
-    told, _ = estimate_gamma(penalty, step_sizes(schedule, 100, factor), reg, 1.0)
+    told, _ = penalty.expected_gamma(step_sizes(schedule, 100, factor), reg, 1.0)
     gamma = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([gamma], lr=1.0, momentum=0.937, nesterov=True)
     for number in range(100 * batches):
@@ -136,18 +133,56 @@ def test_auto_gets_there_at_seventy_percent(method):
     schedule = Schedule(Hyp(nbs=16), epochs=100, batches=25, batch_size=16)
     penalty = penalty_of(toy(Chain), method)
     steps = step_sizes(schedule, 100, decay_factor("linear", 0.01, 100))
-    reg = auto_reg(penalty, steps, 1.5)
+    reg = penalty.forecast(steps, 1.5, None).reg
     if isinstance(penalty, GroupRegPenalty):
-        penalty.delta_reg = auto_delta(penalty, steps, reg)
-        assert estimate_gamma(penalty, steps, reg, 1.5)[1] == pytest.approx(
-            0.9 * 1.5
-        )  # the strongest are hardly touched
-    left, strongest = estimate_gamma(penalty, steps.early(), reg, 1.5)
+        # the strongest are hardly touched
+        assert penalty.expected_gamma(steps, reg, 1.5)[1] == pytest.approx(0.9 * 1.5)
+    left, strongest = penalty.expected_gamma(steps.early(), reg, 1.5)
     wanted = {"group_sl": 0.01, "group_reg": 0.75}.get(method, 0.0)  # of 1.5
     assert left == pytest.approx(wanted, abs=1e-6) and strongest >= left
     if isinstance(penalty, GroupRegPenalty):
         penalty.delta_reg /= 2
-    assert estimate_gamma(penalty, steps.early(), reg / 2, 1.5)[0] > 1.1 * left
+    assert penalty.expected_gamma(steps.early(), reg / 2, 1.5)[0] > 1.1 * left
+
+
+class PlainL2(QuadraticPenalty):
+    """reg * gamma: what a user might add."""
+
+    def bind(self, model):
+        self._gammas = [model.get_submodule(name).weight for name in self.norms]
+
+    def add(self, reg):
+        for gamma in self._gammas:
+            gamma.grad.add_(gamma.detach(), alpha=reg)
+
+
+def test_the_estimate_of_a_penalty_of_the_users_own_is_its_own():
+    """All channels are pulled alike: auto leaves .01 of each, and half of it the root of that."""
+    hyp = Hyp(lr0=0.01, lrf=0.01, momentum=0.937, warmup_epochs=0, nbs=16)
+    schedule = Schedule(hyp, epochs=50, batches=10, batch_size=16)
+    factor = decay_factor("linear", 0.01, 50)
+    steps = step_sizes(schedule, 50, factor)
+    model = toy(Chain)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    penalty = PlainL2(Prunable.of(model).index)
+    reg = penalty.forecast(steps, 1.0, None).reg
+    assert penalty.expected_gamma(steps.early(), reg, 1.0) == pytest.approx((0.01, 0.01))
+    reg /= 10
+    penalty.bind(model)
+    gammas = [model.get_submodule(name).weight for name in penalty.norms]
+    optimizer = torch.optim.SGD(gammas, lr=1.0, momentum=0.937, nesterov=True)
+    for number in range(500):
+        optimizer.param_groups[0]["lr"] = schedule.at(number).lrs[2]
+        optimizer.zero_grad(set_to_none=False)
+        for gamma in gammas:
+            gamma.grad = torch.zeros_like(gamma)
+        penalty.add(reg * factor(number // 10))
+        optimizer.step()
+    weakest, strongest = penalty.expected_gamma(steps, reg, 1.0)
+    assert weakest == strongest == pytest.approx(float(gammas[0][0]), rel=0.03)
+    assert 0.5 < weakest < 0.7
 
 
 def test_decay_factors():
@@ -186,11 +221,10 @@ def test_a_penalty_longer_than_the_clip_norm_pulls_no_harder():
         StepSizes(torch.full((4,), 0.01).numpy(), torch.ones(4).numpy()),
     )
     assert penalty.cap == pytest.approx(10 / 14**0.5)
-    assert estimate_gamma(penalty, steps, 1e6, 1.0)[0] == pytest.approx(
-        1 - 0.04 * penalty.cap, rel=1e-5
-    )
-    assert auto_reg(penalty, steps, 1.0) == penalty.cap
-    assert "more epochs" in describe_estimate(5.0, 1.0, (0.9, 0.9), penalty.cap, 64, penalty.cap)
+    left = penalty.expected_gamma(steps, 1e6, 1.0)[0]
+    assert left == pytest.approx(1 - 0.04 * penalty.cap, rel=1e-5)
+    assert penalty.auto_reg(steps, 1.0) == penalty.cap
+    assert "more epochs" in describe_estimate(forecast(5.0, penalty.cap, cap=penalty.cap), 64)
 
 
 def test_told_reach_is_what_the_loop_does():
@@ -207,10 +241,11 @@ def test_told_reach_is_what_the_loop_does():
             if n in ("net.stem.1.weight", "net.mid.1.weight")
         ]
     )
-    assert hook.expected is not None and 0.2 < hook.expected < 0.8
+    expected = hook.forecast.expected[0]
+    assert 0.2 < expected < 0.8
     assert torch.allclose(gammas, gammas.mean(), atol=1e-5) and float(
         gammas.mean()
-    ) == pytest.approx(hook.expected, abs=0.02)
+    ) == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,7 +273,7 @@ def test_resume_is_exact(method, tmp_path):
     )
     if isinstance(hook.penalty, GroupRegPenalty):
         assert (
-            hook.penalty.delta_reg == again.penalty.delta_reg == hook.wanted != 0.01
+            hook.penalty.delta_reg == again.penalty.delta_reg == hook.forecast.wanted != 0.01
         )  # what auto solved for
     first, second = (
         (tmp_path / name / "bn" / "stats.csv").read_text() for name in ("whole", "resumed")
@@ -396,6 +431,12 @@ def test_sparsest_checkpoints_keep_the_best_of_each_decile(tmp_path):
     assert hook.state_dict() == {"best": {30: 0.6, 40: 0.2, 100: 0.01}}
 
 
+def forecast(strength, wanted, **more) -> Forecast:
+    base = {"start": 1.0, "reg": strength, "expected": (0.9, 0.93), "option": "--reg"}
+    known = {"cap": 0.14, "grows": False, "strength": strength, "wanted": wanted}
+    return Forecast(**{**base, **known, **more})
+
+
 def outcome(**more) -> str:
     base = {
         "share": 0.0,
@@ -424,7 +465,9 @@ def test_verdicts():
     assert outcome(reg=0.14, wanted=0.14, expected=0.5, mean=0.75).endswith(
         "this run needs 2x the epochs"
     )  # no stronger passes
-    assert outcome(grows=True).endswith("needs --delta-reg 0.008, or more epochs")
+    assert outcome(grows=True, option="--delta-reg").endswith(
+        "needs --delta-reg 0.008, or more epochs"
+    )
     assert "that is what group_reg aims at" in outcome(grows=True, reg=5e-3, mean=0.5)
     fell = outcome(share=0.9, speed_up=9.0, best_map=0.548, last_map=0.283)
     assert (
@@ -438,18 +481,17 @@ def test_verdicts():
 
 
 def test_weak_strength_is_told_at_the_start():
-    text = describe_estimate(5e-4, 1.0, (0.93, 0.93), 8e-3, 64, 0.14)
+    text = describe_estimate(forecast(5e-4, 8e-3, expected=(0.93, 0.93)), 64)
     assert (
         "from 1 to 0.93" in text
         and "--reg 0.008 (--reg auto) or 16x the epochs" in text
         and "64 images" in text
     )
-    grows = describe_estimate(5e-4, 1.0, (0.9, 0.93), 8e-3, 64, math.inf, delta=1e-4)
+    growing = {"grows": True, "option": "--delta-reg", "reg": 5e-4}
+    grows = describe_estimate(forecast(1e-4, 8e-3, **growing), 64)
     assert "that is weak: half at 70% of the run takes --delta-reg 0.008 (--reg auto)" in grows
-    assert "that is weak" not in describe_estimate(
-        5e-4, 1.0, (0.9, 0.93), 8e-3, 64, math.inf, delta=8e-3
-    )
-    assert "that is weak" not in describe_estimate(8e-3, 1.0, (0.0, 0.0), 8e-3, 64, 0.14)
+    assert "that is weak" not in describe_estimate(forecast(8e-3, 8e-3, **growing), 64)
+    assert "that is weak" not in describe_estimate(forecast(8e-3, 8e-3), 64)
 
 
 def test_adam_cannot_be_solved_for():
@@ -458,7 +500,7 @@ def test_adam_cannot_be_solved_for():
         trainer.fit()
     trainer, hook = sparse_trainer(reg=0.05, optimizer="AdamW", epochs=2)
     trainer.fit()
-    assert hook.expected is None and math.isfinite(trainer.history[-1]["sparse/mean_abs_gamma"])
+    assert hook.forecast is None and math.isfinite(trainer.history[-1]["sparse/mean_abs_gamma"])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 
 from data.config import load_data
 from models import build_model
-from prune_methods import find_groups
-from prune_methods.sparsity.penalties import PENALTIES
+from prune_methods import ChannelIndex, Prunable, find_groups
+from prune_methods.sparsity.penalties import PENALTIES, make_penalty
 from prune_methods.surgery.recalibrate import FreshStatistics
 from recipes.session import TrainingRun
 from recipes.train_sparse import sparse_hooks
@@ -91,7 +91,7 @@ def course_of(method: str, reg: float, steps: int) -> torch.Tensor:
     channel).
     """
     model = residual(stem=(1.0, 1.0), inner=(0.5, 0.5))
-    penalty = PENALTIES[method](model, find_groups(model))
+    penalty = make_penalty(method, Prunable.of(model).index)
     penalty.bind(model)
     seen = []
     for _ in range(steps):
@@ -122,7 +122,9 @@ def test_group_reg_and_group_sl_part_in_time():
     found, pulls = find_groups(model), {}
     for method in ("group_sl", "group_reg"):
         net = copy.deepcopy(model)
-        penalty = PENALTIES[method](net, found, delta_reg=0.1, delta_every=1)
+        penalty = make_penalty(
+            method, ChannelIndex(net, found), settings={"delta_reg": 0.1, "delta_every": 1}
+        )
         penalty.bind(net)
         pulls[method] = []
         for _ in range(3):

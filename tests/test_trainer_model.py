@@ -197,12 +197,12 @@ def test_hyperparameters_without_effect_are_named(caplog):
 
 def test_reinit_keeps_structure_and_anchors_and_no_weight(tmp_path):
     from models.checkpoint import save_checkpoint
-    from prune_methods import PRUNERS, apply, find_groups, keep_masks
+    from prune_methods import PRUNERS, Prunable, Target
 
     torch.manual_seed(0)
     dense = build_model("yolov7-tiny", nc=3)
-    found = find_groups(dense)
-    source = apply(dense, found, keep_masks(dense, found, PRUNERS["lamp"](), 2.0).masks)
+    prunable = Prunable.of(dense)
+    source = prunable.prune(prunable.search(PRUNERS["lamp"](), Target(2.0)))
     source.head.set_anchors(source.head.anchors_px * 1.5)
     with torch.no_grad():
         for parameter in source.parameters():

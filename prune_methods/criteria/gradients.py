@@ -3,14 +3,14 @@ images.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from prune_methods.criteria.base import PRUNERS, GradientCriterion
 from prune_methods.criteria.scoring import Evidence, counted_weights, kernel_sums
-from prune_methods.groups.graph import ChannelGroup
+from prune_methods.groups.channel_index import ChannelIndex
 from utils.errors import UserError
 from utils.log import LOGGER
 
@@ -49,19 +49,27 @@ class GroupHessian(GradientCriterion):
 
 
 def gradient_evidence(
-    model: nn.Module, groups: Sequence[ChannelGroup], criterion: GradientCriterion, losses: Losses
+    index: ChannelIndex, criterion: GradientCriterion, losses: Losses
 ) -> Evidence:
-    """Mean contribution over all losses, of every layer that the criterion counts.
+    """Return the mean contribution over all losses, of every layer that the criterion counts.
 
-    The model stays as it is, frozen weights too: the passes run on a copy whose batch norms use
-    their running statistics. A pass with a gradient that is not finite is left out, as training
-    leaves out such a step; `UserError` where none remains.
+    The passes run on a copy whose batch norms use their running statistics; frozen weights of the
+    model count too. A pass with a gradient that is not finite is left out, as training leaves out
+    such a step.
+
+    Args:
+        index: the channels of the model as masked; the model stays as it is.
+        criterion: the method.
+        losses: makes the passes.
+
+    Raises:
+        UserError: where no pass has finite gradients.
     """
-    measured = copy.deepcopy(model).eval().requires_grad_(True)
-    weights = counted_weights(measured, groups, criterion)
+    model = copy.deepcopy(index.model).eval().requires_grad_(True)
+    weights = counted_weights(model, index.groups, criterion)
     sums: dict[str, Tensor] = {}
     used = passes = 0
-    for loss in losses(measured, criterion.per_image):
+    for loss in losses(model, criterion.per_image):
         passes += 1
         gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         if not all(gradient.isfinite().all() for gradient in (loss, *gradients)):

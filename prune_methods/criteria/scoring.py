@@ -6,26 +6,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prune_methods.criteria.base import Criterion
-from prune_methods.groups.channel_index import ChannelIndex, Masks
-from prune_methods.groups.graph import PRODUCERS, ChannelGroup, Skipped
+from prune_methods.criteria.base import Criterion, GroupCriterion
+from prune_methods.groups.channel_index import ChannelIndex
+from prune_methods.groups.graph import PRODUCERS, ChannelGroup, Member, Skipped
 from utils.errors import UserError
 
 Evidence = Mapping[str, np.ndarray]
-"""Saliency by layer, float64, summed over the kernels: (outputs, inputs) a convolution, (channels,)
-a norm.
-"""
+"""Saliency by layer, float64, summed over the kernels: (outputs, inputs) of a convolution,
+(channels,) of a norm, or of any layer whose outputs were looked at."""
 
 
 def counted_weights(
     model: nn.Module, groups: Sequence[ChannelGroup], criterion: Criterion
 ) -> dict[str, Tensor]:
-    """The weights of all coupled layers that the criterion counts, by layer name; a norm may have
-    none.
+    """Return the weights of all coupled layers that the criterion counts, by layer name.
+
+    A norm without parameters has none and is left out.
     """
-    names = {
-        m.name: None for g in groups for m in g.members if m.kind in criterion.kinds
-    }  # a dict keeps the order
+    members = [m for g in groups for m in g.members if m.kind in criterion.kinds]
+    names = dict.fromkeys(m.name for m in members)  # a dict keeps the order
     weights = {name: model.get_submodule(name).weight for name in names}
     return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
@@ -33,87 +32,116 @@ def counted_weights(
 def countable(
     groups: Sequence[ChannelGroup], criterion: Criterion
 ) -> tuple[list[ChannelGroup], list[Skipped]]:
-    """The groups that the criterion can score, and the layers of the others: those in which it
-    counts no layer.
+    """Split groups into those that the criterion can score, and the layers of the others.
+
+    A group cannot be scored where the criterion counts none of its layers.
     """
     found: list[ChannelGroup] = []
     skipped: list[Skipped] = []
+    kinds = ", ".join(sorted(criterion.kinds))
     for group in groups:
         if any(m.kind in criterion.kinds for m in group.members):
             found.append(group)
         else:
-            reason = (
-                f"nothing that the method counts ({', '.join(sorted(criterion.kinds))}) is coupled"
-                " to it"
-            )
+            reason = f"nothing that the method counts ({kinds}) is coupled to it"
             skipped += [Skipped(m.name, reason) for m in group.members if m.kind in PRODUCERS]
     return found, skipped
 
 
 def kernel_sums(saliency: Tensor) -> Tensor:
-    """Of a weight's shape -> (outputs, inputs) or (channels,), float64."""
+    """Sum over the kernel: shape of a weight -> float64 (outputs, inputs) or (channels,)."""
     saliency = saliency.double()
     return saliency.flatten(2).sum(2) if saliency.dim() > 2 else saliency
 
 
 class GroupScores:
-    """Saliency of every layer, summed once over the kernels.
+    """Scores of the channels of all groups, for any mask.
 
-    The sums of a masked model are products of these tables with the mask.
-    `evidence` is what gradients.py gathered; without it the tables come from the weights.
+    The saliency of every layer is summed once over the kernels; sums of a masked model are
+    products of these tables with the mask. A `GroupCriterion` gets its slices instead.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        index: ChannelIndex,
-        criterion: Criterion,
-        evidence: Evidence | None = None,
-    ):
+    def __init__(self, index: ChannelIndex, criterion: Criterion, evidence: Evidence | None = None):
+        """Prepare the tables: from `evidence` (see gradients.py), or without it from the weights.
+
+        `UserError` where the criterion counts no layer of some group.
+        """
         self.index, self.criterion = index, criterion
         if lost := countable(index.groups, criterion)[1]:
             raise UserError(
                 f"pruning: {lost[0].layer}: {lost[0].reason}; leave such groups out with"
-                " `countable`"
+                " `Prunable.for_criterion`"
             )
-        self.tables = self._of_weights(model) if evidence is None else evidence
+        weights = counted_weights(index.model, index.groups, criterion)
+        self._slices: dict[str, np.ndarray] = {}
+        self.tables: Evidence = {}
+        if isinstance(criterion, GroupCriterion):
+            self._slices = {n: w.detach().double().cpu().numpy() for n, w in weights.items()}
+        else:
+            self.tables = self._of_weights(weights) if evidence is None else evidence
+        known = self._slices or self.tables
         self._members = [
-            [m for m in g.members if m.kind in criterion.kinds and m.name in self.tables]
+            [m for m in g.members if m.kind in criterion.kinds and m.name in known]
             for g in index.groups
         ]
 
-    def _of_weights(self, model: nn.Module) -> Evidence:
+    def _of_weights(self, weights: Mapping[str, Tensor]) -> Evidence:
         with torch.no_grad():
-            weights = counted_weights(model, self.index.groups, self.criterion)
-            return {
-                name: kernel_sums(self.criterion.saliency(weight)).cpu().numpy()
-                for name, weight in weights.items()
-            }
+            sums = {n: kernel_sums(self.criterion.saliency(w)) for n, w in weights.items()}
+        return {name: table.cpu().numpy() for name, table in sums.items()}
 
     def scores(self, keep: np.ndarray) -> np.ndarray:
-        """Float64 per flat channel (without the last entry), +inf where it is gone already."""
-        sums = self._sums(keep)
+        """Return the scores with this flat mask: float64 (total,), +inf for channels
+        gone already.
+        """
         scores = np.full(self.index.total, np.inf)
-        index = self.index
-        for group, start, each, members in zip(
-            index.groups, index.starts, index.per_channel, self._members, strict=True
-        ):
-            left = np.flatnonzero(keep[start : start + group.size])
-            slices = [
-                np.bincount(m.group_channels, sums[m.name, m.kind][m.layer_channels], group.size)[
-                    left
-                ]
-                for m in members
-            ]
-            found = self.criterion.score(np.array(slices).reshape(len(members), len(left)) / each)
-            assert found.shape == left.shape and np.isfinite(found).all(), (
-                f"{type(self.criterion).__name__}: bad scores"
-            )
-            scores[start + left] = found
+        sums = self._sums(keep) if self.tables else {}
+        for number, group in enumerate(self.index.groups):
+            span = self.index.span(number)
+            left = np.flatnonzero(keep[span])
+            if isinstance(self.criterion, GroupCriterion):
+                found = self.criterion.score_group(group, self._gather(number, keep), keep[span])
+            else:
+                found = self.criterion.score(self._slice_sums(number, sums, left))
+            name = type(self.criterion).__name__
+            assert found.shape == left.shape and np.isfinite(found).all(), f"{name}: bad scores"
+            scores[span.start + left] = found
         return scores
 
+    def _slice_sums(
+        self, number: int, sums: Mapping[tuple[str, str], np.ndarray], left: np.ndarray
+    ) -> np.ndarray:
+        """Return float64 (coupled layers, channels left): the sums over each slice of a group."""
+        members, size = self._members[number], self.index.groups[number].size
+        slices = [
+            np.bincount(m.group_channels, sums[m.name, m.kind][m.layer_channels], size)[left]
+            for m in members
+        ]
+        each = self.index.per_channel[number]
+        return np.array(slices).reshape(len(members), len(left)) / each
+
+    def _gather(self, number: int, keep: np.ndarray) -> list[np.ndarray]:
+        """Return of each coupled layer of a group the slices (group.size, values), masked."""
+        size = self.index.groups[number].size
+        return [self._slices_of(member, size, keep) for member in self._members[number]]
+
+    def _slices_of(self, member: Member, size: int, keep: np.ndarray) -> np.ndarray:
+        """Return the slices of one layer; several layer channels of a group channel are joined."""
+        weight, index = self._slices[member.name], self.index
+        weight = weight.reshape(len(weight), -1) if weight.ndim == 1 else weight
+        if member.kind == "in":
+            weight = np.swapaxes(weight, 0, 1)
+        other = index.outs if member.kind == "in" else index.ins
+        if member.name in other:
+            there = keep[other[member.name]]
+            weight = weight * there.reshape(1, -1, *[1] * (weight.ndim - 2))
+        own = index.ins if member.kind == "in" else index.outs
+        weight = weight * keep[own[member.name]].reshape(-1, *[1] * (weight.ndim - 1))
+        rows = weight.reshape(len(weight), -1)[member.layer_channels]
+        return _joined(rows, member.group_channels, size)
+
     def _sums(self, keep: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-        """Sums of the slices of the masked layers by (layer, kind).
+        """Sum the slices of the masked layers, by (layer, kind).
 
         `einsum` rather than `@`: the same bits on any number of threads, and no threads that wait
         for products this small.
@@ -122,7 +150,7 @@ class GroupScores:
         weights = keep.astype(np.float64)
         for name, kind in {(m.name, m.kind) for members in self._members for m in members}:
             table = self.tables[name]
-            if kind == "norm":
+            if kind == "norm" or table.ndim == 1:
                 sums[name, kind] = table
             elif kind == "depthwise":
                 sums[name, kind] = table[:, 0]
@@ -133,17 +161,12 @@ class GroupScores:
         return sums
 
 
-def scores(
-    model: nn.Module,
-    groups: list[ChannelGroup],
-    criterion: Criterion,
-    masks: Masks | None = None,
-    evidence: Evidence | None = None,
-) -> dict[str, np.ndarray]:
-    """Float64 score per channel of each group, by group name; +inf where `masks` say that it is
-    gone.
-    """
-    index = ChannelIndex(model, groups)
-    keep = index.all_kept() if masks is None else index.flatten(masks)
-    flat = GroupScores(model, index, criterion, evidence).scores(keep)
-    return {g.name: flat[s : s + g.size] for g, s in zip(groups, index.starts, strict=True)}
+def _joined(rows: np.ndarray, group_channels: np.ndarray, size: int) -> np.ndarray:
+    """Put rows (layer channels, values) side by side by group channel: (size, values x most)."""
+    counts = np.bincount(group_channels, minlength=size)
+    most = int(counts.max(initial=1))
+    joined = np.zeros((size, most, rows.shape[1]))
+    order = np.argsort(group_channels, kind="stable")
+    place = np.concatenate([np.arange(n) for n in counts]) if len(order) else order
+    joined[group_channels[order], place] = rows[order]
+    return joined.reshape(size, -1)

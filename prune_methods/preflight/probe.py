@@ -1,6 +1,4 @@
-"""The proof before the cut: a quarter of all channels is taken off a copy, and the rest must
-compute what it did.
-"""
+"""Proof before the cut: remove a quarter of all channels from a copy and compare the outputs."""
 
 import copy
 import math
@@ -12,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune_methods.groups.channel_index import Masks
+from prune_methods.groups.channel_index import ChannelIndex, Masks
 from prune_methods.groups.graph import LIBRARY_ERRORS, TRACE_SIZE, ChannelGroup, one_line
-from prune_methods.surgery.cut import TOLERANCE, apply, largest_difference, zeroed
+from prune_methods.surgery.cut import TOLERANCE, cut, largest_difference, zero_channels
 
 SHARE = 0.25
 Item = TypeVar("Item")
@@ -23,33 +21,28 @@ Item = TypeVar("Item")
 def probe(
     model: nn.Module, groups: Sequence[ChannelGroup]
 ) -> tuple[list[ChannelGroup], list[tuple[ChannelGroup, str]]]:
-    """The groups that can be cut as the graph says, and those that cannot with what was measured.
+    """Split groups into those that can be cut as the graph says, and the others with the reason.
 
-    The model is left untouched.
-
-    All are tried at once; only where that fails the culprits are searched for.
+    All groups are tried at once; only where that fails the culprits are searched for. The model is
+    left untouched.
     """
     if not groups:
         return [], []
-    randomized = randomize_bn(model)
-    names = [g.name for g in groups]
+    index = ChannelIndex(randomize_bn(model), groups)
 
     def failure(chosen: list[ChannelGroup]) -> str | None:
         among = {g.name for g in chosen}
-        return _failure(
-            randomized,
-            groups,
-            {g.name: _some(g, names.index(g.name), g.name in among) for g in groups},
-        )
+        masks = {g.name: _mask(g, i, g.name in among) for i, g in enumerate(groups)}
+        return _failure(index, masks)
 
     return largest_passing(groups, failure)
 
 
 def randomize_bn(model: nn.Module) -> nn.Module:
-    """A copy whose batch norms have random scales and shifts, and statistics to fit.
+    """Return a copy whose batch norms have random scales and shifts, and statistics to fit.
 
-    A cut that takes the wrong channel shows only where channels differ: those of a new model, or
-    with a gamma of 0, do not.
+    A cut of the wrong channel shows only where channels differ. Channels of a new model, or with a
+    gamma of 0, do not.
     """
     randomized = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(0)
@@ -64,9 +57,10 @@ def randomize_bn(model: nn.Module) -> nn.Module:
     return randomized.eval()
 
 
-def _some(group: ChannelGroup, seed: int, chosen: bool) -> np.ndarray:
-    """A mask without a quarter of the channels, at least one of several; whole where the group is
-    not `chosen`.
+def _mask(group: ChannelGroup, seed: int, chosen: bool) -> np.ndarray:
+    """Return a mask without a quarter of the channels, or the whole one if not `chosen`.
+
+    At least one of several channels goes.
     """
     keep = np.ones(group.size, dtype=bool)
     if chosen:
@@ -75,9 +69,10 @@ def _some(group: ChannelGroup, seed: int, chosen: bool) -> np.ndarray:
     return keep
 
 
-def _failure(model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks) -> str | None:
+def _failure(index: ChannelIndex, masks: Masks) -> str | None:
+    """Return why a cut by these masks is wrong, or None."""
     try:
-        difference = largest_difference(apply(model, groups, masks), zeroed(model, groups, masks))
+        difference = largest_difference(cut(index, masks), zero_channels(index, masks))
     except LIBRARY_ERRORS as error:
         return f"a cut copy does not run ({one_line(error)})"
     if difference <= TOLERANCE:

@@ -21,6 +21,7 @@ from torch import nn
 
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.search.cost import Cost
+from prune_methods.search.plan import keep_first
 from utils.errors import UserError
 from utils.profiling import macs_by_module
 
@@ -29,7 +30,7 @@ NARROWEST = 0.25
 
 
 class TimeModel:
-    """Seconds of one batch as a function of the flat mask; what `keep_masks` takes as `cost_fn`.
+    """Seconds of one batch as a function of the flat mask; a `cost_fn` for `Target`.
 
     `terms`: float (4, layers), seconds of a, b, c and d at full width, the layers in the order of
     `cost.layers`.
@@ -53,13 +54,14 @@ class TimeModel:
 def narrowed(
     index: ChannelIndex, floors: np.ndarray, round_to: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """A flat mask that keeps a random share of each group, from a quarter to all, its first
-    channels.
+    """Return a flat mask that keeps the first channels of each group, a random share of them.
+
+    The share is drawn between a quarter and all; widths are multiples of `round_to` and not below
+    `floors`.
     """
     widths = np.ceil(index.sizes * generator.uniform(NARROWEST, 1, len(index.sizes))).astype(int)
     widths = np.minimum(np.maximum(-(-widths // round_to) * round_to, floors), index.sizes)
-    within = np.arange(index.total) - index.starts[index.group_of]
-    return np.append(within < widths[index.group_of], True)
+    return keep_first(index, widths)
 
 
 def fit_time_model(

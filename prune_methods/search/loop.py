@@ -1,245 +1,154 @@
-"""Shrink masks in small steps, scoring the masked model anew each time, until the target speed-up
-is met.
-"""
+"""Shrink masks in small steps, scoring the masked model anew each time, until the target is met."""
 
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from prune_methods.criteria.base import Criterion
 from prune_methods.criteria.scoring import Evidence, GroupScores
-from prune_methods.groups.channel_index import ChannelIndex, Masks
-from prune_methods.groups.graph import ChannelGroup
 from prune_methods.search.cost import Cost
-
-CostFn = Callable[[np.ndarray], float]
-"""What a target counts instead of MACs: flat mask of all groups -> e.g. seconds of the model that
-it leaves.
-"""
-# of equal size from all channels to none: 0.5 % of the channels a step, as Torch-Pruning's
-# published runs
-STEPS = 200
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What no group goes below; true clamps, whatever the step size.
-
-    `round_to`: widths that were cut are multiples of it (a group that starts at another width may
-    also stay whole).
-    """
-
-    min_channels: int = 4
-    max_ratio: float = 1.0  # largest share of a group's channels that may go
-    round_to: int = 1
+from prune_methods.search.plan import (
+    STEPS,
+    CostFn,
+    EvidenceSource,
+    Limits,
+    OnStep,
+    Pace,
+    Plan,
+    Step,
+    Target,
+    floors,
+    keep_first,
+)
 
 
-@dataclass(frozen=True)
-class Step:
-    """The masked model after a step: parameters of the training form, MACs of the deployed one."""
-
-    step: int
-    channels: int
-    parameters: int
-    macs: int
-    speed_up: float
+def reachable_speed_up(cost: Cost, limits: Limits, cost_fn: CostFn | None = None) -> float:
+    """Return the best speed-up within the limits, in MACs or in `cost_fn`: all groups at their
+    floor."""
+    index, amount = cost.index, cost_fn or cost.macs
+    smallest = keep_first(index, floors(index.sizes, limits, index.per_channel))
+    return amount(index.all_kept()) / amount(smallest)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to keep, how it came about, and whether the target was met.
-
-    Where the target is not in MACs, `reached` is the ratio that counts, known to within `tolerance`
-    of itself.
-    """
-
-    masks: Masks
-    steps: tuple[Step, ...]
-    base_macs: int
-    macs: int
-    target: float
-    reached: float | None = None
-    tolerance: float = 0.0
-
-    @property
-    def speed_up(self) -> float:
-        """MACs of the deployed model before over after."""
-        return self.base_macs / self.macs
-
-    @property
-    def ratio(self) -> float:
-        """What the target counts, before over after."""
-        return self.speed_up if self.reached is None else self.reached
-
-    @property
-    def met(self) -> bool:
-        """Whether this ratio is at least the target, within its tolerance."""
-        if self.reached is not None:
-            return self.reached * (1 + self.tolerance) >= self.target
-        return self.base_macs >= self.target * self.macs
-
-
-def floors(sizes: np.ndarray, limits: Limits, per_channel: np.ndarray | int = 1) -> np.ndarray:
-    """Channels that must stay in each group of the given sizes; each stands for `per_channel` of
-    its narrowest layer.
-    """
-    by_ratio = np.ceil(sizes * (1 - limits.max_ratio) - 1e-9).astype(int)
-    lowest = np.maximum(np.maximum(by_ratio, -(-limits.min_channels // per_channel)), 1)
-    rounded = -(-lowest // limits.round_to) * limits.round_to
-    return np.minimum(rounded, sizes)
-
-
-def reachable_speed_up(
-    model: nn.Module,
-    groups: list[ChannelGroup],
-    limits: Limits,
-    imgsz: int = 640,
-    cost_fn: CostFn | None = None,
-) -> float:
-    """The best speed-up that the limits allow, in MACs or in `cost_fn`: every group at
-    its floor.
-    """
-    index = ChannelIndex(model, groups)
-    amount: CostFn = cost_fn or Cost(model, index, imgsz).macs
-    within = np.arange(index.total) - index.starts[index.group_of]
-    keep = np.append(within < floors(index.sizes, limits, index.per_channel)[index.group_of], True)
-    return amount(index.all_kept()) / amount(keep)
-
-
-def keep_masks(
-    model: nn.Module,
-    groups: list[ChannelGroup],
+def shrink_masks(
+    cost: Cost,
     criterion: Criterion,
-    target: float,
-    *,
-    limits: Limits | None = None,
-    per_layer: bool = False,
-    max_steps: int = STEPS,
-    imgsz: int = 640,
-    on_step: Callable[[Step, Masks], None] | None = None,
-    measure: Callable[[Masks], Evidence] | None = None,
-    measure_every: int = 0,
-    cost_fn: CostFn | None = None,
+    target: Target,
+    limits: Limits,
+    pace: Pace,
+    source: EvidenceSource | None = None,
+    on_step: OnStep | None = None,
 ) -> Plan:
-    """Masks that reach `target` times fewer MACs (or less of `cost_fn`) with as few channels
-    removed as the ranking allows.
+    """Find masks that reach the target with as few channels removed as the ranking allows.
 
-    Channels are ranked over all groups, or within each (`per_layer`: all groups shrink by the same
-    share). The last step is bisected and filled up again, so that any channel of it back (one block
-    of `round_to`) would miss the target. Ends without having met it after `max_steps`, or where
-    every group is at its floor. `measure` gathers what a `GradientCriterion` needs (gradients.py),
-    from the whole model and, with `measure_every`, anew from the masked one every so many steps.
-    `cost_fn` counts instead of the MACs (latency.py); the channels rank as they do without it.
+    Channels rank by their scores whatever cost the target counts. The last step is bisected and
+    filled up again: any of its channels put back (a block of `round_to`) would miss the target.
+    The search ends without having met the target after `pace.max_steps`, or where every group is
+    at its floor.
+
+    Args:
+        cost: MACs by mask; knows the model and its channels.
+        criterion: the pruning method.
+        target: the speed-up, and the cost that counts.
+        limits: bounds of every group.
+        pace: size and number of steps, and what the ranking compares.
+        source: tables for a criterion that looks at data; None for one that needs weights only.
+        on_step: called after each step with its row and the masks.
+
+    Returns:
+        The plan; `plan.met` tells whether the target was reached.
     """
-    shrinking = _Shrinking(
-        model, groups, criterion, limits or Limits(), per_layer, imgsz, measure, cost_fn
-    )
-    whole = shrinking.amount(shrinking.index.all_kept())
-    goal = whole / target
+    masks = _ShrinkingMasks(cost, criterion, target, limits, source)
+    goal = masks.amount(masks.index.all_kept()) / target.speed_up
     steps: list[Step] = []
-    for number in range(1, max_steps + 1):
-        if shrinking.amount(shrinking.kept()) <= goal:
+    for number in range(1, pace.max_steps + 1):
+        if masks.amount(masks.kept()) <= goal:
             break
-        if measure and measure_every and number > 1 and (number - 1) % measure_every == 0:
-            shrinking.measure(measure)
-        order = shrinking.next_channels(number)
-        if not len(order) and not shrinking.room():
+        if source and source.every and number > 1 and (number - 1) % source.every == 0:
+            masks.collect()
+        order = masks.next_channels(number, pace.per_layer)
+        if not len(order) and masks.at_floor():
             break
-        shrinking.remove(order, goal)
-        steps.append(shrinking.state(number))
+        masks.remove(order, goal)
+        steps.append(masks.state(number))
         if on_step:
-            on_step(steps[-1], shrinking.index.by_group(shrinking.kept()))
-    keep = shrinking.kept()
-    cost = shrinking.cost
-    reached = whole / cost_fn(keep) if cost_fn else None
-    return Plan(
-        shrinking.index.by_group(keep), tuple(steps), cost.base, cost.macs(keep), target, reached
-    )
+            on_step(steps[-1], masks.index.by_group(masks.kept()))
+    return masks.plan(target, steps)
 
 
-class _Shrinking:
-    """The masks on their way down.
-
-    `removed_at[c]` says when flat channel c went; STAYS if it did not.
-    """
+class _ShrinkingMasks:
+    """The masks on their way down: `removed_at[c]` tells when flat channel c went, or STAYS."""
 
     STAYS = np.iinfo(np.int64).max
 
     def __init__(
         self,
-        model: nn.Module,
-        groups: list[ChannelGroup],
+        cost: Cost,
         criterion: Criterion,
+        target: Target,
         limits: Limits,
-        per_layer: bool,
-        imgsz: int,
-        measure: Callable[[Masks], Evidence] | None,
-        cost_fn: CostFn | None = None,
+        source: EvidenceSource | None,
     ):
-        self.model, self.criterion = model, criterion
-        self.index = ChannelIndex(model, groups)
-        self.cost = Cost(model, self.index, imgsz)
-        self.amount: CostFn = cost_fn or self.cost.macs
-        self.round_to, self.per_layer = limits.round_to, per_layer
+        self.cost, self.criterion, self.index = cost, criterion, cost.index
+        self.amount: CostFn = target.cost_fn or cost.macs
+        self.source, self.round_to = source, limits.round_to
         self.floors = floors(self.index.sizes, limits, self.index.per_channel)
         self.removed_at = np.full(self.index.total, self.STAYS)
-        self.measure(measure)
+        self.collect()
 
-    def measure(self, measure: Callable[[Masks], Evidence] | None) -> None:
-        """What the scores are made from, of the model as masked now."""
-        evidence = measure(self.index.by_group(self.marked())) if measure else None
-        self.sums = GroupScores(self.model, self.index, self.criterion, evidence)
+    def collect(self) -> None:
+        """Make the tables of scores from the model as masked now."""
+        evidence: Evidence | None = None
+        if self.source:
+            evidence = self.source.collect(self.index.by_group(self.marked()))
+        self.group_scores = GroupScores(self.index, self.criterion, evidence)
 
     def marked(self) -> np.ndarray:
-        """The flat mask before rounding."""
+        """Return the flat mask before rounding."""
         return np.append(self.removed_at == self.STAYS, True)
 
     def kept(self) -> np.ndarray:
-        """The flat mask, widths rounded up to multiples: what went last comes back first."""
+        """Return the flat mask, widths rounded up to multiples: the last to go come back first."""
         keep = self.marked()
         if self.round_to == 1:
             return keep
-        for start, size, left in zip(
-            self.index.starts, self.index.sizes, self.index.counts(keep), strict=True
-        ):
+        index = self.index
+        for start, size, left in zip(index.starts, index.sizes, index.counts(keep), strict=True):
             width = min(-(-left // self.round_to) * self.round_to, size)
             last_first = np.argsort(-self.removed_at[start : start + size], kind="stable")
             keep[start + last_first[:width]] = True
         return keep
 
-    def room(self) -> bool:
-        """Whether any group is above its floor."""
-        return bool((self.index.counts(self.marked()) > self.floors).any())
+    def at_floor(self) -> bool:
+        """Tell whether every group is at its floor."""
+        return bool((self.index.counts(self.marked()) <= self.floors).all())
 
-    def next_channels(self, number: int) -> np.ndarray:
-        """Flat channels that step `number` removes, in their order.
+    def next_channels(self, number: int, per_layer: bool) -> np.ndarray:
+        """Return the flat channels that step `number` removes, the lowest score first.
 
-        Ties go by index, so that the number is exact.
+        Ties go by number, so that the count is exact. With `per_layer` the weakest channels of
+        all groups come first, then all second weakest.
         """
         keep = self.marked()
         left = self.index.counts(keep)
-        scores = self.sums.scores(keep)
+        scores = self.group_scores.scores(keep)
         rank = self._rank_in_group(scores)
         group = self.index.group_of
         free = rank < (left - self.floors)[group]
-        if self.per_layer:
-            quota = left - (self.index.sizes * (1 - number / STEPS)).astype(int)
-            chosen = np.flatnonzero(free & (rank < quota[group]))
-            return chosen[
-                np.lexsort((chosen, rank[chosen]))
-            ]  # all groups' weakest first, then all second weakest
-        quota = left.sum() - int(self.index.total * (1 - number / STEPS))
+        share = 1 - number / STEPS
+        if per_layer:
+            to_remove = left - (self.index.sizes * share).astype(int)
+            chosen = np.flatnonzero(free & (rank < to_remove[group]))
+            return chosen[np.lexsort((chosen, rank[chosen]))]
+        to_remove = left.sum() - int(self.index.total * share)
         chosen = np.flatnonzero(free)
-        return chosen[np.argsort(scores[chosen], kind="stable")][: max(quota, 0)]
+        return chosen[np.argsort(scores[chosen], kind="stable")][: max(to_remove, 0)]
 
     def _rank_in_group(self, scores: np.ndarray) -> np.ndarray:
-        """0 for the lowest score of each group; those that are gone come last."""
+        """Return 0 for the lowest score of each group; channels that are gone come last."""
         order = np.lexsort((scores, self.index.group_of))
         rank = np.empty(self.index.total, dtype=int)
-        rank[order] = np.arange(self.index.total) - self.index.starts[self.index.group_of]
+        rank[order] = self.index.within_group()
         return rank
 
     def remove(self, order: np.ndarray, goal: float) -> None:
@@ -263,8 +172,9 @@ class _Shrinking:
         self._put_back(order[: needed - 1], goal)
 
     def _put_back(self, order: np.ndarray, goal: float) -> None:
-        """Of the channels that went in this step the best return as far as the goal allows: the
-        last one may have been costly.
+        """Return the best channels of this step as far as the goal allows.
+
+        The last channel to go may have been a costly one.
         """
         for channel in order[::-1]:
             before = self.removed_at[channel]
@@ -273,9 +183,18 @@ class _Shrinking:
                 self.removed_at[channel] = before
 
     def state(self, number: int) -> Step:
-        """The row of `prune.csv`."""
-        keep = self.kept()
-        macs = self.cost.macs(keep)
-        return Step(
-            number, int(keep[:-1].sum()), self.cost.parameters(keep), macs, self.cost.base / macs
-        )
+        """Return the row of a step."""
+        return step_of(self.cost, self.kept(), number)
+
+    def plan(self, target: Target, steps: list[Step]) -> Plan:
+        """Return the plan with the masks as they are."""
+        keep, cost_fn = self.kept(), target.cost_fn
+        reached = cost_fn(self.index.all_kept()) / cost_fn(keep) if cost_fn else None
+        masks, macs = self.index.by_group(keep), self.cost.macs(keep)
+        return Plan(masks, tuple(steps), self.cost.base, macs, target.speed_up, reached)
+
+
+def step_of(cost: Cost, keep: np.ndarray, number: int) -> Step:
+    """Return the row of a step from the flat mask after it."""
+    macs = cost.macs(keep)
+    return Step(number, int(keep[:-1].sum()), cost.parameters(keep), macs, cost.base / macs)

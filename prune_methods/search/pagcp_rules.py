@@ -1,5 +1,6 @@
-"""The rules of PAGCP (Ye et al., TPAMI 2023, arXiv 2303.11923): tolerances, ratios, which cuts
-stay; see pagcp_search.py.
+"""The rules of PAGCP: tolerances, ratios, and which cuts stay; `pagcp.py` searches by them.
+
+Source: Ye et al., TPAMI 2023, arXiv 2303.11923.
 """
 
 import math
@@ -16,13 +17,17 @@ COARSE = 4  # every fourth ratio is tried first
 
 @dataclass(frozen=True)
 class PagcpSettings:
-    """How much the losses may rise: a unit's share of it, the whole of a round, and what of it is
-    kept.
+    """Bounds on the rise of the losses.
 
-    The i-th cut unit (from 0) may raise a task's loss by `initial_rate` * lambda^i of what it was;
-    with `schedule` lambda is such that all units together could raise it `initial_thres` times,
-    without it lambda is 1. `topk`: share of the cut units that stay cut. `rounds`: most rounds,
-    each with tolerances that begin anew.
+    The i-th cut unit (from 0) may raise the loss of a task by the share `initial_rate` * lambda^i.
+
+    Attributes:
+        initial_rate: tolerance of the first unit, above 0.
+        initial_thres: factor by which all units of a round together may raise a loss; lambda
+            follows from it.
+        topk: share of the cut units that stay cut, above 0 and at most 1.
+        schedule: False keeps lambda at 1.
+        rounds: most rounds; tolerances begin anew in each.
     """
 
     initial_rate: float = 0.05
@@ -34,19 +39,23 @@ class PagcpSettings:
 
 @dataclass(frozen=True)
 class Cut:
-    """A unit's accepted cut: its flat channels that go, weakest first, the losses after it, and its
-    price: loss per MAC saved.
+    """An accepted cut of a unit.
+
+    Attributes:
+        unit: number of the unit.
+        removed: flat channels that go, the weakest first.
+        losses: of each task after the cut.
+        loss_per_mac: rise of all losses together for each MAC saved.
     """
 
     unit: int
     removed: Array
     losses: Array
-    price: float
+    loss_per_mac: float
 
 
 def decay(rate: float, threshold: float, units: int) -> float:
-    """Lambda with prod_{i < units} (1 + rate * lambda^i) = threshold; 1 for a single unit, which
-    has nothing to decay.
+    """Return lambda with prod_{i < units} (1 + rate * lambda^i) = threshold; 1 for a single unit.
 
     The logarithm of the product grows with lambda, so the root is bracketed, then bisected.
     """
@@ -55,9 +64,8 @@ def decay(rate: float, threshold: float, units: int) -> float:
         return 1.0
 
     def beyond(exponent: float) -> bool:
-        return sum(
-            math.log1p(rate * math.exp(min(i * exponent, 700.0))) for i in range(units)
-        ) > math.log(threshold)
+        rises = (rate * math.exp(min(i * exponent, 700.0)) for i in range(units))
+        return sum(map(math.log1p, rises)) > math.log(threshold)
 
     low, high = -1.0, 1.0
     while beyond(low):
@@ -71,26 +79,26 @@ def decay(rate: float, threshold: float, units: int) -> float:
 
 
 def width_after(now: int, twentieths: int, floor: int, round_to: int = 1) -> int:
-    """What is left of `now` channels after that share of them went: a multiple of `round_to`, not
-    below `floor`.
+    """Return the channels left of `now` after `twentieths` / 20 of them went.
+
+    The result is a multiple of `round_to` and not below `floor`.
     """
     left = now - now * twentieths // 20
     return min(now, max(-(-left // round_to) * round_to, floor))
 
 
 def widths_to_try(now: int, floor: int, round_to: int = 1) -> list[int]:
-    """The different widths that the ratios lead to, widest first."""
+    """Return the different widths that the ratios lead to, the widest first."""
     found = {width_after(now, ratio, floor, round_to) for ratio in TRIED} - {now}
     return sorted(found, reverse=True)
 
 
 def last_accepted(attempt: Callable[[int], T | None], number: int) -> T | None:
-    """What `attempt(place)` gives at the last place of 0 .. number - 1 before the first None; None
-    where the first one is.
+    """Return the result of `attempt(place)` at the last place before the first None.
 
-    Every fourth place is tried until one fails, then the places before that are bisected: this
-    takes it that nothing is accepted beyond a place that is not, as losses rise with what is
-    removed.
+    Places are 0 .. number - 1; None where the first place fails. Every fourth place is tried until
+    one fails, then the places before are bisected. The search assumes that no place beyond a
+    failing one is accepted, since losses rise with the number of removed channels.
     """
     best, low, high = None, -1, number
     for place in [*range(COARSE - 1, number - 1, COARSE), *([number - 1] if number else [])]:
@@ -110,9 +118,10 @@ def last_accepted(attempt: Callable[[int], T | None], number: int) -> T | None:
 
 
 def cheapest(cuts: Sequence[Cut], topk: float) -> list[Cut]:
-    """The `topk` share of the cuts (rounded up) that raise the loss least for what they save, in
-    the order of the search.
+    """Return the `topk` share of the cuts that raise the loss least per MAC saved.
+
+    The share is rounded up; cuts come in the order of the search.
     """
     number = math.ceil(topk * len(cuts) - 1e-9)
-    chosen = sorted(range(len(cuts)), key=lambda place: cuts[place].price)[:number]
+    chosen = sorted(range(len(cuts)), key=lambda place: cuts[place].loss_per_mac)[:number]
     return [cuts[place] for place in sorted(chosen)]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prune_methods.search.cost import COST_SIZE, Cost
-from prune_methods.sparsity.estimate import SMALL, Outcome
+from prune_methods.search.cost import Cost
+from prune_methods.sparsity.estimate import Outcome
 from prune_methods.sparsity.hook import Sparsity
-from prune_methods.sparsity.penalties import GroupRegPenalty, Penalty
+from prune_methods.sparsity.penalties import SMALL, Penalty
 from prune_methods.sparsity.plots import plot_evolution, plot_heatmap, plot_histogram
 from utils.engine.hooks import Hook, TrainerState
 from utils.engine.precision import all_finite
@@ -99,32 +99,27 @@ class BNStatsLogger(Hook):
         )
 
     def verdict(self, trainer: TrainerState) -> str:
-        """In words, with the speed-up that cutting the channels below .01 gives."""
-        found = self.sparsity
+        """Return the verdict, with the speed-up that cutting the channels below .01 gives."""
+        found, penalty = self.sparsity, self.sparsity.penalty
         assert found.start is not None and found.reg is not None
+        strength, forecast = penalty.strength(found.reg), found.forecast
         # A clipped quadratic penalty may well be what makes the gradient so long: more of it would
         # not get through.
-        held_back = found.penalty.quadratic and found.clip < 0.9
-        grows = isinstance(found.penalty, GroupRegPenalty)
-        strength = (
-            found.penalty.delta_reg if isinstance(found.penalty, GroupRegPenalty) else found.reg
-        )
-        maps = [
-            float(row["metrics/mAP_0.5:0.95"])
-            for row in trainer.history
-            if "metrics/mAP_0.5:0.95" in row
-        ]
+        held_back = penalty.quadratic and found.clip < 0.9
+        column = "metrics/mAP_0.5:0.95"
+        maps = [float(row[column]) for row in trainer.history if column in row]
         return Outcome(
             share=found.share,
-            speed_up=free_speed_up(trainer.ema.model, found.penalty),
+            speed_up=free_speed_up(trainer.ema.model, penalty),
             start=found.start,
             mean=found.mean,
-            expected=found.start if found.expected is None else found.expected,
+            expected=forecast.expected[0] if forecast else found.start,
             reg=strength,
-            wanted=found.wanted,
+            wanted=forecast.wanted if forecast else None,
             clip=found.clip,
-            cap=strength if held_back else found.penalty.cap,
-            grows=grows,
+            cap=strength if held_back else penalty.cap,
+            option=penalty.option,
+            grows=penalty.grows,
             best_map=max(maps, default=0.0),
             last_map=maps[-1] if maps else 0.0,
         ).verdict()
@@ -224,7 +219,7 @@ def free_speed_up(model: nn.Module, penalty: Penalty) -> float:
     keep[-1] = True
     for start, size in zip(index.starts, index.sizes, strict=True):
         keep[start + int(largest[start : start + size].argmax())] = True
-    cost = Cost(model, index, COST_SIZE)
+    cost = Cost(index.of(model))
     return cost.base / cost.macs(keep)
 
 

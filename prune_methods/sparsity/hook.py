@@ -1,6 +1,4 @@
-"""Sparse training as a hook: a penalty on every step, its schedule, and the figures that show what
-it does.
-"""
+"""Sparse training as a hook: a penalty on every step, its schedule, and figures of its effect."""
 
 from typing import Any, cast
 
@@ -8,16 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from prune_methods.sparsity.estimate import (
-    SMALL,
-    auto_delta,
-    auto_reg,
-    decay_factor,
-    describe_estimate,
-    estimate_gamma,
-    step_sizes,
-)
-from prune_methods.sparsity.penalties import GroupRegPenalty, Penalty
+from prune_methods.sparsity.estimate import describe_estimate
+from prune_methods.sparsity.penalties import SMALL, Forecast, Penalty
+from prune_methods.sparsity.step_sizes import decay_factor, step_sizes
 from utils.engine.hooks import Hook, TrainerState
 from utils.engine.trainer import MAX_GRAD_NORM, READ_EVERY
 from utils.errors import UserError
@@ -25,12 +16,11 @@ from utils.log import LOGGER
 
 
 class Sparsity(Hook):
-    """Adds `penalty` to the gradients once an optimizer step, after unscale and before clip.
+    """Add `penalty` to the gradients once an optimizer step, after unscale and before clip.
 
-    `reg` None solves for zero at 70 % of the run (group_reg: its growth too). `decay`: linear,
-    cosine or constant, down to reg * `end_factor`. Make it before the optimizer is built: it
-    switches weight decay off for the layers that it works on (`decay_free`). The figures are those
-    of the averaged model, which is what is validated, saved and pruned.
+    Make the hook before the optimizer is built: weight decay is switched off for the layers that
+    the penalty pulls (`decay_free`). Figures are those of the averaged model, which is validated,
+    saved and pruned.
     """
 
     def __init__(
@@ -42,12 +32,20 @@ class Sparsity(Hook):
         decay: str = "linear",
         end_factor: float = 0.01,
     ):
+        """Prepare the run.
+
+        Args:
+            model: the model in training.
+            penalty: the term.
+            reg: its strength; None settles on zero at 70 % of the run.
+            decay: fall of reg over the epochs: linear, cosine or constant.
+            end_factor: reg of the last epoch over reg.
+        """
         self.penalty, self.reg, self.decay, self.end_factor = penalty, reg, decay, end_factor
         self.start: float | None = None  # mean |gamma| before the first step
-        self.expected: float | None = None  # mean |gamma| that the penalty alone would leave
-        self.wanted: float | None = None  # what --reg auto would choose
-        self.strength = 0.0
-        self._clipped = torch.zeros(2)  # sum and number of the looked at steps' clipping factors
+        self.forecast: Forecast | None = None  # unknown under Adam
+        self.strength = 0.0  # of this epoch
+        self._clipped = torch.zeros(2)  # sum and number of the clipping factors looked at
         for name in penalty.layers:
             cast(Any, model.get_submodule(name)).decay_free = True
 
@@ -135,6 +133,7 @@ class Sparsity(Hook):
         self.penalty.load_state_dict(state["penalty"])
 
     def _estimate(self, trainer: TrainerState) -> None:
+        """Say how far the penalty gets in this run, and settle `--reg auto`."""
         assert self.start is not None
         if "momentum" not in trainer.optimizer.param_groups[0]:
             if self.reg is None:
@@ -147,24 +146,9 @@ class Sparsity(Hook):
             )
             return
         steps = step_sizes(trainer.schedule, trainer.epochs, self._factor)
-        auto, wanted = self.reg is None, auto_reg(self.penalty, steps, self.start)
-        if self.reg is None:
-            self.reg = wanted
-        delta = None
-        if isinstance(self.penalty, GroupRegPenalty):
-            wanted = auto_delta(self.penalty, steps, self.reg)
-            if auto and wanted < float("inf"):
-                self.penalty.delta_reg = wanted
-            delta = self.penalty.delta_reg
-        self.wanted = wanted
-        left = estimate_gamma(self.penalty, steps, self.reg, self.start)
-        self.expected = left[0]
-        nominal = trainer.schedule.hyp.nbs
-        LOGGER.info(
-            describe_estimate(
-                self.reg, self.start, left, self.wanted, nominal, self.penalty.cap, delta
-            )
-        )
+        self.forecast = self.penalty.forecast(steps, self.start, self.reg)
+        self.reg = self.forecast.reg
+        LOGGER.info(describe_estimate(self.forecast, trainer.schedule.hyp.nbs))
 
 
 def _gammas(model: nn.Module, norms: list[str]) -> dict[str, Tensor]:

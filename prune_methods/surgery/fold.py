@@ -1,17 +1,17 @@
-"""What a removed channel still said: its constant part moves into the layers that read it.
+"""Fold the constant part of removed channels into the layers that read them.
 
-A channel whose batch norm scale is near 0 is not silent, it says act(beta) everywhere (Ye et al.,
+A channel whose batch norm scale is near 0 still has the value act(beta) everywhere (Ye et al.,
 Rethinking the Smaller-Norm-Less-Informative Assumption, ICLR 2018, arXiv 1802.00124, section 4).
-Cutting it takes that constant away from every reader. With a larger scale act(beta) is not even the
-mean of what is lost - SiLU is curved, beta often negative - and folding it made dense models worse:
-such channels are left alone.
+Cutting the channel takes that constant away from every reader.
 
-At zero-padded borders the fold is inexact: there a reader sees fewer than all of its taps, the
+Channels with a larger scale are left alone. There act(beta) is not even the mean of the channel,
+since SiLU is curved and beta is often negative; folding it made dense models worse.
+
+At zero-padded borders the fold is inexact: a reader sees fewer than all of its taps there, the
 folded constant counts them all.
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune_methods.groups.channel_index import ChannelIndex, Masks
-from prune_methods.groups.graph import ChannelGroup, raw_outputs
+from prune_methods.groups.graph import raw_outputs
 
 PROBE_SIZE = 256  # pixels: maps of the coarsest level are large enough to have an inside
-SILENT = (
-    0.1  # |gamma| below it: the mean of SiLU(beta + gamma z) is within .25 gamma^2 of SiLU(beta)
-)
+# |gamma| below it: the mean of SiLU(beta + gamma z) is within .25 gamma^2 of SiLU(beta)
+SILENT = 0.1
 SAME = 1e-4  # relative difference of two probes below which a channel counts as constant
 
 
 @dataclass(frozen=True)
 class Folded:
-    """How many reads of removed channels were made up for, and how many were not: the channel is
+    """Numbers of reads of removed channels: folded, and left because the channel is
     not constant.
     """
 
@@ -40,49 +39,60 @@ class Folded:
     left: int
 
 
-def fold_constants(
-    model: nn.Module, groups: Sequence[ChannelGroup], masks: Masks, smaller: nn.Module
-) -> Folded:
-    """Add to `smaller`, cut from `model` by `masks`, what the removed channels' constants gave to
-    its layers, in place.
+def fold_constants(index: ChannelIndex, masks: Masks, smaller: nn.Module) -> Folded:
+    """Add the constants of removed channels to the layers of `smaller` that read them, in place.
 
-    A reader followed by a batch norm takes it into the running mean, another one into its bias.
+    A reader followed by a batch norm takes the constant into the running mean, another one into
+    its bias.
+
+    Args:
+        index: the channels of the uncut model.
+        masks: what was kept.
+        smaller: the model cut by the masks.
     """
-    index = ChannelIndex(model, groups)
     keep = index.flatten(masks)
-    silent = _silent(model, index)
-    readers = {
-        name: gone
-        for name, ins in index.ins.items()
-        if len(gone := np.flatnonzero(~keep[ins] & silent[ins]))
-    }
-    said, norms = _constants(model, index, keep, readers)
-    folded, left = 0, sum(int((~keep[ins] & ~silent[ins]).sum()) for ins in index.ins.values())
-    with torch.no_grad():
-        for name, gone in readers.items():
-            outs = torch.from_numpy(np.flatnonzero(keep[index.outs[name]]))
-            layer: Any = model.get_submodule(name)
-            value = said.get(name)
-            target = _target(smaller, name, norms.get(name))
-            if value is None or target is None:
-                left += len(gone)
-                continue
-            constant = value.isfinite()
-            folded, left = folded + int(constant.sum()), left + int((~constant).sum())
-            taps = (
-                layer.weight[:, torch.from_numpy(gone)].flatten(2).sum(2)
-                if layer.weight.dim() > 2
-                else layer.weight[:, gone]
-            )
-            lost = taps @ torch.where(constant, value, torch.zeros_like(value)).to(taps)
-            tensor, sign = target
-            tensor += sign * lost[outs.to(lost.device)]
+    silent = _silent(index)
+    readers: dict[str, np.ndarray] = {}
+    left = 0
+    for name, ins in index.ins.items():
+        left += int((~keep[ins] & ~silent[ins]).sum())
+        gone = np.flatnonzero(~keep[ins] & silent[ins])
+        if len(gone):
+            readers[name] = gone
+    values, norms = _constants(index, keep, readers)
+    folded = 0
+    for name, gone in readers.items():
+        target = _target(smaller, name, norms.get(name))
+        if name not in values or target is None:
+            left += len(gone)
+            continue
+        constant = values[name].isfinite()
+        folded, left = folded + int(constant.sum()), left + int((~constant).sum())
+        outs = np.flatnonzero(keep[index.outs[name]])
+        _add(index.model.get_submodule(name), gone, values[name], outs, target)
     return Folded(folded, left)
 
 
+@torch.no_grad()
+def _add(
+    layer: Any, gone: np.ndarray, value: Tensor, outs: np.ndarray, target: tuple[Tensor, int]
+) -> None:
+    """Add to the target what a layer's remaining outputs `outs` got from its inputs `gone`.
+
+    `value` is the constant of each of these inputs, NaN where an input is not constant.
+    """
+    weight = layer.weight[:, torch.from_numpy(gone)]
+    taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    finite = torch.where(value.isfinite(), value, torch.zeros_like(value))
+    lost = taps @ finite.to(taps)
+    tensor, sign = target
+    tensor += sign * lost[torch.from_numpy(outs).to(lost.device)]
+
+
 def _target(smaller: nn.Module, reader: str, norm: str | None) -> tuple[Tensor, int] | None:
-    """The tensor of the cut model that takes a reader's constant, and its sign: a mean is
-    subtracted.
+    """Return the tensor of the cut model that takes a reader's constant, and its sign.
+
+    A running mean is subtracted, so its sign is -1; None where nothing can take the constant.
     """
     if norm is not None:
         mean = smaller.get_submodule(norm).running_mean
@@ -91,48 +101,49 @@ def _target(smaller: nn.Module, reader: str, norm: str | None) -> tuple[Tensor, 
     return (bias, 1) if isinstance(bias, Tensor) else None
 
 
-def _silent(model: nn.Module, index: ChannelIndex) -> np.ndarray:
-    """Of the flat channels those whose every batch norm has a scale near 0; the last entry is
-    False.
-    """
+def _silent(index: ChannelIndex) -> np.ndarray:
+    """Return the flat mask of channels whose every batch norm has a scale near 0; last is False."""
     silent = np.append(np.ones(index.total, dtype=bool), False)
-    for name, module in model.named_modules():
+    for name, module in index.model.named_modules():
         if isinstance(module, _BatchNorm) and isinstance(module.weight, Tensor):
-            silent[index.outs[name][(module.weight.detach().abs() >= SILENT).cpu().numpy()]] = False
+            loud = (module.weight.detach().abs() >= SILENT).cpu().numpy()
+            silent[index.outs[name][loud]] = False
     return silent
 
 
 def _constants(
-    model: nn.Module, index: ChannelIndex, keep: np.ndarray, readers: dict[str, np.ndarray]
+    index: ChannelIndex, keep: np.ndarray, readers: dict[str, np.ndarray]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Value of every removed channel at its readers, NaN where it is not constant; and the batch
-    norm right after a reader.
+    """Measure the value of every removed channel at its readers.
 
-    Found by running a copy whose removed channels have no scale, but their shift, on two random
-    images: whatever lies between (activations, sums, concatenations, pools, implicits) is in it.
-    The middle pixel has no border in reach.
+    A copy whose removed channels have their shift but no scale runs on two random images, so that
+    everything in between counts: activations, sums, concatenations, pools, implicits. The middle
+    pixel has no border in reach.
+
+    Returns:
+        Reader -> values, NaN where a channel is not constant; reader -> batch norm right after.
     """
-    probe = copy.deepcopy(model).eval()
+    probe = copy.deepcopy(index.model).eval()
     with torch.no_grad():
-        for name, outs in index.outs.items():
-            module = (
-                probe.get_submodule(name) if name not in dict(probe.named_parameters()) else None
-            )
+        for name, module in probe.named_modules():
             if isinstance(module, _BatchNorm) and module.weight is not None:
-                module.weight[torch.from_numpy(~keep[outs]).to(module.weight.device)] = 0
+                gone = torch.from_numpy(~keep[index.outs[name]])
+                module.weight[gone.to(module.weight.device)] = 0
     first, norms = _middles(probe, readers, seed=0)
     second, _ = _middles(probe, readers, seed=1)
-    same = {
-        name: (first[name] - second[name]).abs() <= SAME * (1 + first[name].abs()) for name in first
-    }
-    return {name: torch.where(same[name], first[name], torch.nan) for name in first}, norms
+    values: dict[str, Tensor] = {}
+    for name, value in first.items():
+        same = (value - second[name]).abs() <= SAME * (1 + value.abs())
+        values[name] = torch.where(same, value, torch.nan)
+    return values, norms
 
 
 def _middles(
     probe: nn.Module, readers: dict[str, np.ndarray], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Inputs of the readers' removed channels at the middle pixel for one random image, and the
-    batch norm after each reader.
+    """Run one random image; return what readers see of removed channels at the middle pixel.
+
+    The second result names the batch norm right after each reader.
     """
     values: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -140,10 +151,7 @@ def _middles(
 
     def read(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            x = inputs[0]
-            middle = (
-                x[0, :, x.shape[2] // 2, x.shape[3] // 2] if x.dim() == 4 else x.flatten(0, -2)[0]
-            )
+            middle = _middle_pixel(inputs[0])
             values[name] = middle[torch.from_numpy(readers[name]).to(middle.device)]
             outputs[name] = output
 
@@ -151,24 +159,24 @@ def _middles(
 
     def follow(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            norms.update(
-                {reader: name for reader, output in outputs.items() if output is inputs[0]}
-            )
+            before = [reader for reader, output in outputs.items() if output is inputs[0]]
+            norms.update(dict.fromkeys(before, name))
 
         return hook
 
     handles = [probe.get_submodule(name).register_forward_hook(read(name)) for name in readers]
-    handles += [
-        m.register_forward_pre_hook(follow(n))
-        for n, m in probe.named_modules()
-        if isinstance(m, _BatchNorm)
-    ]
-    parameter = next(probe.parameters())
-    x = torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(seed)).to(
-        parameter
-    )
+    for name, module in probe.named_modules():
+        if isinstance(module, _BatchNorm):
+            handles.append(module.register_forward_pre_hook(follow(name)))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(next(probe.parameters()))
     with torch.no_grad():
         raw_outputs(probe(x))
     for handle in handles:
         handle.remove()
     return values, norms
+
+
+def _middle_pixel(x: Tensor) -> Tensor:
+    """Return the channels of the middle pixel of (N, C, H, W), or of the first row of (..., C)."""
+    return x[0, :, x.shape[2] // 2, x.shape[3] // 2] if x.dim() == 4 else x.flatten(0, -2)[0]

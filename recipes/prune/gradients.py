@@ -1,11 +1,9 @@
-"""What some pruning methods need beside the weights: gradients on training images, or weights that
-were trained sparse.
-"""
+"""What some methods need beside weights: gradients or outputs on images, or sparse training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +14,21 @@ from models import Model
 from models.checkpoint import load_checkpoint
 from models.importer import is_official
 from prune_methods import (
-    ChannelGroup,
+    ActivationCriterion,
+    ChannelIndex,
     Criterion,
     Evidence,
+    EvidenceSource,
     GradientCriterion,
     Losses,
     Masks,
+    Prunable,
+    activation_evidence,
     gradient_evidence,
-    zeroed,
 )
-from prune_methods.sparsity.estimate import SMALL
+from prune_methods.sparsity.penalties import SMALL
 from prune_methods.surgery.recalibrate import recalibrate_bn
+from recipes.prune.context import PruneRun
 from utils.config import load_hyp
 from utils.images import unit_range
 from utils.log import LOGGER
@@ -37,44 +39,69 @@ from utils.options.prune import PruneOptions
 SPARSE_SHARE = 0.05  # of all channels; ordinary training leaves next to none
 
 
-def measured(
-    model: Model,
-    groups: list[ChannelGroup],
-    criterion: Criterion,
-    loader: DetectionLoader,
-    opt: PruneOptions,
-) -> Callable[[Masks], Evidence] | None:
-    """What `keep_masks` calls for the gradients of the model as masked, or None for a method that
-    needs none.
-
-    A masked model first gets batch norm statistics of its own, as the pruned one will: with the old
-    ones its loss, and the gradients with it, would be those of a broken model.
-    """
-    if not isinstance(criterion, GradientCriterion):
-        if idle := [
-            name for name in changed_options(opt) if name in ("--recalib-every", "--calib-batches")
-        ]:
-            LOGGER.warning(f"{', '.join(idle)}: no effect, {opt.method} uses no gradients")
-        return None
-    losses = detection_losses(model, loader, opt)
-
-    def measure(masks: Masks) -> Evidence:
-        masked = zeroed(model, groups, masks)
-        if not all(mask.all() for mask in masks.values()):
-            recalibrate_bn(masked, loader, min(opt.calib_batches, opt.recalibrate_batches))
+def evidence_source(
+    run: PruneRun, prunable: Prunable, criterion: Criterion
+) -> EvidenceSource | None:
+    """Return what gathers gradients or outputs of the masked model; None for weights alone."""
+    if isinstance(criterion, GradientCriterion):
+        model = cast(Model, prunable.model)
+        losses = detection_losses(model, run.plain_loader, run.opt)
         unit = "image" if criterion.per_image else "batch"
-        LOGGER.info(
-            f"Gradients of {min(opt.calib_batches, len(loader))} training batches, one pass per"
-            f" {unit}"
-        )
-        return gradient_evidence(masked, groups, criterion, losses)
+        what = f"Gradients of {{}} training batches, one pass per {unit}"
 
-    return measure
+        def gather(index: ChannelIndex) -> Evidence:
+            return gradient_evidence(index, criterion, losses)
+
+    elif isinstance(criterion, ActivationCriterion):
+        what = "Outputs on {} training batches"
+
+        def gather(index: ChannelIndex) -> Evidence:
+            return activation_evidence(index, criterion, calibration_images(index.model, run))
+
+    else:
+        warn_of_idle_calibration(run.opt)
+        return None
+
+    def collect(masks: Masks) -> Evidence:
+        index = prunable.index.of(masked_model(run, prunable, masks))
+        LOGGER.info(what.format(min(run.opt.calib_batches, len(run.plain_loader))))
+        return gather(index)
+
+    return EvidenceSource(collect, run.opt.recalib_every)
+
+
+def masked_model(run: PruneRun, prunable: Prunable, masks: Masks) -> nn.Module:
+    """Return a copy with the masked channels at zero and batch norm statistics of its own.
+
+    The pruned model will have statistics of its own too: the old ones would give the loss, the
+    gradients and the outputs of a broken model. Where nothing is masked the statistics stay.
+    """
+    masked = prunable.zero_channels(masks)
+    if not all(mask.all() for mask in masks.values()):
+        batches = min(run.opt.calib_batches, run.opt.recalibrate_batches)
+        recalibrate_bn(masked, run.plain_loader, batches)
+    return masked
+
+
+def warn_of_idle_calibration(opt: PruneOptions) -> None:
+    """Warn of options that a method without data does not read."""
+    given = changed_options(opt)
+    idle = [name for name in given if name in ("--recalib-every", "--calib-batches")]
+    if idle:
+        LOGGER.warning(f"{', '.join(idle)}: no effect, {opt.method} uses no gradients")
+
+
+def calibration_images(model: nn.Module, run: PruneRun) -> Iterator[Tensor]:
+    """Yield the images of the first `--calib-batches` batches, in 0..1, on the model's device."""
+    device = next(model.parameters()).device
+    for batch in islice(run.plain_loader, run.opt.calib_batches):
+        yield unit_range(batch.images.to(device))
 
 
 def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -> Losses:
-    """The detection loss of the first `--calib-batches` batches, a batch's multiplied by its size,
-    as in training.
+    """Return what yields the detection loss of the first `--calib-batches` batches.
+
+    The loss of a batch is multiplied by its size, as in training.
     """
     loss = calibration_loss(model, opt)
 
@@ -82,30 +109,25 @@ def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -
         device = next(measured.parameters()).device
         for batch in islice(loader, opt.calib_batches):
             images, targets = unit_range(batch.images.to(device)), batch.targets.to(device)
-            for part, labels in (
-                single_images(images, targets) if per_image else [(images, targets)]
-            ):
+            whole = [(images, targets)]
+            for part, labels in single_images(images, targets) if per_image else whole:
                 yield loss(measured(part)[1], labels)[0]
 
     return losses
 
 
 def calibration_loss(model: Model, opt: PruneOptions) -> DetectionLoss:
-    """The loss of the finetune, for any cut of the model; without autobalance, which would move
-    with every pass.
+    """Return the loss of the finetune, for any cut of the model.
+
+    Autobalance is off: it would move with every pass.
     """
-    hyp = (
-        load_hyp(opt.finetune_hyp)
-        .scaled(model.head.nl, model.nc, opt.imgsz)
-        .replace(autobalance=False)
-    )
+    hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz)
+    hyp = hyp.replace(autobalance=False)
     return build_loss(model, hyp, opt.loss)
 
 
 def single_images(images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch as batches of one: images (1, 3, H, W) and their targets, whose image number becomes
-    0.
-    """
+    """Split a batch into batches of one: images (1, 3, H, W) and targets of image number 0."""
     for number in range(len(images)):
         own = targets[targets[:, 0] == number].clone()
         own[:, 0] = 0

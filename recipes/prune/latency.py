@@ -1,6 +1,4 @@
-"""Time, not MACs: what base and pruned model take side by side, and the search for masks that meet
-a target in time.
-"""
+"""Measured time: base and pruned model side by side, and the search for a target in time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Model
-from prune_methods import PRUNERS, ChannelGroup, Limits, Plan, apply, reachable_speed_up
-from prune_methods.groups.channel_index import ChannelIndex
-from prune_methods.search.cost import Cost
+from prune_methods import PRUNERS, Limits, Plan, Prunable
 from prune_methods.search.latency import (
     LayerClock,
     TimeModel,
@@ -22,7 +18,8 @@ from prune_methods.search.latency import (
     fit_time_model,
     narrowed,
 )
-from prune_methods.search.loop import floors
+from prune_methods.search.plan import floors
+from recipes.prune.context import limits_of
 from recipes.report import forward_of
 from utils.comparison import slow_note
 from utils.engine.device import device_name
@@ -42,7 +39,7 @@ CPU_MACS = 16e9  # of one forward pass that a CPU is given at most: about a seco
 
 @dataclass(frozen=True)
 class LatencySetup:
-    """What time is measured on. Precision is float32."""
+    """Conditions of a measurement; precision is float32, `seconds` bounds its length."""
 
     device: torch.device
     batch: int
@@ -57,8 +54,13 @@ class LatencySetup:
 
 @dataclass(frozen=True)
 class Timing:
-    """Base and pruned model run in turn: medians in ms a batch, base / pruned, and two standard
-    errors of that ratio.
+    """Times of base and pruned model run in turn.
+
+    Attributes:
+        base_ms, pruned_ms: medians, ms a batch.
+        ratio: median of base / pruned.
+        error: two standard errors of the ratio.
+        rounds: pairs of runs.
     """
 
     base_ms: float
@@ -77,8 +79,9 @@ class Timing:
 
 
 def latency_setup(model: Model, opt: PruneOptions) -> LatencySetup:
-    """Device, batch and image size of a run; `--latency-batch 0`: 32, on a CPU the largest power of
-    two within `CPU_MACS`.
+    """Return device, batch and image size of a run.
+
+    `--latency-batch 0` means 32, on a CPU the largest power of two within `CPU_MACS`.
     """
     device, batch = next(model.parameters()).device, opt.latency_batch
     if not batch and device.type == "cpu":
@@ -93,19 +96,18 @@ def compare(
     setting: LatencySetup,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Both models deployed and run in turn."""
-    work = {
-        name: forward_of(
-            model.fuse(), setting.imgsz, setting.batch, half=False, device=setting.device
-        )
-        for name, model in (("base", base), ("pruned", pruned))
-    }
+    """Deploy both models, run them in turn and return their times."""
+
+    def forward(model: Model) -> Callable[[], None]:
+        return forward_of(model.fuse(), setting.imgsz, setting.batch, False, setting.device)
+
+    work = {"base": forward(base), "pruned": forward(pruned)}
     times = alternate(work, setting.seconds, LEAST_ROUNDS, setting.device, clock)
     return timing_of(times["base"], times["pruned"])
 
 
 def timing_of(base: Sequence[float], pruned: Sequence[float]) -> Timing:
-    """Figures of seconds measured in pairs.
+    """Summarise seconds that were measured in pairs.
 
     The error of a median is 1.25 sigma / sqrt(n), sigma 1.48 median deviations.
     """
@@ -117,19 +119,16 @@ def timing_of(base: Sequence[float], pruned: Sequence[float]) -> Timing:
 
 
 def both_ratios(model: Model, smaller: Model, opt: PruneOptions) -> list[str]:
-    """Lines for log and report: MACs and time of base against pruned, and a warning where few of
-    the MACs became time.
+    """Return lines for log and report: MACs and measured time of base against pruned model.
+
+    A warning follows where few of the MACs became time; none at all with `--latency-seconds 0`.
     """
     if not opt.latency_seconds:
         return []
-    setting = latency_setup(model, opt)
-    timing, speed_up = (
-        compare(model, smaller, setting),
-        model.info(opt.imgsz)["macs"] / smaller.info(opt.imgsz)["macs"],
-    )
-    line = (
-        f"{speed_up:.2f}x fewer MACs, measured time {timing}; deployed models in turn, {setting}."
-    )
+    setup = latency_setup(model, opt)
+    timing = compare(model, smaller, setup)
+    speed_up = model.info(opt.imgsz)["macs"] / smaller.info(opt.imgsz)["macs"]
+    line = f"{speed_up:.2f}x fewer MACs, measured time {timing}; deployed models in turn, {setup}."
     LOGGER.info(line)
     note = slow_note("The pruned model", speed_up, timing.ratio)
     if note:
@@ -138,41 +137,44 @@ def both_ratios(model: Model, smaller: Model, opt: PruneOptions) -> list[str]:
 
 
 def time_model(
-    model: Model,
-    groups: list[ChannelGroup],
+    prunable: Prunable,
     limits: Limits,
-    setting: LatencySetup,
+    setup: LatencySetup,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TimeModel:
-    """Measure the layers of the model and of randomly narrowed copies in turn, and fit_time_model
-    the times of all widths to them.
+    """Measure the layers of the model and of narrowed copies in turn, and fit a model of time.
+
+    Args:
+        prunable: the model and its channels.
+        limits: bounds of the copies' widths, which are drawn at random.
+        setup: device, batch and image size.
+        clock: seconds.
+
+    Returns:
+        Seconds of one batch by flat mask.
     """
-    index = ChannelIndex(model, groups)
-    cost, everything = Cost(model, index), index.all_kept()
+    index, cost = prunable.index, prunable.cost()
+    everything = index.all_kept()
     lowest, generator = floors(index.sizes, limits, index.per_channel), np.random.default_rng(0)
-    keeps = [
-        everything,
-        *(narrowed(index, lowest, limits.round_to, generator) for _ in range(COPIES)),
-    ]
+    copies = [narrowed(index, lowest, limits.round_to, generator) for _ in range(COPIES)]
+    keeps = [everything, *copies]
     samples: dict[str, list[np.ndarray]] = {str(n): [] for n in range(len(keeps))}
-    images = torch.rand(setting.batch, 3, setting.imgsz, setting.imgsz, device=setting.device)
+    images = torch.rand(setup.batch, 3, setup.imgsz, setup.imgsz, device=setup.device)
     images = images.contiguous(memory_format=torch.channels_last)
 
     def work(number: int, keep: np.ndarray) -> Callable[[], None]:
-        deployed = cast(Model, apply(model, groups, index.by_group(keep))).fuse()
-        layers = LayerClock(deployed, deployed_layers(cost, deployed), setting.device, clock)
+        deployed = cast(Model, prunable.cut(index.by_group(keep))).fuse()
+        layers = LayerClock(deployed, deployed_layers(cost, deployed), setup.device, clock)
         return lambda: samples[str(number)].append(_run(layers, images))
 
     LOGGER.info(
-        f"Timing {len(cost.layers)} layers in {len(keeps)} models of different widths: {setting}"
+        f"Timing {len(cost.layers)} layers in {len(keeps)} models of different widths: {setup}"
     )
     runs = {str(n): work(n, keep) for n, keep in enumerate(keeps)}
-    alternate(
-        runs, setting.seconds, LEAST_ROUNDS, setting.device, clock, warm=True
-    )  # both runs leave a sample
-    seconds = np.stack(
-        [np.min(samples[name][1:], axis=0) for name in runs]
-    )  # noise only adds; the first round warms up
+    # `warm`: an untimed run comes before each timed one, and both leave a sample
+    alternate(runs, setup.seconds, LEAST_ROUNDS, setup.device, clock, warm=True)
+    # noise only adds, and the first round warms up
+    seconds = np.stack([np.min(samples[name][1:], axis=0) for name in runs])
     found = fit_time_model(cost, everything, keeps, seconds)
     errors = [abs(found(keep) / own.sum() - 1) for keep, own in zip(keeps, seconds, strict=True)]
     LOGGER.info(
@@ -187,12 +189,10 @@ def _run(layers: LayerClock, images: Tensor) -> np.ndarray:
     return layers.run(images)
 
 
-def cost_fn_of(
-    model: Model, groups: list[ChannelGroup], limits: Limits, opt: PruneOptions
-) -> TimeModel | None:
-    """The measured cost_fn of channels for `--target latency`, None for MACs.
+def cost_fn_of(prunable: Prunable, opt: PruneOptions) -> TimeModel | None:
+    """Return the measured time by mask for `--target latency`, None for MACs.
 
-    `UserError` where not even the narrowest model that the limits allow is predicted to be quick
+    `UserError` where not even the narrowest model within the limits is predicted to be quick
     enough.
     """
     if opt.target == "macs":
@@ -206,8 +206,9 @@ def cost_fn_of(
             f"--target latency: --method {opt.method} searches by MACs; another method, or --target"
             " macs, would be right"
         )
-    cost_fn = time_model(model, groups, limits, latency_setup(model, opt))
-    best = reachable_speed_up(model, groups, limits, cost_fn=cost_fn)
+    limits = limits_of(opt)
+    cost_fn = time_model(prunable, limits, latency_setup(cast(Model, prunable.model), opt))
+    best = prunable.reachable(limits, cost_fn)
     LOGGER.info(f"Reachable within the limits: about {best:.2f}x less time")
     if best < opt.speed_up and not opt.allow_less:
         raise UserError(
@@ -218,16 +219,16 @@ def cost_fn_of(
     return cost_fn
 
 
-def latency_plan(
-    model: Model, groups: list[ChannelGroup], search: Callable[[float], Plan], opt: PruneOptions
-) -> Plan:
-    """Masks that meet `--speed-up` in measured time; `search` is `keep_masks` with a cost_fn and
-    without its target.
+def latency_plan(prunable: Prunable, search: Callable[[float], Plan], opt: PruneOptions) -> Plan:
+    """Return masks that meet `--speed-up` in measured time.
+
+    `search(goal)` gives a plan for a goal of the time model.
     """
-    setting = latency_setup(model, opt)
+    model = cast(Model, prunable.model)
+    setup = latency_setup(model, opt)
 
     def measure(plan: Plan) -> Timing:
-        return compare(model, cast(Model, apply(model, groups, plan.masks)), setting)
+        return compare(model, cast(Model, prunable.cut(plan.masks)), setup)
 
     return close_the_loop(search, measure, opt.speed_up)
 
@@ -235,10 +236,10 @@ def latency_plan(
 def close_the_loop(
     search: Callable[[float], Plan], measure: Callable[[Plan], Timing], target: float
 ) -> Plan:
-    """The plan whose measured time meets `target` with the fewest MACs removed; the quickest where
-    none does.
+    """Return the plan that meets `target` in measured time with the fewest MACs removed.
 
-    `search(goal)` gives a plan for a goal of the time model, `measure(plan)` what it really brings.
+    The quickest plan is returned where none meets the target. `search(goal)` gives a plan for a
+    goal of the time model, `measure(plan)` the real times.
     """
     goal = target
     tried: list[Plan] = []
@@ -251,11 +252,8 @@ def close_the_loop(
             f"cut {number}: predicted {plan.reached:.2f}x, measured {timing}; {plan.speed_up:.2f}x"
             " fewer MACs"
         )
-        tried.append(
-            replace(
-                plan, target=target, reached=timing.ratio, tolerance=timing.error / timing.ratio
-            )
-        )
+        tolerance = timing.error / timing.ratio
+        tried.append(replace(plan, target=target, reached=timing.ratio, tolerance=tolerance))
         enough = target * (1 + max(OVERSHOOT, tried[-1].tolerance))
         if (tried[-1].met and timing.ratio <= enough) or (not plan.met and not tried[-1].met):
             break
@@ -266,17 +264,18 @@ def close_the_loop(
 
 
 def next_goal(pairs: Sequence[tuple[float, float]], aim: float) -> float:
-    """Speed-up to predict so that `aim` is measured, from what was predicted and measured so far,
-    the last pair last.
+    """Return the speed-up to predict so that `aim` is measured.
 
-    Where pairs lie on both sides of `aim`, it is between those that are nearest to each other, so
-    that noise cannot lead further away than what was tried; until then what the last one lacked is
-    made up for in proportion.
+    Where pairs lie on both sides of `aim`, the goal lies between the two nearest to each other, so
+    that noise cannot lead further away than the cuts tried. Until then the last shortfall is made
+    up for in proportion.
+
+    Args:
+        pairs: (predicted, measured) speed-ups so far, the last one last.
+        aim: the speed-up to measure.
     """
-    slow, quick = (
-        [pair for pair in pairs if pair[1] < aim],
-        [pair for pair in pairs if pair[1] >= aim],
-    )
+    slow = [pair for pair in pairs if pair[1] < aim]
+    quick = [pair for pair in pairs if pair[1] >= aim]
     if slow and quick:
         (low, below), (high, above) = max(slow), min(quick)
         return low + (high - low) * (aim - below) / (above - below)

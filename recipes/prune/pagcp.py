@@ -1,11 +1,9 @@
-"""`prune.py --method pagcp`: losses on training images for the search, its progress, and a state
-that it can go on from.
-"""
+"""`prune.py --method pagcp`: losses on training images, progress, and a state to go on from."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +13,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.loader import DetectionLoader
 from models import Model
-from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, apply
+from prune_methods import Criterion, Masks, PagcpSettings, Plan, Prunable, Target, Watchers
 from prune_methods.criteria.base import Array
-from prune_methods.search.pagcp import TaskLosses, Visit, search_masks
-from prune_methods.search.pagcp_rules import PagcpSettings
+from prune_methods.search.pagcp import TaskLosses, Visit
+from prune_methods.search.plan import OnStep
+from recipes.prune.context import PruneRun
 from recipes.prune.gradients import calibration_loss
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -40,52 +38,34 @@ DECIDES = (
     "round_to",
     "ignore",
 )
-"""Options that decide which cuts are tried.
-
-The images and the loss are compared as they are; the rest only says when to end.
-"""
+"""Options that decide which cuts are tried; the others only say when to end."""
 
 
-def pagcp_plan(
-    model: Model,
-    groups: list[ChannelGroup],
-    criterion: Criterion,
-    loader: DetectionLoader,
-    limits: Limits,
-    imgsz: int,
-    on_step: Callable[[Step, Masks], None],
-    opt: PruneOptions,
-    folder: Path,
-) -> Plan:
-    """The search on the first `--calib-batches` batches of `loader`; its state goes to `folder`.
+def pagcp_plan(run: PruneRun, prunable: Prunable, criterion: Criterion, on_step: OnStep) -> Plan:
+    """Search on the first `--calib-batches` batches of plain training images.
 
-    `imgsz` is where MACs count.
-
+    The state of the search goes to the run folder, so that an interrupted one can go on.
     `UserError` where no unit bears the smallest cut.
     """
-    batches = list(islice(loader, opt.calib_batches))
+    opt, model = run.opt, cast(Model, prunable.model)
+    batches = list(islice(run.plain_loader, opt.calib_batches))
     loss = calibration_loss(model, opt)
-    losses = CalibrationLosses(model, groups, batches, loss)
+    losses = CalibrationLosses(prunable, batches, loss)
+    units = len(prunable.groups)
     LOGGER.info(
-        f"{len(groups)} units, tried on {losses.images} training images; if stopped, go on with"
-        f" --resume {folder}"
+        f"{units} units, tried on {losses.images} training images; if stopped, go on with"
+        f" --resume {run.folder}"
     )
-    remembered = Remembered(losses, folder / STATE, state_key(model, batches, loss, opt))
-    settings = PagcpSettings(
-        opt.initial_rate, opt.initial_thres, opt.topk, opt.exp, opt.pagcp_rounds
-    )
-    with Progress(len(groups)) as progress:
-        plan = search_masks(
-            model,
-            groups,
+    key = state_key(model, batches, loss, opt)
+    remembered = Remembered(losses, run.folder / STATE, key)
+    with Progress(units) as progress:
+        plan = prunable.search_by_losses(
             criterion,
             remembered,
-            opt.speed_up,
-            settings=settings,
-            limits=limits,
-            imgsz=imgsz,
-            on_step=on_step,
-            on_unit=progress,
+            Target(opt.speed_up),
+            settings_of(opt),
+            run.limits,
+            Watchers(on_step, progress),
         )
     if not plan.steps:
         raise UserError(
@@ -95,28 +75,27 @@ def pagcp_plan(
     return plan
 
 
+def settings_of(opt: PruneOptions) -> PagcpSettings:
+    """Return the tolerances that the options state."""
+    rate, threshold = opt.initial_rate, opt.initial_thres
+    return PagcpSettings(rate, threshold, opt.topk, opt.exp, opt.pagcp_rounds)
+
+
 class CalibrationLosses:
-    """`TaskLosses` of the cut and folded model in eval mode: box, obj and cls, mean over the images
-    of the batches.
+    """`TaskLosses` of the cut and deployed model: box, obj and cls, mean over the images.
 
     The losses of a batch are not negative, so their sum so far tells early that a task will end
     above its ceiling.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        groups: Sequence[ChannelGroup],
-        batches: Sequence[Any],
-        loss: DetectionLoss,
-    ):
-        self.model, self.groups, self.batches, self.loss = model, groups, batches, loss
+    def __init__(self, prunable: Prunable, batches: Sequence[Any], loss: DetectionLoss):
+        self.prunable, self.batches, self.loss = prunable, batches, loss
         self.images = sum(len(batch.images) for batch in batches)
 
     @torch.no_grad()
     def __call__(self, masks: Masks, ceilings: Array | None) -> Array | None:
         """See TaskLosses."""
-        smaller = cast(Model, apply(self.model, self.groups, masks)).fuse()
+        smaller = cast(Model, self.prunable.cut(masks)).fuse()
         device = next(smaller.parameters()).device
         most = None if ceilings is None else torch.from_numpy(ceilings * self.images).to(device)
         sums = torch.zeros(len(TASKS), dtype=torch.float64, device=device)
@@ -124,19 +103,17 @@ class CalibrationLosses:
             raw_maps = smaller(unit_range(batch.images.to(device)))[1]
             parts = self.loss(raw_maps, batch.targets.to(device))[1]
             sums += torch.stack([parts[task] for task in TASKS]).double() * len(batch.images)
-            if (
-                most is not None and not (sums <= most).all()
-            ):  # the one wait for the device, once a batch; NaN ends it too
+            # the one wait for the device, once a batch; NaN ends the pass too
+            if most is not None and not (sums <= most).all():
                 return None
         return (sums / self.images).cpu().numpy()
 
 
 class Remembered:
-    """Losses that are asked for once only: every answer is written to a JSON file, which a later
-    run of the same key reads.
+    """Losses that are computed once only: a JSON file keeps every answer for a run of the same key.
 
-    The search is deterministic, so one that was interrupted asks the same again and goes on where
-    it was.
+    The search is deterministic, so an interrupted one asks the same questions again and goes on
+    where it stopped.
     """
 
     def __init__(self, losses: TaskLosses, path: Path, key: str):
@@ -176,7 +153,7 @@ class Remembered:
 def state_key(
     model: nn.Module, batches: Sequence[Any], loss: DetectionLoss, opt: PruneOptions
 ) -> str:
-    """Of everything that the losses and the cuts that are tried depend on."""
+    """Return a digest of everything that the losses and the tried cuts depend on."""
     digest = hashlib.sha256(
         repr((loss.hyp, loss.ota, [getattr(opt, name) for name in DECIDES])).encode()
     )

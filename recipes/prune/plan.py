@@ -1,84 +1,66 @@
-"""From a ranking to the masks that `prune.py` cuts by: the search for the target, step by step and
-on the record.
+"""From a ranking to the masks that `prune.py` cuts by: the search, step by step and on
+the record.
 """
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from data.loader import DetectionLoader
-from models import Model
-from prune_methods import ChannelGroup, Criterion, Limits, Masks, Plan, Step, keep_masks
-from prune_methods.search.cost import COST_SIZE
-from prune_methods.search.latency import TimeModel
-from recipes.prune.gradients import measured
+from prune_methods import Criterion, Masks, Pace, Plan, Prunable, Step, Target
+from prune_methods.search.plan import CostFn
+from recipes.prune.context import PruneRun
+from recipes.prune.gradients import evidence_source
 from recipes.prune.latency import latency_plan
 from recipes.prune.pagcp import pagcp_plan
 from recipes.prune.report import write_steps
+from recipes.prune.stages import validate_masks
 from utils.errors import UserError
 from utils.evaluator import EvalResult
 from utils.log import LOGGER
-from utils.options.prune import PruneOptions, idle_options
+from utils.options.prune import idle_options
 
-Look = Callable[[Masks, str], EvalResult]
-"""(masks, title) -> mAP of the model cut by them and compensated."""
+LOG_EVERY = 20  # steps
 
 
-def limits(opt: PruneOptions) -> Limits:
-    """The clamps of the options."""
-    return Limits(opt.min_channels, opt.max_ratio, opt.round_to)
+class StepRecord:
+    """Logs the steps of a search and validates some; a search by time repeats most steps."""
+
+    def __init__(self, run: PruneRun, prunable: Prunable):
+        self.run, self.prunable = run, prunable
+        self.results: dict[Step, EvalResult] = {}
+
+    def __call__(self, step: Step, masks: Masks) -> None:
+        """Log every 20th step, validate as `--val-every` asks."""
+        if step.step % LOG_EVERY == 0:
+            LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
+        every = self.run.opt.val_every
+        if every and step.step % every == 0 and step not in self.results:
+            title = f"Step {step.step}, {step.speed_up:.2f}x"
+            self.results[step] = validate_masks(self.run, self.prunable, masks, title)
 
 
 def find_plan(
-    model: Model,
-    groups: list[ChannelGroup],
-    criterion: Criterion,
-    loader: DetectionLoader,
-    look: Look,
-    opt: PruneOptions,
-    folder: Path,
-    cost_fn: TimeModel | None = None,
+    run: PruneRun, prunable: Prunable, criterion: Criterion, cost_fn: CostFn | None = None
 ) -> Plan:
-    """Masks for the target; a row a step goes to `prune.csv`.
+    """Find masks for the target of the run; a row a step goes to `prune.csv`.
 
-    `loader` gives training batches without augmentation.
+    Args:
+        run: the run.
+        prunable: the model and its channels.
+        criterion: the pruning method.
+        cost_fn: measured time by mask, where the target is in time.
 
-    With `cost_fn` the target is in measured time.
+    Returns:
+        The plan. A target that was not met is a warning.
 
-    `UserError` where nothing was pruned, a warning where the target was not met.
+    Raises:
+        UserError: where nothing was pruned.
     """
-    maps: dict[Step, EvalResult] = {}  # a search by time goes through most steps several times
-
-    def on_step(step: Step, masks: Masks) -> None:
-        if step.step % 20 == 0:
-            LOGGER.info(f"step {step.step}: {step.channels} channels, {step.speed_up:.2f}x")
-        if opt.val_every and step.step % opt.val_every == 0 and step not in maps:
-            maps[step] = look(masks, f"Step {step.step}, {step.speed_up:.2f}x")
-
+    opt = run.opt
     for line in idle_options(opt):
         LOGGER.warning(line)
     LOGGER.info(f"\nPruning with {opt.method} to {opt.speed_up:g}x:")
-    if criterion.search:
-        plan = pagcp_plan(
-            model, groups, criterion, loader, limits(opt), COST_SIZE, on_step, opt, folder
-        )
-    else:
-        search = partial(
-            keep_masks,
-            model,
-            groups,
-            criterion,
-            limits=limits(opt),
-            per_layer=opt.per_layer,
-            max_steps=opt.max_steps,
-            imgsz=COST_SIZE,
-            on_step=on_step,
-            measure=measured(model, groups, criterion, loader, opt),
-            measure_every=opt.recalib_every,
-            cost_fn=cost_fn,
-        )
-        plan = latency_plan(model, groups, search, opt) if cost_fn else search(opt.speed_up)
-    write_steps(plan.steps, maps, folder / "prune.csv")
+    record = StepRecord(run, prunable)
+    plan = _search(run, prunable, criterion, cost_fn, record)
+    write_steps(plan.steps, record.results, run.folder / "prune.csv")
     if all(mask.all() for mask in plan.masks.values()):
         raise UserError(
             f"nothing was pruned in {len(plan.steps)} steps; see which layers can be cut with"
@@ -90,3 +72,26 @@ def find_plan(
             f" {plan.ratio:.2f}x"
         )
     return plan
+
+
+def _search(
+    run: PruneRun,
+    prunable: Prunable,
+    criterion: Criterion,
+    cost_fn: CostFn | None,
+    record: StepRecord,
+) -> Plan:
+    """Search as the method asks: by losses (PAGCP), by measured time, or by MACs."""
+    if criterion.search:
+        return pagcp_plan(run, prunable, criterion, record)
+    search = partial(
+        prunable.search,
+        criterion,
+        limits=run.limits,
+        pace=Pace(run.opt.max_steps, run.opt.per_layer),
+        source=evidence_source(run, prunable, criterion),
+        on_step=record,
+    )
+    if cost_fn is None:
+        return search(Target(run.opt.speed_up))
+    return latency_plan(prunable, lambda goal: search(Target(goal, cost_fn)), run.opt)

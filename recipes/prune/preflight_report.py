@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from prune_methods import ChannelGroup, Member, Skipped
+from prune_methods import ChannelGroup, Member, Prunable
 from prune_methods.groups.graph import IGNORED, PRODUCERS
 from prune_methods.groups.inexact import inexact_blocks
 from recipes.prune.report import write_csv
@@ -35,28 +35,35 @@ class LayerFate:
     detail: str
 
 
-def layer_fates(
-    model: nn.Module, groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]
-) -> list[LayerFate]:
-    """A row for each module that holds parameters, in the model's order; bare parameters have rows
-    of their own.
+def layer_fates(prunable: Prunable) -> list[LayerFate]:
+    """Return a row for each module with parameters, in the model's order.
+
+    Bare parameters have rows of their own.
     """
-    places: dict[str, list[tuple[ChannelGroup, Member]]] = {}
-    for group in groups:
-        for member in group.members:
-            if member.kind != "in":
-                places.setdefault(member.name, []).append((group, member))
-    reasons = {name: f"stays whole with {s.layer}: {s.reason}" for s in skipped for name in s.also}
-    reasons |= {s.layer: s.reason for s in skipped}
-    blocks = inexact_blocks(model)
+    places = _places(prunable)
+    reasons = {
+        name: f"stays whole with {s.layer}: {s.reason}" for s in prunable.skipped for name in s.also
+    }
+    reasons |= {s.layer: s.reason for s in prunable.skipped}
+    blocks = inexact_blocks(prunable.model)
     found = []
-    for name, kind, channels in _holders(model):
+    for name, kind, channels in _holders(prunable.model):
         status, detail = _fate(name, channels, places.get(name, []), reasons.get(name))
         around = next((block for block in blocks if name.startswith(f"{block}.")), None)
         if status == PRUNABLE and around is not None:
             detail += f"; inexact: {blocks[around]}"
         found.append(LayerFate(name, kind, channels, status, detail))
     return found
+
+
+def _places(prunable: Prunable) -> dict[str, list[tuple[ChannelGroup, Member]]]:
+    """Return the groups in which each layer's outputs are, and its member there."""
+    places: dict[str, list[tuple[ChannelGroup, Member]]] = {}
+    for group in prunable.groups:
+        for member in group.members:
+            if member.kind != "in":
+                places.setdefault(member.name, []).append((group, member))
+    return places
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, str, int]]:
@@ -110,28 +117,32 @@ def _line(text: str) -> str:
     return textwrap.shorten(text, DETAIL, placeholder=" ...")
 
 
-def totals(groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]) -> str:
-    """One line of counts."""
+def totals(prunable: Prunable) -> str:
+    """Return one line of counts."""
+    channels = sum(g.size for g in prunable.groups)
     return (
-        f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)}"
-        " layers cannot"
+        f"{channels} channels in {len(prunable.groups)} groups can be cut,"
+        f" {len(prunable.skipped)} layers cannot"
     )
 
 
-def short_form(groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]) -> str:
-    """Counts, and the layers that stay whole, a line each."""
+def short_form(prunable: Prunable) -> str:
+    """Return counts, and the layers that stay whole, a line each."""
+    skipped = prunable.skipped
     width = max((len(s.layer) for s in skipped), default=0)
     lines = [f"  {s.layer:<{width}}  {_line(s.reason)}" for s in skipped[:SHORT]]
     if len(skipped) > SHORT:
         lines.append(f"  and {len(skipped) - SHORT} more, see skipped.csv")
-    return "\n".join([totals(groups, skipped), *lines])
+    return "\n".join([totals(prunable), *lines])
 
 
-def write_preflight(rows: Sequence[LayerFate], skipped: Sequence[Skipped], folder: Path) -> None:
-    """`preflight.csv`: every row of the table; `skipped.csv`: layer, reason.
+def write_preflight(prunable: Prunable, folder: Path) -> None:
+    """Write `preflight.csv`, every row of the table, and `skipped.csv`: layer, reason.
 
-    Nothing is shortened but lists of tied layers.
+    Reasons are written in full; only lists of tied layers are shortened.
     """
     names = [field.name for field in fields(LayerFate)]
-    write_csv(folder / "preflight.csv", names, (list(asdict(row).values()) for row in rows))
-    write_csv(folder / "skipped.csv", ("layer", "reason"), ((s.layer, s.reason) for s in skipped))
+    rows = (list(asdict(row).values()) for row in layer_fates(prunable))
+    write_csv(folder / "preflight.csv", names, rows)
+    skipped = ((s.layer, s.reason) for s in prunable.skipped)
+    write_csv(folder / "skipped.csv", ("layer", "reason"), skipped)

@@ -1,32 +1,29 @@
-"""`prune.py`: what can be cut -> masks for the target -> one cut -> recalibrate -> validate ->
-finetune -> report.
-"""
+"""`prune.py`: preflight -> masks for the target -> cut -> compensate -> validate -> finetune ->
+report."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import cast
 
 from data.config import DataConfig, load_data
 from models import Model, load_model
-from prune_methods import (
-    PRUNERS,
-    ChannelGroup,
-    Criterion,
-    Skipped,
-    countable,
-    reachable_speed_up,
-    run_preflight,
-)
-from prune_methods.search.cost import COST_SIZE
-from prune_methods.search.latency import TimeModel
+from prune_methods import PRUNERS, Criterion, Prunable
+from prune_methods.search.plan import CostFn
 from recipes.distill import check_teacher
 from recipes.prepare import class_names
+from recipes.prune.context import PruneRun, limits_of
 from recipes.prune.gradients import warn_if_dense
 from recipes.prune.latency import both_ratios, cost_fn_of
-from recipes.prune.plan import find_plan, limits
-from recipes.prune.preflight_report import layer_fates, short_form, table, totals, write_preflight
+from recipes.prune.plan import find_plan
+from recipes.prune.preflight_report import (
+    layer_fates,
+    short_form,
+    table,
+    totals,
+    write_preflight,
+)
 from recipes.prune.report import REPORT_JSON, Report
-from recipes.prune.stages import Stages
+from recipes.prune.stages import cut_and_compensate
 from recipes.prune.training import finetune, forget_earlier, interrupted_run, sparse_train
 from utils.engine import dist
 from utils.engine.device import select_device
@@ -43,7 +40,7 @@ DRY_RUN = "dry-run"  # the folder of its files
 
 
 def prune(opt: PruneOptions) -> Path | None:
-    """The whole run; gives the path of the best checkpoint, None for a dry run."""
+    """Do a whole run; return the path of the best checkpoint, None for a dry run."""
     if dist.world_from_env().size > 1:
         raise UserError(
             "prune.py is one process; cut with --no-finetune, then: torchrun --nproc-per-node 2"
@@ -58,116 +55,110 @@ def prune(opt: PruneOptions) -> Path | None:
     criterion = PRUNERS[opt.method](seed=opt.seed)
     seed_everything(opt.seed)
     model = load_model(opt.weights, select_device(opt.device))
-    groups, skipped = run_preflight(model, opt.ignore, opt.graph_time_limit, progress=True)
-    groups, without = countable(groups, criterion)
-    skipped += without
+    prunable = Prunable.of(model, opt.ignore, opt.graph_time_limit, progress=True)
+    prunable = prunable.for_criterion(criterion)
     if opt.dry_run:
-        LOGGER.info(f"{table(layer_fates(model, groups, skipped))}\n{totals(groups, skipped)}")
-        LOGGER.info(f"Reachable speed-up within the limits: {reachable(model, groups, opt):.2f}x")
-        folder = make_run_dir(opt.project, DRY_RUN, exist_ok=True)  # takes no run's number
-        write_preflight(layer_fates(model, groups, skipped), skipped, folder)
-        LOGGER.info(f"preflight.csv and skipped.csv are in {folder}")
+        dry_run(prunable, opt)
         return None
-    check_reachable(model, groups, opt)
+    check_reachable(prunable, opt)
     if criterion.sparse and not opt.sparse_epochs:
         warn_if_dense(model, opt)
     stride = int(model.stride.max())
     opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
     data = matching_data(model, opt)
     check_teacher(model, opt)
-    cost_fn = cost_fn_of(model, groups, limits(opt), opt)
+    cost_fn = cost_fn_of(prunable, opt)
     if folder is None:
         folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
         forget_earlier(folder)
     with logging_to(folder / "log.txt"), stoppable(folder):
-        return run(model, groups, skipped, criterion, data, opt, folder, cost_fn)
+        return run_stages(PruneRun(opt, data, folder, stride), prunable, criterion, cost_fn)
 
 
-def run(
-    model: Model,
-    groups: list[ChannelGroup],
-    skipped: list[Skipped],
-    criterion: Criterion,
-    data: DataConfig,
-    opt: PruneOptions,
-    folder: Path,
-    cost_fn: TimeModel | None = None,
+def dry_run(prunable: Prunable, opt: PruneOptions) -> None:
+    """Show what would be cut and what stays whole, on the console and as files."""
+    fates = layer_fates(prunable)
+    LOGGER.info(f"{table(fates)}\n{totals(prunable)}")
+    best = prunable.reachable(limits_of(opt))
+    LOGGER.info(f"Reachable speed-up within the limits: {best:.2f}x")
+    folder = make_run_dir(opt.project, DRY_RUN, exist_ok=True)  # takes no run's number
+    write_preflight(prunable, folder)
+    LOGGER.info(f"preflight.csv and skipped.csv are in {folder}")
+
+
+def run_stages(
+    run: PruneRun, prunable: Prunable, criterion: Criterion, cost_fn: CostFn | None = None
 ) -> Path:
-    """Everything after the preflight, into the run folder."""
-    save_options(
-        opt,
-        folder / "opt.yaml",
-        **environment(next(model.parameters()).device),
-        data_hash=data.hash,
-    )
-    write_preflight(layer_fates(model, groups, skipped), skipped, folder)
+    """Do everything after the preflight, into the run folder; return the best checkpoint.
+
+    Args:
+        run: options, data, folder and report.
+        prunable: the model and its channels.
+        criterion: the pruning method.
+        cost_fn: measured time by mask, where the target is in time.
+    """
+    model = cast(Model, prunable.model)
+    device = next(model.parameters()).device
+    save_options(run.opt, run.folder / "opt.yaml", **environment(device), data_hash=run.data.hash)
+    write_preflight(prunable, run.folder)
     LOGGER.info(model.summary())
-    LOGGER.info(short_form(groups, skipped))
-    stage = Stages(data, opt, folder, int(model.stride.max()))
-    stage.add("base", model)
-    if opt.sparse_epochs:
-        model = sparse_train(model, data, opt, folder)
-        stage.add("after sparse training", model)
-    look = partial(stage.as_pruned, model, groups)
-    plan = find_plan(model, groups, criterion, stage.plain_loader, look, opt, folder, cost_fn)
-    smaller = stage.cut(model, groups, plan)
-    stage.report.conclude(plan)
-    stage.report.remarks += both_ratios(model, smaller, opt)
-    stage.report.write(folder)
-    return finish(smaller, data, stage, opt, folder)
+    LOGGER.info(short_form(prunable))
+    run.add_row("base", model)
+    if run.opt.sparse_epochs:
+        model = sparse_train(run, model)
+        prunable = prunable.with_model(model)
+        run.add_row("after sparse training", model)
+    plan = find_plan(run, prunable, criterion, cost_fn)
+    smaller = cut_and_compensate(run, prunable, plan)
+    run.report.conclude(plan)
+    run.report.remarks += both_ratios(model, smaller, run.opt)
+    run.report.write(run.folder)
+    return finish(run, smaller)
 
 
 def go_on_after_cut(opt: PruneOptions, folder: Path) -> Path:
-    """What an interrupted run still lacks once the cut is on disk: the finetune, and its row."""
+    """Do what an interrupted run lacks once the cut is on disk: the finetune, and its row."""
     with logging_to(folder / "log.txt"), stoppable(folder):
-        device = select_device(opt.device)
-        smaller = load_model(folder / "weights" / "pruned.pt", device)
-        data = matching_data(smaller, opt)
-        stage = Stages(data, opt, folder, int(smaller.stride.max()))
-        stage.report = Report.read(folder)
-        return finish(smaller, data, stage, opt, folder)
+        smaller = load_model(folder / "weights" / "pruned.pt", select_device(opt.device))
+        data, stride = matching_data(smaller, opt), int(smaller.stride.max())
+        return finish(PruneRun(opt, data, folder, stride, Report.read(folder)), smaller)
 
 
 def stoppable(folder: Path) -> GracefulStop:
-    """Whatever the run is doing: an interrupt ends it with a line that says how to go on."""
+    """Return a hook that ends an interrupted run, at any stage, with a line how to go on."""
     return GracefulStop(lambda: f"go on with: python prune.py --resume {folder}")
 
 
-def finish(
-    smaller: Model, data: DataConfig, stage: Stages, opt: PruneOptions, folder: Path
-) -> Path:
-    """Finetune if asked for, and report."""
-    best = folder / "weights" / "pruned.pt"
-    if opt.finetune:
-        found = finetune(smaller, data, opt, folder)
-        best, model = (
-            folder / "weights" / "best.pt",
-            load_model(found.best, next(smaller.parameters()).device),
-        )
-        model.names = smaller.names
-        stage.report.rows = [row for row in stage.report.rows if row.stage != FINETUNED]
-        stage.report.add(FINETUNED, model, found.result or stage.validate(model, "After finetune"))
-        stage.report.write(folder)
-    elif (folder / "finetune").exists():
+def finish(run: PruneRun, smaller: Model) -> Path:
+    """Finetune if asked for, and report; return the best checkpoint."""
+    best = run.folder / "weights" / "pruned.pt"
+    if run.opt.finetune:
+        best = run.folder / "weights" / "best.pt"
+        finetune_and_report(run, smaller)
+    elif (run.folder / "finetune").exists():
         LOGGER.warning(
-            f"{folder / 'finetune'} is of an earlier run of this name, it has nothing to do with"
-            " this cut"
+            f"{run.folder / 'finetune'} is of an earlier run of this name, it has nothing to do"
+            " with this cut"
         )
-    LOGGER.info("\n" + stage.report.markdown())
-    LOGGER.info(f"Results saved to {folder}; the model is {best}")
+    LOGGER.info("\n" + run.report.markdown())
+    LOGGER.info(f"Results saved to {run.folder}; the model is {best}")
     return best
 
 
-def reachable(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> float:
-    """The best speed-up within the clamps."""
-    return reachable_speed_up(model, groups, limits(opt), COST_SIZE) if groups else 1.0
+def finetune_and_report(run: PruneRun, smaller: Model) -> None:
+    """Finetune, and write the row of the best model."""
+    found = finetune(run, smaller)
+    model = load_model(found.best, next(smaller.parameters()).device)
+    model.names = smaller.names
+    report = run.report
+    report.rows = [row for row in report.rows if row.stage != FINETUNED]
+    report.add(FINETUNED, model, found.result or run.validate(model, "After finetune"))
+    report.write(run.folder)
 
 
-def check_reachable(model: Model, groups: list[ChannelGroup], opt: PruneOptions) -> None:
-    """`UserError` where it is known beforehand that the target in MACs cannot be met, or that
-    nothing can be cut.
-    """
-    best = reachable(model, groups, opt)
+def check_reachable(prunable: Prunable, opt: PruneOptions) -> None:
+    """Refuse a run in which nothing can be cut, or that cannot meet a target in MACs."""
+    best = prunable.reachable(limits_of(opt))
     if best <= 1:
         raise UserError(
             f"{opt.weights}: nothing can be pruned within these limits; see which layers and why"
@@ -182,7 +173,7 @@ def check_reachable(model: Model, groups: list[ChannelGroup], opt: PruneOptions)
 
 
 def matching_data(model: Model, opt: PruneOptions) -> DataConfig:
-    """The data, which must have the model's classes."""
+    """Load the data, whose classes must be the model's."""
     data = load_data(opt.data)
     names = class_names(data.names, opt.single_cls)
     if len(names) != model.nc:

@@ -14,6 +14,7 @@ from models import Model, load_model
 from models.checkpoint import load_checkpoint
 from recipes.distill import diagnostics, task_for
 from recipes.prepare import prepare_hyp
+from recipes.prune.context import PruneRun
 from recipes.prune.report import REPORT_JSON
 from recipes.session import TrainingRun
 from recipes.train import FitResult, HookFactory, fit, resume
@@ -67,34 +68,37 @@ class WithTeacherFinetune(PruneStage, DistillOptions):
     """Options of the finetune under a teacher."""
 
 
-def sparse_train(model: Model, data: DataConfig, opt: PruneOptions, folder: Path) -> Model:
-    """The model after `--sparse-epochs` of sparse training in `sparse/`: the last one, when least
-    is left in what goes.
+def sparse_train(run: PruneRun, model: Model) -> Model:
+    """Train sparse for `--sparse-epochs` in `sparse/`; return the last model.
 
-    All epochs are trained: the fitness may well fall as long as channels do.
+    All epochs are trained, and the last model has the least left in channels that go: fitness may
+    well fall as long as channels do.
     """
-    common = _shared(opt, folder, opt.weights, opt.sparse_epochs, "sparse") | {"patience": 0}
+    opt = run.opt
+    common = _shared(run, opt.weights, opt.sparse_epochs, "sparse") | {"patience": 0}
     options = SparseStage(**common, **opt.teaching(), method=opt.method, reg=opt.sparse_reg)
     LOGGER.info(
-        f"\nSparse training with {opt.method} for {opt.sparse_epochs} epochs in {folder / 'sparse'}"
+        f"\nSparse training with {opt.method} for {opt.sparse_epochs} epochs in"
+        f" {run.folder / 'sparse'}"
     )
-    return load_model(
-        _trained(copy.deepcopy(model), data, options, sparse_hooks).last,
-        next(model.parameters()).device,
-    )
+    trained = _trained(copy.deepcopy(model), run.data, options, sparse_hooks)
+    return load_model(trained.last, next(model.parameters()).device)
 
 
-def finetune(smaller: Model, data: DataConfig, opt: PruneOptions, folder: Path) -> FitResult:
-    """Train what is left in `finetune/`, a run folder of its own; its best checkpoint is copied
-    beside `pruned.pt`.
+def finetune(run: PruneRun, smaller: Model) -> FitResult:
+    """Train the pruned model in `finetune/`, a run folder of its own.
+
+    The best checkpoint is copied beside `pruned.pt`.
     """
-    common = _shared(
-        opt, folder, str(folder / "weights" / "pruned.pt"), opt.finetune_epochs, "finetune"
-    )
-    options = WithTeacherFinetune(**common, **opt.teaching()) if opt.teacher else Finetune(**common)
-    LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {folder / 'finetune'}")
-    found = _trained(smaller, data, options, diagnostics)
-    shutil.copyfile(found.best, folder / "weights" / "best.pt")
+    opt, weights = run.opt, run.folder / "weights"
+    common = _shared(run, str(weights / "pruned.pt"), opt.finetune_epochs, "finetune")
+    if opt.teacher:
+        options: TrainOptions = WithTeacherFinetune(**common, **opt.teaching())
+    else:
+        options = Finetune(**common)
+    LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {run.folder / 'finetune'}")
+    found = _trained(smaller, run.data, options, diagnostics)
+    shutil.copyfile(found.best, weights / "best.pt")
     return found
 
 
@@ -135,19 +139,13 @@ def forget_earlier(folder: Path) -> None:
         (folder / stage / "weights" / "last.pt").unlink(missing_ok=True)
 
 
-def _shared(
-    opt: PruneOptions, folder: Path, weights: str, epochs: int, name: str
-) -> dict[str, Any]:
+def _shared(run: PruneRun, weights: str, epochs: int, name: str) -> dict[str, Any]:
+    """Return the options that a training inside the run takes from the run."""
+    opt = run.opt
     common = {option: getattr(opt, option) for option in SHARED}
-    where = {"project": str(folder), "name": name}
-    return {
-        **common,
-        **where,
-        "weights": weights,
-        "hyp": opt.finetune_hyp,
-        "epochs": epochs,
-        "imgsz": opt.imgsz,
-    }
+    where = {"project": str(run.folder), "name": name}
+    own = {"weights": weights, "hyp": opt.finetune_hyp, "epochs": epochs, "imgsz": opt.imgsz}
+    return {**common, **where, **own}
 
 
 def _trained(
