@@ -1,9 +1,14 @@
-"""Official YOLOv5 / YOLOv7 `.pt` files, which are pickled modules, read without running anything
-that is in them.
+"""Read official YOLOv5 and YOLOv7 `.pt` files, which are pickled modules, without running them.
 
-A restricted unpickler turns every class of theirs into an inert `Record`, rebuilds tensors with our
-own code, and refuses everything else: no import, no call of a foreign function, no attribute
-access.
+A restricted unpickler turns every class of these projects into an inert `Record`, rebuilds tensors
+with our own code, and refuses everything else: no import, no call of a foreign function, no
+attribute access.
+
+`torch.load(weights_only=True)` with stubs in `torch.serialization.safe_globals` would be shorter,
+but is less safe for files that torch wrote before 1.6: torch reserves as much memory as the file
+claims (8 GB for a file of 300 bytes), and gives tensors whose data the file lacks whatever the
+memory held before. `get_unsafe_globals_in_checkpoint` cannot list the classes of such files, and
+`safe_globals` changes a list of the whole process, which other threads use at the same time.
 """
 
 import io
@@ -46,13 +51,13 @@ STORAGE_TYPES = {
 
 
 class Record:
-    """What is left of a foreign object: its attributes. It does nothing."""
+    """Attributes of a foreign object, without its behaviour."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Record":  # noqa: D102 (object's own takes no arguments)
         return object.__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
-        """Takes anything, keeps nothing."""
+        """Take any arguments and keep none."""
 
     def __setstate__(self, state: Any) -> None:
         """Take a plain dict as attributes; keep anything else aside."""
@@ -64,18 +69,16 @@ class Record:
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What we take from an official file."""
+    """Content of an official file that our models use."""
 
-    cfg: dict[str, Any]
-    """The model YAML, as it was parsed."""
-    state_dict: dict[str, Tensor]
-    """Parameters and buffers by official name; floating point ones in float32."""
+    cfg: dict[str, Any]  # the model YAML, as parsed
+    state_dict: dict[str, Tensor]  # by official name; floating point tensors in float32
     names: list[str]
     nc: int
 
 
 def is_official(path: Path) -> bool:
-    """Whether the file pickles a module of the official projects. Looks at bytes, loads nothing."""
+    """Return whether the file pickles a module of the official projects, by its bytes alone."""
     try:
         data = _pickle_bytes(path)
     except (OSError, zipfile.BadZipFile):
@@ -86,9 +89,10 @@ def is_official(path: Path) -> bool:
 
 
 def read_official(path: Path | str) -> OfficialCheckpoint:
-    """Read an official checkpoint; EMA weights are preferred.
+    """Read an official checkpoint; prefer its EMA weights.
 
-    `UserError` where it is none, or holds anything unexpected.
+    Raises:
+        UserError: The file is no official checkpoint, or holds anything unexpected.
     """
     path = Path(path)
     try:
@@ -136,14 +140,14 @@ def read_official(path: Path | str) -> OfficialCheckpoint:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows containers, tensors and inert records; everything else is refused by name."""
+    """Unpickler of containers, tensors and inert records, which refuses other globals by name."""
 
     def __init__(self, file: Any, storage: Callable[[str, torch.dtype, int], Tensor]):
         super().__init__(file, encoding="utf-8")
         self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a global; `UserError` for what has none."""
+        """Return the stand-in for a global; raise `UserError` where there is none."""
         known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -166,7 +170,7 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """("storage", type, key, location, number of elements[, view]) -> a flat tensor."""
+        """Return the flat tensor of ("storage", type, key, location, elements[, view])."""
         kind, dtype, key, _, size = pid[:5]
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(size) is not int:
             raise UserError(f"refused: unknown reference {kind!r} in its pickle")
@@ -176,7 +180,7 @@ class _Unpickler(pickle.Unpickler):
 def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """The view that the pickle describes; torch checks that it stays inside the storage."""
+    """Return the view that the pickle describes; torch checks that it stays inside the storage."""
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -185,12 +189,12 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 2 protocols write bytes."""
+    """Return the bytes that Python 2 protocols write as text."""
     return text.encode("latin1" if encoding == "latin1" else "utf-8")
 
 
 def _pickle_bytes(path: Path) -> bytes:
-    """The `data.pkl` of a zipped checkpoint, or the beginning of an old one."""
+    """Return the `data.pkl` of a zipped checkpoint, or the first 64 KiB of an old one."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return file.read(65536)
@@ -219,8 +223,10 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """Before torch 1.6: pickles of a magic number, a version, the system and the object, then keys
-    and raw storages.
+    """Return the object of a file that torch wrote before 1.6.
+
+    Such a file holds pickles of a magic number, a version, the system, the object and the keys of
+    its storages, then the raw storages.
     """
     total = path.stat().st_size
     cache: dict[str, Tensor] = {}
@@ -240,13 +246,16 @@ def _read_legacy(path: Path) -> Any:
         for _ in ("protocol version", "system information"):
             load()
         content = load()
-        for key in load():
-            _fill(cache[str(key)], file)
+        keys = [str(key) for key in load()]
+        if missing := cache.keys() - keys:
+            raise UserError(f"damaged: the file has no data for {len(missing)} of its storages")
+        for key in keys:
+            _fill(cache[key], file)
     return content
 
 
 def _fill(storage: Tensor, file: BinaryIO) -> None:
-    """Raw storage: its number of elements as int64, then the elements."""
+    """Read a raw storage: its number of elements as int64, then the elements."""
     (size,) = struct.unpack("<q", file.read(8))
     if size != storage.numel():
         raise UserError("damaged: a storage has another size than its tensors say")
@@ -259,7 +268,7 @@ def _fill(storage: Tensor, file: BinaryIO) -> None:
 
 
 def _model_of(content: Any) -> Record:
-    """The pickled module: `ema` where there is one, or `model`, or the object itself."""
+    """Return the pickled module: `ema` where there is one, else `model`, else the object itself."""
     if isinstance(content, dict):
         content = content.get("ema") or content.get("model")
     if not isinstance(content, Record) or "_modules" not in content.__dict__:
@@ -268,7 +277,7 @@ def _model_of(content: Any) -> Record:
 
 
 def _tensors(module: Record, prefix: str) -> dict[str, Tensor]:
-    """The state dict of an inert module: its tensors and its children's, by name."""
+    """Return the state dict of an inert module: tensors by name, those of its children too."""
     found: dict[str, Tensor] = {}
     hidden = module.__dict__.get("_non_persistent_buffers_set", ())
     for table in ("_parameters", "_buffers"):
@@ -282,7 +291,11 @@ def _tensors(module: Record, prefix: str) -> dict[str, Tensor]:
 
 
 def _plain(value: Any) -> Any:
-    """The YAML of a pickled model: mappings, lists and scalars; `UserError` for anything else."""
+    """Return the YAML of a pickled model as mappings, lists and scalars.
+
+    Raises:
+        UserError: The YAML holds anything else.
+    """
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

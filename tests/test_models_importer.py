@@ -268,6 +268,18 @@ def test_unknown_storages_and_sizes_are_refused(tmp_path: Path) -> None:
         read_official(path)
 
 
+def test_tensors_without_data_are_refused(tmp_path: Path) -> None:
+    """torch would fill them with whatever the memory held before."""
+    path = legacy(tmp_path / "x.pt", {"model": inert({"w": torch.ones(3)}, {"nc": 1}, ["a"])})
+    assert read_official(path).state_dict["w"].tolist() == [1, 1, 1]
+    keys, without = pickle.dumps(["0"], 2), pickle.dumps([], 2)
+    data = path.read_bytes()
+    assert data.count(keys) == 1
+    path.write_bytes(data[: data.index(keys)] + without)
+    with pytest.raises(UserError, match="no data for 1 of its storages"):
+        read_official(path)
+
+
 def test_truncated_official_file(official: Path, tmp_path: Path) -> None:
     data = official.read_bytes()
     for size in (100, len(data) // 2, len(data) - 100):
