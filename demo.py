@@ -31,7 +31,13 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class Size:
-    """How long the stages train."""
+    """Size of the demo.
+
+    Args:
+        base_epochs: Epochs of the base model.
+        finetune_epochs: Epochs of a finetune.
+        latency_seconds: Seconds spent on measuring latency.
+    """
 
     base_epochs: int
     finetune_epochs: int

@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.results_runs import LONGER, SEEDS, SPARSE_METHODS, Recipe
 from benchmarks.runner import Run
 from recipes.report import Candidate, measure
-from report import ReportOptions
 from utils.comparison import ComparisonRow
 from utils.engine.device import select_device
 from utils.files import write_atomic
+from utils.options.report import ReportOptions
 
 HEAD = (
     "Model",

@@ -1,7 +1,7 @@
-"""`check.py`: a model YAML row by row, before anything is trained."""
+"""`check.py`: check a model YAML row by row, before anything is trained."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,14 +18,22 @@ from utils.profiling import Passed, count_parameters, macs_by_part
 from utils.tables import console_table
 
 LAYERS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear
-REASON = 150  # characters of a reason
+REASON = 150  # most characters of a reason that are shown
 
 
 @dataclass(frozen=True)
 class RowReport:
     """A line of the table.
 
-    Parameters of the training form and of the deployed one, GFLOPs of the deployed one.
+    Args:
+        index: Number of the row, or first and last number where the row has several outputs.
+        source: Numbers of the rows that the input comes from.
+        block: Name of the block.
+        shape: Shapes of the outputs.
+        parameters: Number of parameters of the training form.
+        deployed: Number of parameters of the deployed form.
+        gflops: GFLOPs of the deployed form.
+        pruning: What pruning can cut; see `fates_of_rows`.
     """
 
     index: str
@@ -39,8 +47,10 @@ class RowReport:
 
 
 def check(opt: CheckOptions) -> None:
-    """Print the table of every YAML; `UserError` names file and row of the first that cannot be
-    built.
+    """Print the table of every YAML.
+
+    Raises:
+        UserError: A YAML cannot be built; the message names file and row.
     """
     for cfg in opt.cfg:
         model = build_model(cfg, opt.nc)
@@ -58,7 +68,14 @@ def check(opt: CheckOptions) -> None:
 def row_reports(
     model: Model, imgsz: int, groups: Sequence[ChannelGroup] = (), skipped: Sequence[Skipped] = ()
 ) -> list[RowReport]:
-    """One line a row. Without groups the last column stays empty."""
+    """Return a line for each row of a model; without groups the last column stays empty.
+
+    Args:
+        model: Model in training form.
+        imgsz: Image size in pixels at which shapes and GFLOPs are counted.
+        groups: Groups of channels that can be cut.
+        skipped: Layers that stay whole, with reasons.
+    """
     deployed = model.fuse()
     passed = macs_by_part(deployed, [f"model.{row.index}" for row in deployed.rows], imgsz)
     fates = fates_of_rows(model, groups, skipped)
@@ -69,6 +86,7 @@ def row_reports(
 
 
 def _report(row: Row, deployed: nn.Module, passed: Passed, fates: Mapping[int, str]) -> RowReport:
+    """Return the line of one row, from its training form, deployed form and forward pass."""
     last = row.index + row.outputs - 1
     return RowReport(
         index=str(row.index) if row.outputs == 1 else f"{row.index}-{last}",
@@ -85,63 +103,56 @@ def _report(row: Row, deployed: nn.Module, passed: Passed, fates: Mapping[int, s
 def fates_of_rows(
     model: Model, groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]
 ) -> dict[int, str]:
-    """Row -> `yes`, `3 of 4 layers`, `no: reason`, or nothing where a row has no
-    layers of its own.
+    """Return what pruning can cut, by number of the row.
+
+    The words are `yes`, `3 of 4 layers` or `no: reason`, with ` (inexact)` where the cut is not
+    provably exact. Rows without layers of their own are left out.
     """
-    cut = {m.name for g in groups for m in g.members if m.kind in PRODUCERS}
-    reasons = {s.layer: s.reason for s in skipped}
+    if not (groups or skipped):
+        return {}
+    members = [member for group in groups for member in group.members]
+    cut = {member.name for member in members if member.kind in PRODUCERS}
+    reasons = {item.layer: item.reason for item in skipped}
     inexact = inexact_blocks(model)
     fates: dict[int, str] = {}
-    for row in model.rows if groups or skipped else []:
+    for row in model.rows:
         place = f"model.{row.index}"
         layers = [
             f"{place}.{name}".rstrip(".")
-            for name, m in row.module.named_modules()
-            if isinstance(m, LAYERS)
+            for name, module in row.module.named_modules()
+            if isinstance(module, LAYERS)
         ]
-        if not layers:
-            continue
-        able = [name for name in layers if name in cut]
-        whole = Counter(
-            reasons.get(name, "has no channels that can be followed")
-            for name in layers
-            if name not in cut
-        )
-        fate = (
-            "yes"
-            if not whole
-            else (
-                f"{len(able)} of {len(layers)} layers"
-                if able
-                else f"no: {whole.most_common(1)[0][0]}"
-            )
-        )
-        marked = any(name == place or name.startswith(f"{place}.") for name in inexact)
-        fates[row.index] = fate + " (inexact)" * marked
+        if layers:
+            marked = any(name == place or name.startswith(f"{place}.") for name in inexact)
+            fates[row.index] = _fate(layers, cut, reasons) + (" (inexact)" if marked else "")
     return fates
+
+
+def _fate(layers: Sequence[str], cut: Collection[str], reasons: Mapping[str, str]) -> str:
+    """Return what pruning can cut of a row with these layers; name the most frequent reason."""
+    whole = [name for name in layers if name not in cut]
+    if not whole:
+        return "yes"
+    if len(whole) < len(layers):
+        return f"{len(layers) - len(whole)} of {len(layers)} layers"
+    counts = Counter(reasons.get(name, "has no channels that can be followed") for name in whole)
+    return f"no: {counts.most_common(1)[0][0]}"
 
 
 def table(rows: Sequence[RowReport]) -> str:
     """Return the rows as a table for a terminal."""
     head = ("row", "from", "block", "output", "parameters", "deployed", "GFLOPs", "prunes")
-    cells = [head] + [
-        (
-            r.index,
-            r.source,
-            r.block,
-            r.shape,
-            f"{r.parameters:,}",
-            f"{r.deployed:,}",
-            f"{r.gflops:.3f}",
-            r.pruning[:REASON],
-        )
-        for r in rows
-    ]
-    return console_table(cells, right=(4, 5, 6))
+    return console_table([head, *(_cells(row) for row in rows)], right=(4, 5, 6))
+
+
+def _cells(row: RowReport) -> tuple[str, ...]:
+    """Return the cells of a row's line, in the order of the table."""
+    counts = (f"{row.parameters:,}", f"{row.deployed:,}", f"{row.gflops:.3f}")
+    return (row.index, row.source, row.block, row.shape, *counts, row.pruning[:REASON])
 
 
 def totals(model: Model, imgsz: int) -> str:
-    """The line below the table."""
+    """Return the line below the table: parameters and GFLOPs of the whole model."""
     info = model.info(imgsz)
     return (
         f"{info['parameters']:,} parameters, {info['deployed_parameters']:,} deployed"
@@ -153,15 +164,17 @@ def totals(model: Model, imgsz: int) -> str:
 def pruning_summary(
     model: Model, groups: Sequence[ChannelGroup], skipped: Sequence[Skipped]
 ) -> str:
-    """What can be cut, every reason why something cannot with its layers, and what is cut
-    inexactly.
+    """Return lines on what pruning can cut.
+
+    They name the number of channels and groups, each reason why layers stay whole with the layers,
+    and the blocks that are cut inexactly.
     """
     layers: dict[str, list[str]] = {}
     for item in skipped:
         layers.setdefault(item.reason, []).append(item.layer)
+    channels = sum(group.size for group in groups)
     lines = [
-        f"{sum(g.size for g in groups)} channels in {len(groups)} groups can be cut, {len(skipped)}"
-        " layers stay whole"
+        f"{channels} channels in {len(groups)} groups can be cut, {len(skipped)} layers stay whole"
     ]
     lines += [f"  {reason[:REASON]}: {_some(names)}" for reason, names in layers.items()]
     lines += [
@@ -172,5 +185,6 @@ def pruning_summary(
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,5 +1,6 @@
-"""`distill.py`: `train` with a teacher. train_sparse.py and prune.py's finetune stage take the same
-task and diagnostics.
+"""`distill.py`: `train` with a teacher.
+
+train_sparse.py and the finetune stage of prune.py use the same task and diagnostics.
 """
 
 from collections.abc import Sequence
@@ -19,16 +20,17 @@ from utils.options.train import TrainOptions
 
 
 def distill(opt: DistillOptions) -> FitResult:
-    """What distill.py does, from new weights, from a checkpoint, or going on with an interrupted
-    run.
-    """
+    """Run distill.py: from new weights, from a checkpoint, or from an interrupted run."""
     return train(opt, diagnostics, task_for)
 
 
 def task_for(model: Model, opt: TrainOptions) -> TaskFactory:
-    """The task factory for `recipes.train`: plain detection without a teacher.
+    """Return the task factory of a training: distillation, or plain detection without a teacher.
 
-    A new student takes the anchors if they count.
+    A new student gets the anchors of its teacher where a logit loss compares their predictions.
+
+    Raises:
+        UserError: The teacher does not fit the model.
     """
     if not _distils(opt):
         return DetectionTask
@@ -39,12 +41,16 @@ def task_for(model: Model, opt: TrainOptions) -> TaskFactory:
 
 
 def diagnostics(run: TrainingRun) -> Sequence[Hook]:
-    """The hook that says whether distillation works; none without a teacher."""
+    """Return the hook that reports whether distillation works; none without a teacher."""
     return [Diagnostics()] if _distils(run.opt) else []
 
 
 def check_teacher(model: Model, opt: TeacherOptions) -> None:
-    """`UserError` where a teacher is given that does not fit; long before `task_for` needs it."""
+    """Check a given teacher long before `task_for` needs it.
+
+    Raises:
+        UserError: The teacher does not fit the model.
+    """
     if opt.distils:
         pair_up(model, load_model(opt.teacher, next(model.parameters()).device), opt)
 

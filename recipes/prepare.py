@@ -1,6 +1,4 @@
-"""From `--cfg` and `--weights` to a model that fits the data: what train.py does
-before it trains.
-"""
+"""From `--cfg` and `--weights` to a model that fits the data: the preparations of train.py."""
 
 import copy
 from collections.abc import Sequence
@@ -18,31 +16,39 @@ from utils.options.train import TrainOptions
 
 
 def prepare_hyp(opt: TrainOptions) -> Hyp:
-    """The hyp file with what the command line replaces; says what of it has no effect."""
+    """Return the hyp file's values, with those replaced that the command line gives.
+
+    Warns of values that have no effect.
+    """
     hyp = load_hyp(opt.hyp)
     for name in ("copy_paste", "paste_in"):
-        if value := getattr(hyp, name):
+        value = getattr(hyp, name)
+        if value:
             LOGGER.warning(
                 f"{opt.hyp}: {name}: {value:g} has no effect: it needs outlines, labels of boxes"
                 " have none"
             )
     if opt.loss:
         hyp = hyp.replace(loss=opt.loss)
-    return hyp.replace(label_smoothing=opt.label_smoothing) if opt.label_smoothing > 0 else hyp
+    if opt.label_smoothing > 0:
+        hyp = hyp.replace(label_smoothing=opt.label_smoothing)
+    return hyp
 
 
 def class_names(data_names: Sequence[str], single_cls: bool) -> list[str]:
-    """The names a model is trained with: the data's, or one for all with `--single-cls`."""
+    """Return the class names of a training: the data's, or one for all with `--single-cls`."""
     return ["object"] if single_cls and len(data_names) > 1 else list(data_names)
 
 
 def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
-    """The model to train.
+    """Return the model to train, named after the classes.
 
-    `--cfg` alone: new weights. `--cfg` and `--weights`: new, with the weights that fit by name and
-    shape, anchors not among them. `--weights` alone: its own structure (pruned ones keep theirs)
-    and anchors; only where the number of classes differs do the layers that depend on it start
-    anew. `--reinit` takes the structure and the anchors of `--weights` and nothing else.
+    - `--cfg` alone: a new model.
+    - `--cfg` and `--weights`: a new model with the weights that fit by name and shape; its anchors
+      are new.
+    - `--weights` alone: structure (a pruned model stays pruned), weights and anchors of that model.
+      Where the number of classes differs, the layers that depend on the number start anew.
+    - `--reinit`: structure and anchors of `--weights`, new weights.
     """
     if not opt.weights:
         model = build_model(opt.cfg, nc=len(names), anchors=_anchor_number(hyp))
@@ -66,15 +72,15 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
 
 
 def with_classes(source: Model, nc: int) -> Model:
-    """A model of the same structure, pruned or not, for another number of classes.
+    """Return a model of the same structure, pruned or not, for another number of classes.
 
-    Weights are new.
+    All weights are new.
     """
     model = build_model(source.cfg, nc=nc)
-    built, fresh, wanted = widths_of(build_model(source.cfg)), widths_of(model), widths_of(source)
+    built, fresh = widths_of(build_model(source.cfg)), widths_of(model)
     by_classes = [name for name in fresh if built.get(name) != fresh[name]]
     structure: Widths = {}
-    for name, widths in wanted.items():
+    for name, widths in widths_of(source).items():
         merged = _merge(built[name], fresh[name], widths)
         if merged != fresh[name]:
             structure[name] = merged
@@ -88,28 +94,32 @@ def with_classes(source: Model, nc: int) -> Model:
 
 
 def with_new_weights(source: Model) -> Model:
-    """A model of the same structure, pruned or not, and the same anchors, as if it had never been
-    trained.
+    """Return a model of the same structure, pruned or not, and the same anchors, with new weights.
 
-    A cut layer takes its share of the weights that the uncut one would start with, so that whatever
-    starts at a value of its own (zeros, ones) does so here too; batch norms make up for the wider
-    layer's smaller scale.
+    A cut layer takes the first weights of those that the uncut layer would start with. So a layer
+    that starts at values of its own (zeros, ones) starts at them here too. The scale of the uncut,
+    wider layer is a little smaller; batch norms make up for that.
     """
-    model, drawn = copy.deepcopy(source), build_model(source.cfg).state_dict()
-    model.load_state_dict(
-        {
-            name: drawn[name][tuple(map(slice, old.shape))]
-            for name, old in source.state_dict().items()
-        }
-    )
+    model, uncut = copy.deepcopy(source), build_model(source.cfg).state_dict()
+    weights = {}
+    for name, old in source.state_dict().items():
+        corner = tuple(slice(size) for size in old.shape)
+        weights[name] = uncut[name][corner]
+    model.load_state_dict(weights)
     model.head.set_anchors(source.head.anchors_px)
     return model
 
 
 def freeze(model: Model, rows: Sequence[int]) -> None:
-    """`--freeze 10`: the first ten rows learn nothing; `--freeze 0 1 2`: these.
+    """Freeze the parameters of rows of the model; batch-norm statistics still follow the data.
 
-    Batch-norm statistics still follow the data.
+    Args:
+        model: Model to change.
+        rows: One number n (`--freeze 10`) for the first n rows; several (`--freeze 0 1 2`) for
+            these rows.
+
+    Raises:
+        UserError: The model has no such row.
     """
     chosen = range(rows[0]) if len(rows) == 1 else rows
     last = len(model.model) - 1
@@ -126,8 +136,15 @@ def _anchor_number(hyp: Hyp) -> int | None:
 
 
 def _merge(built: Any, fresh: Any, wanted: Any) -> Any:
-    """What the classes changed from `built` to `fresh`, everything else as in `wanted` (pruned);
-    nested dicts and lists alike.
+    """Merge the widths of a pruned model with those for another number of classes.
+
+    Args:
+        built: Widths of the uncut model for the old number of classes: dicts, lists and numbers.
+        fresh: Widths of the uncut model for the new number of classes.
+        wanted: Widths of the pruned model for the old number of classes.
+
+    Returns:
+        `fresh` where the number of classes changed a width, `wanted` everywhere else.
     """
     if isinstance(wanted, dict):
         return {key: _merge(built[key], fresh[key], wanted[key]) for key in wanted}

@@ -1,6 +1,7 @@
 """`report.py`: measure several runs side by side and compare them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,13 +17,21 @@ from utils.engine.device import device_name, select_device
 from utils.errors import UserError
 from utils.evaluator import evaluate
 from utils.log import LOGGER
+from utils.options.report import ReportOptions
 from utils.rundir import make_run_dir
 from utils.timing import alternate, median_ms
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model of the comparison and what it was trained with."""
+    """A model of the comparison.
+
+    Args:
+        name: Name of its row.
+        weights: Checkpoint.
+        data: Data YAML that the model was trained with.
+        imgsz: Image size in pixels that the model was trained with.
+    """
 
     name: str
     weights: Path
@@ -30,9 +39,15 @@ class Candidate:
     imgsz: int
 
 
-def report(opt) -> Path:
-    """Measure every run of `opt.runs` on its validation set, print the table and write it with its
-    plot. Returns the folder.
+def report(opt: ReportOptions) -> Path:
+    """Measure every run of `opt.runs` on its validation set; print and write the table and a plot.
+
+    Returns:
+        The folder of the report.
+
+    Raises:
+        UserError: A run has no model or does not say its data and image size, or the runs used
+            different data.
     """
     device = select_device(opt.device)
     candidates = [
@@ -66,10 +81,16 @@ def report(opt) -> Path:
 
 
 def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate]:
-    """Models of one argument: a checkpoint, a training run, or a pruning run (which gives two:
-    after the cut, finetuned).
+    """Return the models that one argument of report.py names.
 
-    `data` and `imgsz` replace what the run's own `opt.yaml` says.
+    Args:
+        run: A checkpoint, the folder of a training run, or the folder of a pruning run, which has
+            two models: after the cut, and finetuned.
+        data: Data YAML in place of the one in the run's `opt.yaml`; empty: the latter.
+        imgsz: Image size in pixels in place of the one in `opt.yaml`; 0: the latter.
+
+    Raises:
+        UserError: There is no model, or nothing says which data and image size it used.
     """
     if run.suffix == ".pt" and run.is_file():
         folder = run.parent.parent if run.parent.name == "weights" else run.parent
@@ -77,13 +98,16 @@ def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate
     elif (run / "weights" / "pruned.pt").is_file():
         folder, found = run, [(f"{run.name}, after the cut", run / "weights" / "pruned.pt")]
         finetuned = run / "finetune" / "weights" / "best.pt"
-        found += [(f"{run.name}, finetuned", finetuned)] if finetuned.is_file() else []
+        if finetuned.is_file():
+            found.append((f"{run.name}, finetuned", finetuned))
     elif (run / "weights" / "best.pt").is_file():
         folder, found = run, [(run.name, run / "weights" / "best.pt")]
     else:
         raise UserError(f"{run}: neither a checkpoint nor a run folder with weights/best.pt")
-    trained = load_yaml(folder / "opt.yaml") if (folder / "opt.yaml").is_file() else {}
-    data, imgsz = data or str(trained.get("data") or ""), imgsz or int(trained.get("imgsz") or 0)
+    options = folder / "opt.yaml"
+    trained = load_yaml(options) if options.is_file() else {}
+    data = data or str(trained.get("data") or "")
+    imgsz = imgsz or int(trained.get("imgsz") or 0)
     if not data or not imgsz:
         raise UserError(
             f"{run}: no opt.yaml says which data and image size it used; give --data and --imgsz"
@@ -92,34 +116,45 @@ def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate
 
 
 def rename(candidates: list[Candidate], labels: tuple[str, ...]) -> list[Candidate]:
-    """The same candidates under the user's names, or under names of their own made unique."""
-    if labels:
-        if len(labels) != len(candidates):
-            names = ", ".join(c.name for c in candidates)
-            raise UserError(f"--labels: {len(labels)} given for {len(candidates)} models ({names})")
-        return [
-            Candidate(label, c.weights, c.data, c.imgsz)
-            for label, c in zip(labels, candidates, strict=True)
-        ]
-    names = [c.name for c in candidates]
+    """Return the candidates under the user's names, or under their own names made unique.
+
+    A name that several candidates have is followed by the folder that holds the run.
+
+    Raises:
+        UserError: The number of labels is not that of the candidates.
+    """
+    own = [candidate.name for candidate in candidates]
+    if labels and len(labels) != len(candidates):
+        raise UserError(
+            f"--labels: {len(labels)} given for {len(candidates)} models ({', '.join(own)})"
+        )
+    projects = [candidate.weights.parent.parent.parent.name for candidate in candidates]
     unique = [
-        n if names.count(n) == 1 else f"{n} ({c.weights.parent.parent.parent.name})"
-        for n, c in zip(names, candidates, strict=True)
+        name if own.count(name) == 1 else f"{name} ({project})"
+        for name, project in zip(own, projects, strict=True)
     ]
     return [
-        Candidate(n, c.weights, c.data, c.imgsz) for n, c in zip(unique, candidates, strict=True)
+        replace(candidate, name=name)
+        for candidate, name in zip(candidates, labels or unique, strict=True)
     ]
 
 
 def measure(
-    candidates: list[Candidate], opt, device: torch.device, half: bool = False
+    candidates: list[Candidate], opt: ReportOptions, device: torch.device, half: bool = False
 ) -> tuple[list[ComparisonRow], int]:
-    """One row a candidate, and the number of validation images.
+    """Measure accuracy model by model, and the latency of all models in turn.
 
-    Accuracy one by one, latency of all of them in turn.
+    Args:
+        candidates: Models to compare; all have the same data.
+        opt: Batch size, data workers and seconds of report.py.
+        device: Device to measure on.
+        half: Whether to compute in fp16.
+
+    Returns:
+        A row for each candidate, and the number of validation images.
     """
     data = load_data(candidates[0].data)
-    facts, work = [], {}
+    found, work = [], {}
     for number, candidate in enumerate(candidates):
         model = load_model(candidate.weights)
         info, at_size = model.info(640), model.info(candidate.imgsz)
@@ -133,13 +168,11 @@ def measure(
             stride=int(model.stride.max()),
             single_cls=single,
         )
-        LOGGER.info(
-            f"{candidate.name}: validating {candidate.weights}"
-            + (", all classes as one" if single else "")
-        )
+        note = ", all classes as one" if single else ""
+        LOGGER.info(f"{candidate.name}: validating {candidate.weights}{note}")
         names = class_names(data.names, single)
         result = evaluate(deployed, loader, names=names, single_cls=single, half=half)
-        facts.append((candidate, info, at_size, result))
+        found.append((candidate, info, at_size, result))
         work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, half, device)
     LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")
     times = alternate(work, seconds=opt.seconds, device=device, warm=True)
@@ -157,15 +190,16 @@ def measure(
             imgsz=candidate.imgsz,
             weights=str(candidate.weights),
         )
-        for number, (candidate, info, at_size, result) in enumerate(facts)
+        for number, (candidate, info, at_size, result) in enumerate(found)
     ]
-    return rows, facts[0][3].seen
+    return rows, found[0][3].seen
 
 
 def trained_as_one_class(model: Model, data: DataConfig, candidate: Candidate) -> bool:
-    """Whether the model was trained with `--single-cls`.
+    """Return whether a model was trained with `--single-cls`.
 
-    `UserError` where its classes are not the data's.
+    Raises:
+        UserError: The number of classes is neither 1 nor the data's.
     """
     if model.nc not in {1, data.nc}:
         raise UserError(
@@ -178,15 +212,26 @@ def trained_as_one_class(model: Model, data: DataConfig, candidate: Candidate) -
 
 @lru_cache(maxsize=4)
 def random_images(batch: int, imgsz: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One batch for all models of a comparison: with one each, fifty models read a gigabyte of
-    images in turn.
+    """Return a batch of random images in 0..1, the same tensor for all models of a comparison.
+
+    With a tensor for each model, fifty models would read a gigabyte of images in turn.
     """
     images = torch.rand(batch, 3, imgsz, imgsz, device=device, dtype=dtype)
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def forward_of(model: torch.nn.Module, imgsz: int, batch: int, half: bool, device: torch.device):
-    """A call that runs one batch of images through a deployed model."""
+def forward_of(
+    model: torch.nn.Module, imgsz: int, batch: int, half: bool, device: torch.device
+) -> Callable[[], None]:
+    """Return a function that runs one batch of images through a deployed model.
+
+    Args:
+        model: Deployed model on its device; converted to fp16 or float32 in place.
+        imgsz: Side of the square images in pixels.
+        batch: Number of images.
+        half: Whether to compute in fp16.
+        device: Device of the images.
+    """
     model = model.half() if half else model.float()
     images = random_images(batch, imgsz, next(model.parameters()).dtype, device)
 

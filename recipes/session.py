@@ -310,6 +310,7 @@ def _describe(dataset: DetectionDataset, session: Session) -> None:
 
 
 def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], EvalResult]:
+    """Return the function that validates a model and logs the table."""
     loader, names = session.val_loader, session.run.model.names
     single_cls = session.run.opt.single_cls
 
@@ -322,6 +323,7 @@ def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], Eval
 
 
 def _preparation(run: TrainingRun) -> Callable[[Tensor, int], Tensor]:
+    """Return the function that turns the loader's images into the network's input."""
     if not run.opt.multi_scale:
         return to_unit_range
     return partial(multi_scale, imgsz=run.opt.imgsz, stride=run.stride, seed=run.opt.seed)
@@ -348,7 +350,10 @@ def _run_hooks(run: TrainingRun, save: Callable[..., None]) -> list[Hook]:
 
 
 def with_whole_strides(opt: TrainOptions, stride: int) -> TrainOptions:
-    """Return the options with both image sizes rounded up to multiples of the stride."""
+    """Return the options with both image sizes rounded up to multiples of the stride.
+
+    Equal sizes are rounded once, so that a warning appears once.
+    """
     asked = (opt.imgsz, opt.val_imgsz)
     rounded = {size: whole_strides(size, stride) for size in dict.fromkeys(asked)}
     sizes = tuple(rounded[size] for size in asked)

@@ -1,5 +1,6 @@
-"""`train_sparse.py`: `train` with a penalty that drives channels towards zero, and hooks that show
-it.
+"""`train_sparse.py`: `train` with a penalty that drives channels towards zero.
+
+Hooks add the penalty and record its effect.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,7 @@ from utils.options.sparse import SparseOptions
 
 
 def train_sparse(opt: SparseOptions) -> FitResult:
-    """What train_sparse.py does, from new weights, from a checkpoint, or going on with an
-    interrupted run.
-    """
+    """Run train_sparse.py: from new weights, from a checkpoint, or from an interrupted run."""
     return train(opt, sparse_hooks, task_for)
 
 
@@ -49,7 +48,7 @@ def sparse_hooks(run: TrainingRun) -> Sequence[Hook]:
 
 
 def warn_of_idle_options(opt: SparseOptions) -> None:
-    """Options that were given and that the method, or `--reg auto`, does not read."""
+    """Warn of options that were given and that the method, or `--reg auto`, does not read."""
     given = changed_options(opt)
     growth = [name for name in given if name in ("--delta-reg", "--delta-every")]
     if opt.method != "group_reg":

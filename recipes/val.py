@@ -1,4 +1,4 @@
-"""`val.py`: validate one checkpoint on one split and write what was found."""
+"""`val.py`: validate one checkpoint on one split and write the results."""
 
 import json
 from collections.abc import Callable
@@ -24,11 +24,13 @@ from utils.plots.evaluation import batch_pictures, plot_evaluation
 from utils.rundir import environment, make_run_dir, save_options
 
 OnBatch = Callable[[Any, list[Tensor]], None]
+"""Called with a batch and the detections of its images, (n, 6) each."""
 
 
 def val(opt: ValOptions) -> EvalResult:
-    """Validate `opt.weights` on a split of `opt.data`; the run folder gets `results.json` and the
-    pictures.
+    """Validate `opt.weights` on a split of `opt.data`.
+
+    The run folder gets `results.json`, the pictures, and the files that the options ask for.
     """
     opt.check()
     if opt.task == "speed":  # as YOLOv5: the thresholds of a user of the detector
@@ -60,14 +62,21 @@ def val(opt: ValOptions) -> EvalResult:
 def measure(
     model: Model, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path
 ) -> EvalResult:
-    """Evaluate a deployed model and write everything into the run folder."""
+    """Evaluate a deployed model and write all results into the run folder.
+
+    Args:
+        model: Fused model on its device.
+        loader: Batches of the split.
+        names: Class names by id.
+        data: Data set; its number of classes counts.
+        opt: Options of val.py with the final image size.
+        folder: Existing run folder.
+    """
     device = model.stride.device
     save_options(opt, folder / "opt.yaml", **environment(device))
     records: list[dict[str, Any]] = []
-    with torch.no_grad():
-        model(
-            torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=device)
-        )  # the first forward allocates: keep it out of the times
+    with torch.no_grad():  # the first forward pass allocates: keep it out of the times
+        model(torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=device))
     result = evaluate(
         model,
         loader,
@@ -91,17 +100,16 @@ def measure(
         (folder / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
     if not opt.noplots:
         plot_evaluation(result, names[: result.confusion.nc], folder)
-    (folder / "results.json").write_text(
-        json.dumps(summary(result, opt), indent=2, ensure_ascii=False), encoding="utf-8"
-    )
+    text = json.dumps(summary(result, opt), indent=2, ensure_ascii=False)
+    (folder / "results.json").write_text(text, encoding="utf-8")
     LOGGER.info(f"Results saved to {folder}")
     return result
 
 
 def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
-    """Names by class id: the data's, then those that only the model has.
+    """Return the class names by id: the data's, then those that only the model has.
 
-    Warns where the two differ in number.
+    Warns where model and data differ in their number of classes.
     """
     if opt.single_cls:
         return ["item"]
@@ -117,8 +125,15 @@ def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
 def writers(
     opt: ValOptions, names: list[str], folder: Path, records: list[dict[str, Any]]
 ) -> OnBatch:
-    """What happens with the detections of each batch: pictures, text files, and COCO records that
-    are added to `records`.
+    """Return the function that writes the detections of each batch.
+
+    Pictures, text files and COCO records, as far as the options ask for them.
+
+    Args:
+        opt: Options of val.py.
+        names: Class names by id.
+        folder: Run folder.
+        records: List that the COCO records are added to.
     """
     draw = None if opt.noplots else batch_pictures(names, folder)
     labels = folder / "labels"
@@ -143,7 +158,7 @@ def writers(
 
 
 def log_metrics(result: EvalResult, per_class: bool) -> None:
-    """YOLOv5's table, then COCO's figures under their own name."""
+    """Log YOLOv5's table, then COCO's figures under their own name."""
     log_table(result, per_class)
     if result.coco is not None:
         figures = ", ".join(
@@ -157,7 +172,7 @@ def log_metrics(result: EvalResult, per_class: bool) -> None:
 
 
 def summary(result: EvalResult, opt: ValOptions) -> dict[str, Any]:
-    """Plain numbers for `results.json`."""
+    """Return the content of `results.json`: plain numbers, dicts and lists."""
     total = {
         "P": result.mp,
         "R": result.mr,
@@ -187,13 +202,13 @@ def summary(result: EvalResult, opt: ValOptions) -> dict[str, Any]:
         "per_class": [
             {
                 "class": name,
-                "instances": int(n),
-                "P": float(p),
-                "R": float(r),
+                "instances": int(count),
+                "P": float(precision),
+                "R": float(recall),
                 "mAP50": float(ap50),
                 "mAP50-95": float(ap),
             }
-            for name, n, p, r, ap50, ap in columns
+            for name, count, precision, recall, ap50, ap in columns
         ],
         "speed_ms": result.speed,
     }

@@ -9,10 +9,10 @@ import torch
 from data.config import load_data
 from models import build_model, save_model
 from recipes import report
-from report import ReportOptions
 from tests.flow.runs import tiny_set
 from utils.errors import UserError
 from utils.evaluator import evaluate
+from utils.options.report import ReportOptions
 
 
 def candidate(folder, nc: int) -> report.Candidate:

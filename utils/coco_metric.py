@@ -1,7 +1,7 @@
 """The COCO metric by its own tool, from boxes in memory.
 
-It differs from YOLOv5's mAP in matching (a detection may fall back to another label), in
-interpolation (101 samples, nothing past the last recall), in the number of detections (100 an
+The metric differs from YOLOv5's mAP in matching (a detection may fall back to another label), in
+interpolation (101 samples, nothing past the last recall), in the number of detections (100 for an
 image) and in its figures by box size. So both are reported, by name.
 """
 
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -20,19 +21,18 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 def coco_metric(
     detections: Sequence[Tensor], labels: Sequence[Tensor], nc: int
 ) -> dict[str, float]:
-    """The twelve COCO figures by name, 0..1, -1 where no label counts.
+    """Return the twelve COCO figures by name, 0..1; -1 where no label counts.
 
-    An entry an image: `detections` (n, 6) xyxy in pixels of the original file, confidence, class;
-    `labels` (m, 5) class, xyxy. pycocotools computes it, or faster-coco-eval where that is
-    installed: the same protocol.
+    pycocotools computes them, or faster-coco-eval, which has the same protocol, where installed.
+
+    Args:
+        detections: For each image (n, 6) = x1, y1, x2, y2 in pixels of the original file,
+            confidence, class.
+        labels: For each image (m, 5) = class, x1, y1, x2, y2 in the same pixels.
+        nc: Number of classes.
     """
     coco_class, eval_class = _tool()
-    rows = [
-        np.column_stack(
-            (np.full(len(found), i), found[:, :2], found[:, 2:4] - found[:, :2], found[:, 4:])
-        )
-        for i, found in enumerate(detections, start=1)
-    ]
+    rows = [_result_rows(image, found) for image, found in enumerate(detections, start=1)]
     results = np.concatenate(rows) if rows else np.empty((0, 7))
     if not sum(len(label) for label in labels):
         return dict.fromkeys(FIGURES, -1.0)
@@ -49,8 +49,14 @@ def coco_metric(
     return dict(zip(FIGURES, map(float, evaluation.stats), strict=False))
 
 
+def _result_rows(image: int, found: Tensor) -> NDArray[Any]:
+    """Return (n, 7) = image id, x1, y1, width, height, confidence, class: the tools' format."""
+    corner, size = found[:, :2], found[:, 2:4] - found[:, :2]
+    return np.column_stack((np.full(len(found), image), corner, size, found[:, 4:]))
+
+
 def _tool() -> tuple[Any, Any]:
-    """The classes COCO and COCOeval of the faster of the two tools."""
+    """Return the classes COCO and COCOeval, of the faster tool where installed."""
     tool: ModuleType
     try:
         import faster_coco_eval as tool  # pyright: ignore[reportMissingImports]
@@ -64,8 +70,9 @@ def _tool() -> tuple[Any, Any]:
 
 
 def _dataset(labels: Sequence[Tensor], nc: int) -> dict[str, Any]:
-    """Labels in COCO's annotation format, class ids as they are; image and annotation ids from 1,
-    as the tools want them.
+    """Return the labels in COCO's annotation format.
+
+    Class ids stay as they are; image and annotation ids start at 1, as the tools need them.
     """
     annotations: list[dict[str, Any]] = []
     for image, rows in enumerate(labels, start=1):
@@ -82,10 +89,10 @@ def _dataset(labels: Sequence[Tensor], nc: int) -> dict[str, Any]:
             )
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
-    images = [{"id": i} for i in range(1, len(labels) + 1)]
+    images = [{"id": image} for image in range(1, len(labels) + 1)]
     return {
         "info": {},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": c} for c in range(nc)],
+        "categories": [{"id": category} for category in range(nc)],
     }

@@ -1,6 +1,4 @@
-"""The table that compares runs: one row a model, every figure with its change against the first
-row.
-"""
+"""The table that compares runs: a row for each model, with the changes against the first row."""
 
 import csv
 import json
@@ -13,19 +11,29 @@ from utils.tables import markdown_table
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What is known of one model.
+    """Figures of one model. GFLOPs are 2 x MACs of the deployed model.
 
-    GFLOPs are 2 x MACs of the deployed model; latency is of one image at the stated batch.
+    Args:
+        name: Name of the model.
+        parameters: Parameters of the fused model as published tables count them, YOLOv7's implicit
+            vectors included.
+        deployed_parameters: Parameters of the deployed model, without folded implicit vectors.
+        gflops_640: GFLOPs at 640 px.
+        gflops: GFLOPs at the run's own image size.
+        size_mb: Size of the checkpoint file in units of 1e6 bytes.
+        map50: mAP at IoU .5, 0..1.
+        map: mAP over the IoU thresholds .5 to .95, 0..1.
+        latency_ms: Milliseconds an image, at the batch of `Conditions`.
+        imgsz: Image size in pixels.
+        weights: Path of the checkpoint.
     """
 
     name: str
-    parameters: (
-        int  # fused, as published tables count them: YOLOv7's implicit vectors stay registered
-    )
-    deployed_parameters: int  # what is really left
+    parameters: int
+    deployed_parameters: int
     gflops_640: float
-    gflops: float  # at the run's own image size
-    size_mb: float  # of the checkpoint file, 1e6 bytes
+    gflops: float
+    size_mb: float
     map50: float
     map: float
     latency_ms: float
@@ -35,7 +43,16 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How the figures came about; printed under the table."""
+    """Conditions of the measurement; printed under the table.
+
+    Args:
+        data: Data YAML.
+        images: Number of validation images.
+        batch: Images of a batch.
+        device: Name of the device.
+        precision: fp32 or fp16.
+        threads: Threads of torch.
+    """
 
     data: str
     images: int
@@ -58,11 +75,10 @@ COLUMNS = {
 
 
 def markdown(rows: list[ComparisonRow], conditions: Conditions) -> str:
-    """The whole report as Markdown: the table, how it was measured, and what should worry the
-    reader.
-    """
-    folded = all(row.deployed_parameters == row.parameters for row in rows)
-    columns = [name for name in COLUMNS if not (folded and name == "deployed_parameters")]
+    """Return the whole report as Markdown: the table, the conditions and the warnings."""
+    columns = list(COLUMNS)
+    if all(row.deployed_parameters == row.parameters for row in rows):
+        columns.remove("deployed_parameters")
     head = ["Model", *(COLUMNS[name] for name in columns)]
     body = [
         [row.name.replace("|", "/"), *(_cell(row, rows[0], column) for column in columns)]
@@ -73,19 +89,26 @@ def markdown(rows: list[ComparisonRow], conditions: Conditions) -> str:
 
 
 def notes(rows: list[ComparisonRow]) -> list[str]:
-    """Warnings a user should read before deploying: fewer GFLOPs that bring no speed."""
-    base, found = rows[0], []
-    for row in rows[1:]:
-        flops, speed = base.gflops / row.gflops, base.latency_ms / row.latency_ms
-        found.append(slow_note(row.name, flops, speed))
-    return [text for text in found if text]
+    """Return warnings to read before deploying: fewer GFLOPs that bring too little speed."""
+    base = rows[0]
+    texts = [
+        slow_note(row.name, base.gflops / row.gflops, base.latency_ms / row.latency_ms)
+        for row in rows[1:]
+    ]
+    return [text for text in texts if text]
 
 
 def slow_note(name: str, flops: float, speed: float) -> str:
-    """What to read where `flops` times fewer GFLOPs bring only `speed` times the speed; empty where
-    they bring enough.
+    """Return a warning where fewer GFLOPs bring too little speed, else "".
+
+    Args:
+        name: Name of the model.
+        flops: GFLOPs of the first model over those of this model.
+        speed: Latency of the first model over that of this model.
     """
-    if not (flops >= 1.5 and speed < 0.6 * flops) and not (flops >= 1.8 and speed < 1.2):
+    far_behind = flops >= 1.5 and speed < 0.6 * flops
+    hardly_faster = flops >= 1.8 and speed < 1.2
+    if not (far_behind or hardly_faster):
         return ""
     return (
         f"{name} has {flops:.2f}x fewer GFLOPs but runs only {speed:.2f}x faster here. Small layers"
@@ -110,7 +133,7 @@ def write(rows: list[ComparisonRow], conditions: Conditions, folder: Path) -> No
 
 
 def plot(rows: list[ComparisonRow], path: Path) -> None:
-    """Accuracy over GFLOPs and over latency, one marker a model."""
+    """Draw accuracy over GFLOPs and over latency, a marker for each model."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,11 +141,8 @@ def plot(rows: list[ComparisonRow], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
     markers = "osD^vP*X<>ph"
-    for axis, (column, label) in zip(
-        axes,
-        [("gflops", "GFLOPs at the run's image size"), ("latency_ms", "ms per image")],
-        strict=True,
-    ):
+    costs = (("gflops", "GFLOPs at the run's image size"), ("latency_ms", "ms per image"))
+    for axis, (column, label) in zip(axes, costs, strict=True):
         for number, row in enumerate(rows):
             axis.plot(
                 getattr(row, column),
@@ -147,6 +167,7 @@ def plot(rows: list[ComparisonRow], path: Path) -> None:
 
 
 def _how(rows: list[ComparisonRow], conditions: Conditions) -> str:
+    """Return the lines on the conditions of the measurement."""
     sizes = ", ".join(str(size) for size in sorted({row.imgsz for row in rows}))
     return (
         f"{conditions.data}: {conditions.images} images at {sizes} px. Changes are against the"
@@ -157,6 +178,7 @@ def _how(rows: list[ComparisonRow], conditions: Conditions) -> str:
 
 
 def _cell(row: ComparisonRow, base: ComparisonRow, column: str) -> str:
+    """Return a figure with its change against the first row: a difference of mAP, or a ratio."""
     value, reference = getattr(row, column), getattr(base, column)
     if isinstance(value, int):
         text = f"{value:,}"

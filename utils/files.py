@@ -1,4 +1,4 @@
-"""Writing files so that a failure never leaves half of one."""
+"""Writing files so that a failure never leaves half a file."""
 
 import os
 import tempfile
@@ -10,11 +10,10 @@ from typing import IO
 
 @contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """A file that takes its name only once it is whole: temporary file beside it, flush, fsync,
-    `os.replace`.
+    """Open a file that takes its name only once the block has written all of it.
 
-    Whatever goes wrong, a file that was there before survives and nothing half-written stays
-    behind.
+    The block writes a temporary file beside `path`, which replaces `path` after flush and fsync.
+    Where the block fails, an earlier file survives and the temporary one is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(
@@ -25,7 +24,7 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes it private
+        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes a private file
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -33,7 +32,7 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO]:
 
 
 def _umask() -> int:
-    """The process's file mode mask; reading it needs to set it."""
+    """Return the process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""One logger for console and `log.txt`. Only the main process speaks."""
+"""One logger for console and `log.txt`; only the main process logs below errors."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ LOGGER = logging.getLogger("yolo")
 
 
 class _TqdmSafeHandler(logging.StreamHandler):
-    """Looks stdout up at each line (tests replace it) and keeps tqdm bars whole."""
+    """Handler that keeps tqdm bars whole and looks stdout up at each line (tests replace it)."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -21,9 +21,9 @@ class _TqdmSafeHandler(logging.StreamHandler):
 
 
 def setup_logging() -> None:
-    """Console output for the main process, warnings only for the other ranks.
+    """Set up console output: everything on the main process, errors only on the other ranks.
 
-    Safe to call twice.
+    A second call does nothing.
     """
     if LOGGER.handlers:
         return
@@ -42,7 +42,7 @@ def deprecated(old: str, new: str) -> None:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append everything that is logged inside to `path` too."""
+    """Append everything that is logged inside the block to the file `path` too."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)

@@ -1,7 +1,7 @@
-"""Detection metrics as YOLOv5 reports them: matching, precision, recall, average precision,
-confusion matrix.
+"""Detection metrics as YOLOv5 reports them.
 
-The COCO metric, whose rules differ in detail, is in `utils.coco_metric`.
+Matching, precision, recall, average precision and confusion matrix. The COCO metric, whose rules
+differ in detail, is in `utils.coco_metric`.
 """
 
 from dataclasses import dataclass
@@ -15,31 +15,35 @@ from torchvision.ops import box_iou
 Array = NDArray[np.float64]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # .5, .55 ... .95
-CONFIDENCES = np.linspace(
-    0, 1, 1000
-)  # x axis of the curves over confidence, and of recall in the PR curve
+CONFIDENCES = np.linspace(0, 1, 1000)
+"""x axis of the curves over confidence, and of recall in the PR curve."""
 EPS = 1e-16
 
 
 def match_predictions(detections: Tensor, labels: Tensor, iou_thresholds: Tensor) -> Tensor:
-    """Which detections are right, at every IoU threshold.
-
-    `detections` (N, 6) xyxy, confidence, class, most confident first; `labels` (M, 5) class, xyxy
-    in the same pixels; `iou_thresholds` (T,). Returns (N, T) bool on the same device.
+    """Decide which detections are right at every IoU threshold.
 
     YOLOv5's rule: every detection claims the label of its class that it overlaps most; a label goes
-    to the first of its claimants whose IoU reaches the threshold. So each is used once, and a
-    detection does not fall back to a second label.
+    to the most confident of its claimants whose IoU reaches the threshold. So a detection and a
+    label are used once at most, and a detection does not fall back to a second label.
+
+    Args:
+        detections: (N, 6) = x1, y1, x2, y2, confidence, class; most confident first.
+        labels: (M, 5) = class, x1, y1, x2, y2 in the same pixels.
+        iou_thresholds: (T,).
+
+    Returns:
+        (N, T) bool, on the same device.
     """
     n, m, t = len(detections), len(labels), len(iou_thresholds)
     if not n or not m:
         return detections.new_zeros((n, t), dtype=torch.bool)
-    iou = box_iou(detections[:, :4], labels[:, 1:]) * (detections[:, 5:6] == labels[:, 0])
+    same_class = detections[:, 5:6] == labels[:, 0]
+    iou = box_iou(detections[:, :4], labels[:, 1:]) * same_class
     overlap, label = iou.max(1)
     rank = torch.arange(n, device=detections.device)
-    claim = torch.where(
-        overlap >= iou_thresholds[:, None], rank, n
-    )  # (T, N): own rank, or n for "no claim"
+    # (T, N): the detection's own rank, or n where it claims no label.
+    claim = torch.where(overlap >= iou_thresholds[:, None], rank, n)
     label = label.expand(t, n)
     first = claim.new_full((t, m), n).scatter_reduce(1, label, claim, "amin")
     return ((claim < n) & (claim == first.gather(1, label))).T
@@ -47,26 +51,45 @@ def match_predictions(detections: Tensor, labels: Tensor, iou_thresholds: Tensor
 
 @dataclass(frozen=True)
 class Curves:
-    """What the curve plots show, one row a class of `ap_class`, 1000 points over `CONFIDENCES`."""
+    """Curves of the plots at IoU .5: (classes, 1000), a row for each class of `ap_class`.
 
-    precision: Array  # over confidence
-    recall: Array  # over confidence
-    f1: Array  # over confidence
-    pr: Array  # precision over recall, at IoU .5
+    Args:
+        precision: Precision over confidence.
+        recall: Recall over confidence.
+        f1: F1 over confidence.
+        pr: Precision over recall.
+    """
+
+    precision: Array
+    recall: Array
+    f1: Array
+    pr: Array
 
 
 @dataclass(frozen=True)
 class APResult:
-    """Metrics of the classes that have labels, in the order of `ap_class`; 0..1 all."""
+    """Metrics of the classes that have labels, 0..1, in the order of `ap_class`.
 
-    p: Array  # (classes,) precision at the confidence of the best mean F1, IoU .5
-    r: Array  # (classes,) recall at the same confidence
-    f1: Array  # (classes,)
-    ap: Array  # (classes, 10), a column an IoU threshold
-    ap_class: NDArray[np.int64]  # (classes,) class ids
-    labels: NDArray[np.int64]  # (classes,) number of labels
-    names: list[str]  # (classes,) names, the id itself where none is known
-    confidence: float  # where p, r and f1 are read
+    Args:
+        p: (classes,) precision at `confidence`, IoU .5.
+        r: (classes,) recall at `confidence`, IoU .5.
+        f1: (classes,) F1 at `confidence`, IoU .5.
+        ap: (classes, 10) average precision, a column for each IoU threshold.
+        ap_class: (classes,) class ids.
+        labels: (classes,) number of labels.
+        names: (classes,) names; the id itself where no name is known.
+        confidence: Confidence of the best mean F1.
+        curves: Curves for the plots.
+    """
+
+    p: Array
+    r: Array
+    f1: Array
+    ap: Array
+    ap_class: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    names: list[str]
+    confidence: float
     curves: Curves
 
     @property
@@ -81,12 +104,12 @@ class APResult:
 
     @property
     def mp(self) -> float:
-        """Mean precision."""
+        """Mean precision over the classes."""
         return float(self.p.mean()) if len(self.p) else 0.0
 
     @property
     def mr(self) -> float:
-        """Mean recall."""
+        """Mean recall over the classes."""
         return float(self.r.mean()) if len(self.r) else 0.0
 
 
@@ -97,11 +120,17 @@ def ap_per_class(
     target_cls: NDArray,
     names: list[str] | dict[int, str] | None = None,
 ) -> APResult:
-    """Precision, recall and average precision of every class that has labels.
+    """Return precision, recall and average precision of every class that has labels.
 
-    `tp` (N, T) bool or 0/1, right at each IoU threshold; `conf`, `pred_cls` (N,); `target_cls`
-    (M,). Any order. Precision and recall are read where the mean F1, smoothed over a tenth of the
-    confidence axis, is largest.
+    Precision and recall are read where the mean F1, smoothed over a tenth of the confidence axis,
+    is largest. Detections and labels may come in any order.
+
+    Args:
+        tp: (N, T) bool or 0/1, whether a detection is right at each IoU threshold.
+        conf: (N,) confidence of the detections.
+        pred_cls: (N,) class of the detections.
+        target_cls: (M,) class of the labels.
+        names: Class names by id.
     """
     order = np.argsort(-conf, kind="stable")
     tp, conf, pred_cls = tp[order].astype(np.float64), conf[order], pred_cls[order]
@@ -115,7 +144,7 @@ def ap_per_class(
             continue
         right, wrong = tp[mine].cumsum(0), (1 - tp[mine]).cumsum(0)
         recalls, precisions = right / (count + EPS), right / (right + wrong)
-        # confidence falls along the detections and np.interp wants it to rise
+        # Confidence falls along the detections; np.interp needs rising values, so both change sign.
         recall[row] = np.interp(-CONFIDENCES, -conf[mine], recalls[:, 0], left=0)
         precision[row] = np.interp(-CONFIDENCES, -conf[mine], precisions[:, 0], left=1)
         for column in range(tp.shape[1]):
@@ -138,43 +167,54 @@ def ap_per_class(
 
 
 def average_precision(recall: Array, precision: Array) -> float:
-    """Area under the precision envelope, 101 recall points joined by trapezoids (YOLOv5's rule).
+    """Return the area under the precision envelope, YOLOv5's rule.
 
-    Both (N,), along falling confidence. The envelope ends at (1, 0). So perfect detections give
-    .995, not 1 (the last of the 100 trapezoids is half), and a curve that stops at a lower recall
-    goes on in a straight line: more than COCO's figure.
+    101 points of recall are joined by trapezoids. The envelope ends at (1, 0). So perfect
+    detections give .995, not 1 (the last of the 100 trapezoids is half), and a curve that stops at
+    a lower recall goes on in a straight line, which gives more than COCO's figure.
+
+    Args:
+        recall: (N,) along falling confidence.
+        precision: (N,) along falling confidence.
     """
-    x = np.linspace(0, 1, 101)
-    return float(np.trapezoid(np.interp(x, *_envelope(recall, precision)), x))
+    points = np.linspace(0, 1, 101)
+    envelope = np.interp(points, *_envelope(recall, precision))
+    return float(np.trapezoid(envelope, points))
 
 
 def _envelope(recall: Array, precision: Array) -> tuple[Array, Array]:
-    """Recall and the best precision at that recall or beyond, from (0, 1) to (1, 0)."""
+    """Return recall, and the best precision at that recall or beyond, from (0, 1) to (1, 0)."""
     recall = np.concatenate(([0.0], recall, [1.0]))
     precision = np.concatenate(([1.0], precision, [0.0]))
     return recall, np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _smooth(y: Array, share: float = 0.1) -> Array:
-    """Moving average over `share` of the points, the ends repeated."""
-    half = round(len(y) * share) // 2
+def _smooth(values: Array, share: float = 0.1) -> Array:
+    """Return the moving average over `share` of the points; the end values are repeated."""
+    half = round(len(values) * share) // 2
     window = 2 * half + 1
-    return np.convolve(np.pad(y, half, mode="edge"), np.full(window, 1 / window), mode="valid")
+    padded = np.pad(values, half, mode="edge")
+    return np.convolve(padded, np.full(window, 1 / window), mode="valid")
 
 
 def fitness(map50: float, map50_95: float) -> float:
-    """What `best.pt` is chosen by: .1 mAP50 + .9 mAP50-95."""
+    """Return the figure that `best.pt` is chosen by: .1 mAP50 + .9 mAP50-95."""
     return 0.1 * map50 + 0.9 * map50_95
 
 
 class ConfusionMatrix:
-    """Counts of (predicted class, true class); the last row is "missed", the last column
-    "background".
+    """Counts by predicted class (row) and true class (column).
+
+    The last row counts labels that no detection hits, the last column detections that hit no label.
 
     Whatever the classes, every detection above `conf` claims the label that it overlaps most, by
-    more than `iou_thres`; a label goes to the claimant with the largest IoU. A detection with a
-    class id of `nc` or more, which a model with more classes than the data may give, has no row and
-    is left out.
+    more than `iou_thres`; a label goes to the claimant with the largest IoU. A model with more
+    classes than the data may give a class id of `nc` or more: such detections are left out.
+
+    Args:
+        nc: Number of classes of the data.
+        conf: Least confidence.
+        iou_thres: Least IoU of a hit.
     """
 
     def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45):
@@ -182,8 +222,11 @@ class ConfusionMatrix:
         self.matrix = np.zeros((nc + 1, nc + 1), dtype=np.int64)
 
     def update(self, detections: Tensor, labels: Tensor) -> None:
-        """Add one image: `detections` (N, 6) xyxy, confidence, class; `labels` (M, 5)
-        class, xyxy.
+        """Add the counts of one image.
+
+        Args:
+            detections: (N, 6) = x1, y1, x2, y2, confidence, class, on the CPU.
+            labels: (M, 5) = class, x1, y1, x2, y2 in the same pixels, on the CPU.
         """
         detections = detections[(detections[:, 4] > self.conf) & (detections[:, 5] < self.nc)]
         predicted, true = detections[:, 5].int().numpy(), labels[:, 0].int().numpy()
@@ -195,10 +238,10 @@ class ConfusionMatrix:
     def _pairs(
         self, detections: Tensor, labels: Tensor
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices of the detections that hit a label, and of these labels."""
+        """Return the indices of the detections that hit a label, and of these labels."""
         if not len(detections) or not len(labels):
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        overlap, label = (x.numpy() for x in box_iou(detections, labels).max(1))
+        overlap, label = (found.numpy() for found in box_iou(detections, labels).max(1))
         order = np.argsort(-overlap, kind="stable")
         order = order[overlap[order] > self.iou_thres]
         labels_hit, first = np.unique(label[order], return_index=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, nms
 
-MAX_CANDIDATES = 30000  # most boxes of one image that enter NMS, the best ones; YOLOv5's value
+MAX_CANDIDATES = 30000
+"""Most boxes of an image that enter NMS, the most confident ones; YOLOv5's value."""
 
 
 def non_max_suppression(
@@ -20,13 +21,21 @@ def non_max_suppression(
 ) -> list[Tensor]:
     """Keep the best of overlapping boxes of the same class, as YOLOv5 does.
 
-    `prediction`: (N, M, 5 + nc), xywh in pixels, then objectness and class scores, 0..1. The
-    confidence of a box is objectness x class score, with one class too. Each box counts for its
-    best class; with `multi_label` for every class above `conf_thres`. `classes` keeps those ids
-    only, `agnostic` lets boxes of different classes suppress each other. Returns N tensors (n, 6):
-    xyxy in pixels, confidence, class; sorted by confidence, at most `max_det`.
+    The confidence of a box is objectness x class score, also with a single class. No image is
+    skipped for lack of time.
 
-    No image is ever skipped for lack of time.
+    Args:
+        prediction: (N, M, 5 + nc): centre x, y, width, height in pixels, then objectness and class
+            scores, 0..1.
+        conf_thres: Least confidence.
+        iou_thres: IoU above which the less confident of two boxes is dropped.
+        classes: Class ids to keep; None keeps all.
+        agnostic: Whether boxes of different classes suppress each other.
+        multi_label: Whether a box counts for every class above `conf_thres`, not only for its best.
+        max_det: Most boxes of an image.
+
+    Returns:
+        N tensors (n, 6) = x1, y1, x2, y2 in pixels, confidence, class; most confident first.
     """
     wanted = None if classes is None else torch.as_tensor(list(classes), device=prediction.device)
     is_candidate = prediction[..., 4] > conf_thres
@@ -35,14 +44,22 @@ def non_max_suppression(
         found = _confident(image[mask].float(), conf_thres, multi_label)
         if wanted is not None:
             found = found[torch.isin(found[:, 5], wanted)]
-        found = found[found[:, 4].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
+        order = found[:, 4].argsort(descending=True, stable=True)
+        found = found[order[:MAX_CANDIDATES]]
         detections.append(found[_kept(found, iou_thres, agnostic, max_det)])
     return detections
 
 
 def _confident(boxes: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
-    """Decoded boxes (n, 5 + nc) to (m, 6) xyxy, confidence, class: all with a confidence above the
-    threshold.
+    """Return the boxes with a confidence above the threshold.
+
+    Args:
+        boxes: (n, 5 + nc), decoded boxes of one image.
+        conf_thres: Least confidence.
+        multi_label: Whether a box counts for every class above the threshold.
+
+    Returns:
+        (m, 6) = x1, y1, x2, y2, confidence, class.
     """
     scores = boxes[:, 5:] * boxes[:, 4:5]
     if multi_label and scores.shape[1] > 1:
@@ -57,11 +74,11 @@ def _confident(boxes: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
 
 
 def _kept(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
-    """Indices of the at most `max_det` best boxes that survive; `found` is sorted by confidence.
+    """Return the indices of the best boxes that survive, at most `max_det`.
 
-    What survives among the best n boxes does not depend on the others. So a few are looked at
-    first, and four times as many only where too few survived: in crowds of candidates that saves
-    most of the work.
+    `found` is sorted by confidence, so less confident boxes do not change which of the best n
+    survive. For that reason the function looks at a few boxes first, and at four times as many only
+    where too few survived; in crowds of candidates this saves most of the work.
     """
     count = 4 * max_det
     while True:
@@ -72,10 +89,10 @@ def _kept(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tens
 
 
 def _survivors(found: Tensor, iou_thres: float, agnostic: bool) -> Tensor:
-    """Indices of the boxes that survive, best first."""
+    """Return the indices of the boxes that survive, best first."""
     xyxy, score, label = found[:, :4], found[:, 4], found[:, 5]
     if agnostic or not len(found):
         return nms(xyxy, score, iou_thres)
-    # batched_nms moves each class by (largest coordinate + 1); that keeps classes apart only where
-    # no coordinate is negative
+    # batched_nms moves the boxes of each class by (largest coordinate + 1), which keeps classes
+    # apart only where no coordinate is negative.
     return batched_nms(xyxy - xyxy.min(), score, label, iou_thres)

@@ -1,5 +1,6 @@
-"""Timing that can be compared: the candidates take turns, so that a drifting machine hits all of
-them alike.
+"""Timing that can be compared.
+
+The candidates take turns, so that a drifting machine hits all of them alike.
 """
 
 import statistics
@@ -19,13 +20,21 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Run all of `work` in turn, round after round, until about `seconds` have passed.
 
-    One uncounted round first. `warm`: before every counted run an uncounted one of the same, for
-    many networks: on a CPU oneDNN keeps 1024 kernels, so that the twentieth network makes the first
-    lose its own, and a turn would pay for making them again (31 models of 60 convolutions: up to
-    1.5 times the time).
+    The first round is not counted. On a GPU the clock is read after the device has finished.
 
-    Returns the seconds of every counted run by name, `min_rounds` of each at the least. On a GPU
-    the clock is read after the device has finished.
+    Args:
+        work: Functions to time, by name.
+        seconds: Time of the counted rounds.
+        min_rounds: Least number of counted rounds, whatever the time.
+        device: Device that the functions compute on.
+        clock: Returns the time in seconds.
+        warm: Run a function once uncounted before every counted run. Needed for many networks: on a
+            CPU oneDNN keeps 1024 kernels, so that the twentieth network displaces the kernels of
+            the first, and a run would pay for making them again (31 models of 60 convolutions: up
+            to 1.5 times the time).
+
+    Returns:
+        Seconds of every counted run, by name.
     """
     sync = _synchronizer(torch.device(device))
     times: dict[str, list[float]] = {name: [] for name in work}
@@ -48,18 +57,18 @@ def alternate(
 
 
 def median_ms(times: list[float]) -> float:
-    """Median of seconds, in milliseconds."""
+    """Return the median of times in seconds, in milliseconds."""
     return statistics.median(times) * 1000
 
 
 def ratio_line(name: str, ratios: list[float]) -> str:
-    """`name: 0.93 (median of 12; 0.90 to 0.97)` for ratios measured pair by pair."""
-    return (
-        f"{name}: {statistics.median(ratios):.3g} (median of {len(ratios)}; {min(ratios):.3g} to"
-        f" {max(ratios):.3g})"
-    )
+    """Return `name: 0.93 (median of 12; 0.90 to 0.97)` for ratios measured pair by pair."""
+    median, low, high = statistics.median(ratios), min(ratios), max(ratios)
+    return f"{name}: {median:.3g} (median of {len(ratios)}; {low:.3g} to {high:.3g})"
 
 
 def _synchronizer(device: torch.device) -> Callable[[], object]:
-    accelerator = device.type not in {"cpu", "meta"}
-    return (lambda: torch.accelerator.synchronize(device)) if accelerator else (lambda: None)
+    """Return the function that waits until the device has finished."""
+    if device.type in {"cpu", "meta"}:
+        return lambda: None
+    return lambda: torch.accelerator.synchronize(device)

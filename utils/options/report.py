@@ -1,0 +1,25 @@
+"""Options of report.py. Standard library only."""
+
+from dataclasses import dataclass
+
+from utils.options.base import RunOptions, option
+
+
+@dataclass(frozen=True)
+class ReportOptions(RunOptions):
+    """Options of `report.py`."""
+
+    runs: tuple[str, ...] = option(
+        (), "run folders or checkpoints to compare; the first is the baseline", positional=True
+    )
+    labels: tuple[str, ...] = option(
+        (), "names for the rows, in the order of the table", multi=True
+    )
+    data: str = option("", "data YAML; default: what the runs were trained with")
+    imgsz: int = option(
+        0, "image size; 0: what each run was trained with", "img", "img-size", least=0
+    )
+    batch_size: int = option(32, "batch of validation and of the latency", "batch", least=1)
+    seconds: float = option(20.0, "time spent on measuring latency, all models together", least=0)
+    half: bool = option(False, "fp16, for GPUs")
+    project: str = option("runs/report", "folder of the reports")
