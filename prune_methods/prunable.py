@@ -152,7 +152,7 @@ class Prunable:
         `UserError` where a block hid a coupling from the graph.
         """
         smaller = self.cut(plan.masks)
-        verify(self.index, plan, smaller, imgsz)
+        verify(self.index, plan.masks, plan.macs, smaller, imgsz)
         return smaller
 
     def fold_constants(self, masks: Masks, smaller: nn.Module) -> Folded:

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.blocks.diverse_branch import Bordered, DiverseBranchBlock
 from models.registry import BuildContext
-from prune_methods.search.cost import deployed_macs
+from prune_methods.surgery.verify import deployed_macs
 from tests.block_checks import assert_prunes, built, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.profiling import count_parameters

@@ -200,6 +200,6 @@ def test_the_model_of_the_tables_prunes_to_half_its_cost() -> None:
     assert len(skipped) == 5  # both splits, the head's three
     plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0))
     smaller = Prunable(model, found).cut(plan.masks)
-    verify(ChannelIndex(model, found), plan, smaller)
+    verify(ChannelIndex(model, found), plan.masks, plan.macs, smaller)
     assert plan.steps[-1].speed_up == pytest.approx(2, abs=0.01)
     assert count_parameters(smaller) < 0.3 * count_parameters(model)

@@ -9,7 +9,8 @@ from models.blocks.repvit import SIZES, ChannelMixer, Gate, RepDepthwise, RepViT
 from models.registry import BuildContext
 from models.yolo import fuse_children
 from prune_methods.groups.channel_index import ChannelIndex
-from prune_methods.search.cost import Cost, deployed_macs
+from prune_methods.search.cost import Cost
+from prune_methods.surgery.verify import deployed_macs
 from tests.block_checks import assert_prunes, without_gradient
 from tests.prune_toys import randomised
 from utils.profiling import count_parameters

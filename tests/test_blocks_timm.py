@@ -10,7 +10,8 @@ from models.blocks.timm_backbone import Timm
 from models.registry import BuildContext
 from prune_methods import Prunable, find_groups
 from prune_methods.groups.channel_index import ChannelIndex
-from prune_methods.search.cost import Cost, deployed_macs
+from prune_methods.search.cost import Cost
+from prune_methods.surgery.verify import deployed_macs
 from tests.block_checks import assert_prunes, fused_difference, without_gradient
 from tests.prune_toys import randomised
 from utils.errors import UserError

@@ -71,7 +71,7 @@ def test_a_file_is_found_and_its_model_trains_and_is_pruned(my_yaml: Path, tmp_p
     }
     plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0, imgsz=64))
     smaller = Prunable(model, found).cut(plan.masks)
-    verify(ChannelIndex(model, found), plan, smaller, 64)
+    verify(ChannelIndex(model, found), plan.masks, plan.macs, smaller, 64)
     block = smaller.model[3]
     assert 4 <= block.near.conv.out_channels == block.far.conv.out_channels < 48
     rows = row_reports(model, 64, found, skipped)

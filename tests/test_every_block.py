@@ -21,8 +21,9 @@ from prune_methods import Prunable, run_preflight
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.groups.graph import PRODUCERS
 from prune_methods.groups.inexact import inexact_blocks
-from prune_methods.search.cost import Cost, deployed_macs
+from prune_methods.search.cost import Cost
 from prune_methods.surgery.cut import largest_difference
+from prune_methods.surgery.verify import deployed_macs
 from tests.conftest import ROOT
 from tests.every_block import CASES, FIRST, blocks_to_test, model_of, must_have_a_row
 from tests.prune_toys import randomised

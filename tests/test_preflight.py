@@ -85,7 +85,7 @@ def test_two_such_rows_and_a_residual_around_one_are_found():
     exact = find_groups(model)
     plan = Prunable(model, exact).search(PRUNERS["lamp"](), Target(1.3))
     smaller = Prunable(model, exact).cut(plan.masks)
-    verify(ChannelIndex(model, exact), plan, smaller)
+    verify(ChannelIndex(model, exact), plan.masks, plan.macs, smaller)
     concat = smaller.model[7].conv  # of what row 5 has left, and of the whole of row 3
     assert concat.in_channels == smaller.model[5].conv.out_channels + 24 < 48
 
@@ -113,7 +113,9 @@ def test_probe_finds_the_one_group_that_hides_a_coupling(block, reason):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and model.training
     exact = find_groups(model)
     plan = Prunable(model, exact).search(PRUNERS["lamp"](), Target(1.5))
-    verify(ChannelIndex(model, exact), plan, Prunable(model, exact).cut(plan.masks))
+    verify(
+        ChannelIndex(model, exact), plan.masks, plan.macs, Prunable(model, exact).cut(plan.masks)
+    )
 
 
 @pytest.mark.parametrize("kind", [Chain, Csp, Rep])
@@ -428,7 +430,13 @@ def test_products_that_no_layer_owns_are_predicted_too(block, args):
     plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0, imgsz=128))
     assert 2.0 <= plan.speed_up < 2.05
     # asserts predicted == measured
-    verify(ChannelIndex(model, found), plan, Prunable(model, found).cut(plan.masks), 128)
+    verify(
+        ChannelIndex(model, found),
+        plan.masks,
+        plan.macs,
+        Prunable(model, found).cut(plan.masks),
+        128,
+    )
 
 
 def test_attention_by_hand():

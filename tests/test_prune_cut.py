@@ -116,7 +116,7 @@ def test_pruned_model_saves_trains_and_prunes_again(cfg, tmp_path):
     found = find_groups(model)
     plan = Prunable(model, found).search(PRUNERS["lamp"](), Target(2.0))
     smaller = Prunable(model, found).cut(plan.masks)
-    verify(ChannelIndex(model, found), plan, smaller)
+    verify(ChannelIndex(model, found), plan.masks, plan.macs, smaller)
     save_model(smaller, tmp_path / "pruned.pt")
     again = load_model(tmp_path / "pruned.pt")
     x = torch.rand(1, 3, 64, 64)
@@ -139,10 +139,16 @@ def test_verify_refuses_a_cut_that_does_not_follow_the_plan():
     found = find_groups(model)
     plan = Prunable(model, found).search(PRUNERS["l1"](), Target(1.5, imgsz=32))
     good = Prunable(model, found).cut(plan.masks)
-    verify(ChannelIndex(model, found), plan, good, imgsz=32)
+    verify(ChannelIndex(model, found), plan.masks, plan.macs, good, imgsz=32)
     other = {name: np.roll(mask, 1) for name, mask in plan.masks.items()}
     with pytest.raises(UserError, match="--ignore"):
-        verify(ChannelIndex(model, found), plan, Prunable(model, found).cut(other), imgsz=32)
+        verify(
+            ChannelIndex(model, found),
+            plan.masks,
+            plan.macs,
+            Prunable(model, found).cut(other),
+            imgsz=32,
+        )
     wrong = Plan(plan.masks, plan.steps, plan.base_macs, plan.macs + 1, plan.target)
     with pytest.raises(AssertionError, match="predicted"):
-        verify(ChannelIndex(model, found), wrong, good, imgsz=32)
+        verify(ChannelIndex(model, found), wrong.masks, wrong.macs, good, imgsz=32)

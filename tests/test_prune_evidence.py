@@ -108,7 +108,13 @@ def test_whole_models_reach_the_target(cfg, method, loader):
     plan = prunable.search(criterion, Target(2.0, imgsz=64), source=source)
     # the last channel to go may be one of the stem: 1.8 % of what is left of a YOLOv5n
     assert 2.0 <= plan.speed_up < 2.04 and min(int(m.sum()) for m in plan.masks.values()) >= 4
-    verify(ChannelIndex(model, found), plan, Prunable(model, found).cut(plan.masks), 64)
+    verify(
+        ChannelIndex(model, found),
+        plan.masks,
+        plan.macs,
+        Prunable(model, found).cut(plan.masks),
+        64,
+    )
 
 
 def checkpoint(path, share=0.0, **args):

@@ -16,8 +16,9 @@ from prune_methods import (
 )
 from prune_methods.criteria.base import Criterion
 from prune_methods.groups.channel_index import ChannelIndex
-from prune_methods.search.cost import Cost, deploy_free, deployed_macs
+from prune_methods.search.cost import Cost, deploy_free
 from prune_methods.search.plan import floors
+from prune_methods.surgery.verify import deployed_macs
 from tests.prune_toys import TINY_REP, Chain, Csp, measure_for, source_of, toy
 from utils.profiling import count_macs
 

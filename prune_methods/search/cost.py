@@ -8,7 +8,8 @@ from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.groups.graph import PRODUCERS
 from prune_methods.search.plan import COST_SIZE
 from prune_methods.surgery.cut import cut
-from utils.profiling import count_macs, macs_by_module, macs_by_part
+from prune_methods.surgery.verify import deployed_macs
+from utils.profiling import macs_by_module, macs_by_part
 
 
 class Cost:
@@ -149,9 +150,3 @@ def deploy_free(model: nn.Module) -> set[str]:
             inside = [inner for inner, _ in module.get_submodule(child).named_modules() if inner]
             free |= {branch, *(f"{branch}.{inner}" for inner in inside)}
     return free
-
-
-def deployed_macs(model: nn.Module, imgsz: int = COST_SIZE) -> int:
-    """Measure the MACs of the deployed model, or of the model itself where it has no `fuse`."""
-    fuse = getattr(model, "fuse", None)
-    return count_macs(fuse() if fuse else model, imgsz)
