@@ -1,10 +1,11 @@
-"""Widths of the layers of a model: read them, and set those that pruning changed."""
+"""Read the widths of the layers of a model, and set those that pruning changed."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 LAYER_WIDTHS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv1d: ("in_channels", "out_channels", "groups"),
@@ -22,12 +23,11 @@ Widths = dict[str, dict[str, Any]]
 
 
 def widths_of(model: nn.Module) -> Widths:
-    """{module name: {attribute: value, "shapes": {tensor name: shape}}} of every module that has
-    widths.
+    """Return {module name: {attribute: value, "shapes": {tensor name: shape}}} of a model.
 
-    Attributes are a known layer's own and those that a class lists in `width_attributes`; shapes
-    are those of the parameters and saved buffers that the module itself holds, so that layers with
-    raw parameters, as ImplicitA, need nothing more.
+    Only modules with widths are listed. Attributes are those of a known layer and those that a
+    class lists in `width_attributes`. Shapes are those of the parameters and saved buffers that the
+    module itself holds, so that layers with raw parameters, as ImplicitA, need nothing more.
     """
     found: Widths = {}
     for name, module in model.named_modules():
@@ -40,16 +40,41 @@ def widths_of(model: nn.Module) -> Widths:
 
 
 def width_attributes(module: nn.Module) -> tuple[str, ...]:
-    """Names of the attributes that hold a width of this module."""
+    """Return the names of the attributes that hold a width of this module."""
     known = next((names for kind, names in LAYER_WIDTHS.items() if isinstance(module, kind)), ())
     return (*known, *getattr(module, "width_attributes", ()))
 
 
-def set_widths(model: nn.Module, structure: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the named modules their widths; tensors whose shape changes are empty, for
-    `load_state_dict` to fill.
+def channels_of(layer: nn.Module) -> tuple[int, int]:
+    """Return the numbers of output and input channels of a layer.
 
-    KeyError or AttributeError where the structure names something that the model does not have.
+    Both are the same for a norm or another layer that works channel by channel, whose first
+    parameter has an entry for each channel.
+    """
+    if isinstance(layer, _ConvNd):
+        return layer.out_channels, layer.in_channels
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    if isinstance(layer, _BatchNorm):
+        return layer.num_features, layer.num_features
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels, layer.num_channels
+    channels = len(next(layer.parameters(recurse=False)))
+    return channels, channels
+
+
+def channel_dim(parameter: Tensor) -> int:
+    """Return the dimension of the channels of a bare parameter: 1 of (1, C, 1, 1), 0 of (C,)."""
+    return 1 if parameter.dim() > 1 else 0
+
+
+def set_widths(model: nn.Module, structure: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the named modules their widths.
+
+    Tensors whose shape changes are empty afterwards; `load_state_dict` fills them.
+
+    Raises:
+        KeyError, AttributeError: The structure names something that the model does not have.
     """
     for name, widths in structure.items():
         module = model.get_submodule(name)
@@ -70,7 +95,7 @@ def _replace(module: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers that the module itself holds."""
+    """Return the parameters and saved buffers that the module itself holds, by name."""
     buffers = {
         n: b
         for n, b in module.named_buffers(recurse=False)

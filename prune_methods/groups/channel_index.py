@@ -10,16 +10,12 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.widths import channel_dim, channels_of
 from prune_methods.groups.graph import ChannelGroup
 
 Array = np.ndarray
 Masks = dict[str, np.ndarray]
 """Group name -> bool per channel, True = stays."""
-
-
-def norm_width(norm: _BatchNorm | nn.GroupNorm) -> int:
-    """Return the number of channels of a norm, with parameters or without."""
-    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
 class ChannelIndex:
@@ -86,17 +82,17 @@ class ChannelIndex:
         """Enter every layer, all channels as fixed."""
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                outputs, inputs = module.weight.shape[:2]
+                outputs, inputs = channels_of(module)
                 self.outs[name] = self._fixed(outputs)
                 if not (isinstance(module, nn.Conv2d) and module.groups > 1):
                     self.ins[name] = self._fixed(inputs)
             elif isinstance(module, _BatchNorm | nn.GroupNorm):
-                self.outs[name] = self._fixed(norm_width(module))
+                self.outs[name] = self._fixed(channels_of(module)[0])
 
     def _place_groups(self) -> None:
         """Enter the flat numbers of the channels that are in a group."""
         parameters = self.model.named_parameters()
-        sizes = {name: p.shape[1 if p.dim() > 1 else 0] for name, p in parameters}
+        sizes = {name: p.shape[channel_dim(p)] for name, p in parameters}
         for group, start in zip(self.groups, self.starts, strict=True):
             for member in group.members:
                 if member.kind == "param":

@@ -12,12 +12,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning.ops import OPTYPE
 
 from models.pruning_rules import InnerLayer, tracing
+from models.widths import channel_dim, channels_of
 from prune_methods.groups.opaque import (
     OUTPUT_PRUNERS,
     OpaqueModule,
@@ -221,16 +222,11 @@ def _bare_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def channel_dim(parameter: Tensor) -> int:
-    """Of a bare parameter: 1 of (1, C, 1, 1), 0 of (C,)."""
-    return 1 if parameter.dim() > 1 else 0
-
-
 def output_width(graph: Graph, name: str) -> int:
     """Channels that a layer, or a block with a rule, makes."""
     if name in graph.opaque_modules:
         return cast(OpaqueOutput, graph.opaque_modules[name].outputs[0]).channels[1]
-    return cast(Tensor, graph.modules[name].weight).shape[0]
+    return channels_of(graph.modules[name])[0]
 
 
 def trace(
@@ -370,11 +366,4 @@ def _width(thing: Any) -> tuple[int, int]:
     if isinstance(thing, nn.Parameter):
         width = thing.shape[channel_dim(thing)]
         return width, width
-    if isinstance(thing, nn.Linear | _ConvNd):
-        return int(thing.weight.shape[0]), int(thing.weight.shape[1]) * getattr(thing, "groups", 1)
-    width = (
-        thing.num_channels
-        if isinstance(thing, nn.GroupNorm)
-        else len(next(thing.parameters(recurse=False)))
-    )
-    return width, width
+    return channels_of(thing)

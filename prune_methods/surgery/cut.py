@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from models.widths import channel_dim
 from prune_methods.groups.channel_index import ChannelIndex, Masks
-from prune_methods.groups.graph import TRACE_SIZE, channel_dim, raw_outputs
+from prune_methods.groups.graph import TRACE_SIZE, raw_outputs
 from prune_methods.groups.inexact import gates_fixed, inexact_blocks
 
 TOLERANCE = 1e-4  # `largest_difference` of a cut that is right

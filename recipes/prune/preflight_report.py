@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from models.widths import channel_dim, channels_of
 from prune_methods import ChannelGroup, Member, Prunable
 from prune_methods.groups.graph import IGNORED, PRODUCERS
 from prune_methods.groups.inexact import inexact_blocks
@@ -71,14 +72,11 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, str, int]]:
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if own and type(module).__module__.startswith("torch.nn"):
-            yield name, type(module).__name__, len(next(iter(own.values())))
+            yield name, type(module).__name__, channels_of(module)[0]
         else:
             for key, parameter in own.items():
-                yield (
-                    f"{name}.{key}".lstrip("."),
-                    "Parameter",
-                    parameter.shape[1 if parameter.dim() > 1 else 0],
-                )
+                place = f"{name}.{key}".lstrip(".")
+                yield place, "Parameter", parameter.shape[channel_dim(parameter)]
 
 
 def _fate(

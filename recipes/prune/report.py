@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from models import Model
+from models.widths import channels_of
 from prune_methods import Plan, Step
 from utils.evaluator import EvalResult
 from utils.files import write_atomic
@@ -45,9 +46,9 @@ def write_steps(steps: Iterable[Step], results: Mapping[Step, EvalResult], path:
 
 
 def layer_widths(model: nn.Module) -> dict[str, int]:
-    """Output channels of every convolution and linear layer."""
+    """Return the output channels of every convolution and linear layer by name."""
     return {
-        name: m.weight.shape[0]
+        name: channels_of(m)[0]
         for name, m in model.named_modules()
         if isinstance(m, nn.Conv2d | nn.Linear)
     }
