@@ -111,3 +111,24 @@ def test_no_modules_import_each_other_in_a_loop() -> None:
     }
     assert "utils.engine.hooks" in graph["utils.engine.trainer"]
     assert import_loop(graph) == []
+
+
+ROOMS = ("groups", "criteria", "surgery", "search", "preflight", "sparsity", "prunable")
+"""Rooms of prune_methods from the ground up: one imports only those before it."""
+
+
+def test_the_rooms_of_pruning_import_downwards_only() -> None:
+    wrong: list[str] = []
+    for place, room in enumerate(ROOMS):
+        path = ROOT / "prune_methods" / room
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        assert files, room
+        for file in files:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                module = getattr(node, "module", None) or ""
+                if not isinstance(node, ast.ImportFrom) or not module.startswith("prune_methods."):
+                    continue
+                other = module.split(".")[1]
+                if ROOMS.index(other) > place:
+                    wrong.append(f"{file.name} imports {module}")
+    assert wrong == []

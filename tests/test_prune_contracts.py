@@ -1,5 +1,6 @@
 """Routes for methods that are no sum of a saliency: whole slices (FPGM), and outputs on images."""
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,10 @@ from prune_methods.criteria.fpgm import distances
 from recipes.prune.gradients import evidence_source
 from tests.prune_toys import Chain, Csp, run_of, toy
 from utils.errors import UserError
+from utils.registry import Registry, import_files_of, registered_names
+
+SEEN: list[str] = []
+PRUNERS_OF_TEST = Registry("method of a test")
 
 
 class MeanActivation(ActivationCriterion):
@@ -175,3 +180,20 @@ def test_without_data_a_method_of_data_says_what_is_missing(kind):
     chosen = MeanActivation() if kind is ActivationCriterion else PRUNERS["group_taylor"]()
     with pytest.raises(UserError, match="hand a `source` to Prunable.search"):
         Prunable.of(toy(Chain)).search(chosen, Target(2.0, imgsz=32))
+
+
+def test_a_file_is_found_in_criteria_and_in_its_old_place(tmp_path, monkeypatch):
+    """The same walk that prune_methods makes, on a package of the same shape."""
+    package = tmp_path / "dropped_methods"
+    (package / "criteria").mkdir(parents=True)
+    for folder in (package, package / "criteria"):
+        (folder / "__init__.py").touch()
+    code = "SEEN.append(__name__)\n\n\n@PRUNERS.register('{}')\nclass Method: ...\n"
+    head = "from tests.test_prune_contracts import SEEN, PRUNERS_OF_TEST as PRUNERS\n"
+    (package / "old_place.py").write_text(head + code.format("old"))
+    (package / "criteria" / "new_place.py").write_text(head + code.format("new"))
+    monkeypatch.syspath_prepend(tmp_path)
+    import_files_of(importlib.import_module("dropped_methods"))
+    assert sorted(SEEN) == ["dropped_methods.criteria.new_place", "dropped_methods.old_place"]
+    assert sorted(PRUNERS_OF_TEST) == ["new", "old"]
+    assert sorted(registered_names(package, "PRUNERS")) == ["new", "old"]
