@@ -21,7 +21,8 @@ import torch_pruning as tp
 from models import Model, build_model
 from prune_methods import ChannelIndex, find_groups
 from prune_methods.groups.graph import raw_outputs
-from prune_methods.sparsity.penalties import ALPHA, PENALTIES, make_penalty
+from prune_methods.sparsity.penalties import PENALTIES, make_penalty
+from prune_methods.sparsity.slice_penalties import ALPHA
 from utils.config import load_hyp
 from utils.engine.ema import ModelEMA
 from utils.engine.optim import build_optimizer

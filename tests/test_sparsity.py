@@ -10,7 +10,8 @@ import torch_pruning as tp
 from torch import nn
 
 from prune_methods import ChannelIndex, Prunable, find_groups
-from prune_methods.sparsity.penalties import ALPHA, make_penalty
+from prune_methods.sparsity.penalties import make_penalty
+from prune_methods.sparsity.slice_penalties import ALPHA
 from tests.prune_toys import Chain, Csp, Rep, toy, unit
 from utils.engine.optim import parameter_groups
 from utils.errors import UserError

@@ -15,12 +15,8 @@ from prune_methods import Prunable
 from prune_methods.sparsity.bn_stats import BNStatsLogger, SparsestCheckpoints, free_speed_up
 from prune_methods.sparsity.estimate import Outcome, describe_estimate
 from prune_methods.sparsity.hook import Sparsity
-from prune_methods.sparsity.penalties import (
-    Forecast,
-    GroupRegPenalty,
-    QuadraticPenalty,
-    make_penalty,
-)
+from prune_methods.sparsity.penalties import Forecast, QuadraticPenalty, make_penalty
+from prune_methods.sparsity.slice_penalties import GroupRegPenalty
 from prune_methods.sparsity.step_sizes import StepSizes, decay_factor, step_sizes
 from prune_methods.surgery.recalibrate import FreshStatistics
 from tests.prune_toys import Chain, toy
