@@ -49,76 +49,35 @@ QUICK = Size(base_epochs=3, finetune_epochs=1, latency_seconds=3)
 
 
 def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
-    """Title and command of every stage."""
-    common = [
-        "--data",
-        "demo",
-        "--imgsz",
-        "128",
-        "--batch-size",
-        "16",
-        "--project",
-        project,
-        "--exist-ok",
-    ]
+    """Return title and command of every stage; `project` is the folder of the runs."""
+    data = ["--data", "demo", "--imgsz", "128", "--batch-size", "16"]
+    where = ["--project", project, "--exist-ok"]
     base = f"{project}/base/weights/best.pt"
-    finetune = ["--hyp", "demo-finetune", "--epochs", str(size.finetune_epochs)]
+    epochs = str(size.finetune_epochs)
+    train = f"train.py --cfg yolov5n --hyp demo --epochs {size.base_epochs} --name base".split()
+    cut = ["--method", "lamp", "--speed-up", "2.0", "--name", "lamp-2x"]
+    finetune = ["--finetune-epochs", epochs, "--finetune-hyp", "demo-finetune"]
+    control = f"--hyp demo-finetune --epochs {epochs} --name base-finetuned".split()
     return [
+        (f"train the base model, {size.base_epochs} epochs", [*train, *data, *where]),
         (
-            f"train the base model, {size.base_epochs} epochs",
-            [
-                "train.py",
-                "--cfg",
-                "yolov5n",
-                "--hyp",
-                "demo",
-                "--epochs",
-                str(size.base_epochs),
-                "--name",
-                "base",
-                *common,
-            ],
+            f"cut it to half its GFLOPs and finetune, {epochs} epochs",
+            ["prune.py", "--weights", base, *cut, *finetune, *data, *where],
         ),
         (
-            f"cut it to half its GFLOPs and finetune, {size.finetune_epochs} epochs",
-            [
-                "prune.py",
-                "--weights",
-                base,
-                "--method",
-                "lamp",
-                "--speed-up",
-                "2.0",
-                "--finetune-epochs",
-                str(size.finetune_epochs),
-            ]
-            + ["--finetune-hyp", "demo-finetune", "--name", "lamp-2x", *common],
+            f"the fair control: the same {epochs} epochs for the uncut base model",
+            ["train.py", "--weights", base, *control, *data, *where],
         ),
-        (
-            f"the fair control: the same {size.finetune_epochs} epochs for the uncut base model",
-            ["train.py", "--weights", base, *finetune, "--name", "base-finetuned", *common],
-        ),
-        (
-            "compare them",
-            ["report.py", f"{project}/base", f"{project}/base-finetuned", f"{project}/lamp-2x"]
-            + [
-                "--labels",
-                "base",
-                "base + finetune, uncut",
-                "lamp 2x, after the cut",
-                "lamp 2x, finetuned",
-            ]
-            + [
-                "--seconds",
-                str(size.latency_seconds),
-                "--project",
-                project,
-                "--name",
-                "report",
-                "--exist-ok",
-            ],
-        ),
+        ("compare them", [*_comparison(size, project), *where]),
     ]
+
+
+def _comparison(size: Size, project: str) -> list[str]:
+    """Return the command that compares the models of the demo."""
+    runs = [f"{project}/{name}" for name in ("base", "base-finetuned", "lamp-2x")]
+    labels = ["base", "base + finetune, uncut", "lamp 2x, after the cut", "lamp 2x, finetuned"]
+    seconds = str(size.latency_seconds)
+    return ["report.py", *runs, "--labels", *labels, "--seconds", seconds, "--name", "report"]
 
 
 def main(opt: DemoOptions) -> None:

@@ -1,16 +1,17 @@
-"""The distillation tables of docs/results.md: every loss against training alone, for a new student
-and for a pruned one.
+"""Make the distillation tables of docs/results.md: every loss against training alone.
 
-    python benchmarks/distillation.py --jobs 2                      # hours
-    python benchmarks/distillation.py --tune                        # the weights to choose from, on
-      seed 0 alone
+    python benchmarks/distillation.py --jobs 2    # hours
+    python benchmarks/distillation.py --tune      # the weights to choose from, on seed 0 alone
 
-On the larger demo set at 128 px, eight epochs (600 steps) for the student. The teacher is a YOLOv5s
-with the OTA loss, trained three times as long. It must be better than the student by .05 mAP50-95
-at least, or the benchmark says so and stops: such a teacher shows nothing. Weights are chosen on
-seed 0 (`--tune`) and written below; the tables are of seeds 1 to 3, as differences from training
-alone with the same seed. Every figure is of the last epoch, so that none was chosen on the images
-it is told of. Prints its time budget first; runs that are complete are not run again.
+There is a table for a new student and one for a pruned student. Runs use the larger demo set at
+128 px and eight epochs (600 steps) for the student. The teacher is a YOLOv5s with the OTA loss,
+trained three times as long. A teacher that is not better than the student by .05 mAP50-95 shows
+nothing: the benchmark says so and stops.
+
+Loss weights are chosen on seed 0 (`--tune`) and written below; the tables are of seeds 1 to 3, as
+differences from training alone with the same seed. Every figure is of the last epoch, so that no
+figure was chosen on the images it describes. The time budget is printed first; complete runs are
+not run again.
 """
 
 import csv
@@ -34,11 +35,13 @@ from utils.options.base import option  # noqa: E402
 SEEDS = (1, 2, 3)
 EPOCHS = 8
 TEACHER_EPOCHS = 24
-TEACHER_LOAD, TAUGHT_LOAD = 3.0, 1.8  # seconds of an epoch, in epochs of YOLOv5n alone
-MARGIN = 0.05  # mAP50-95 by which the teacher must be better
+TEACHER_LOAD, TAUGHT_LOAD = 3.0, 1.8  # time of an epoch, in epochs of YOLOv5n alone
+MARGIN = 0.05  # mAP50-95 by which the teacher must be better than the student
 WEIGHTS = {"l1": 1, "l2": 1, "ast": 1, "mimic": 0.01, "mgd": 0.01, "cwd": 0.03, "pkd": 0.3}
-"""The better of those tried on seed 0; in these gains a third of the loss is about ten times the
-default weights.
+"""Weight of each loss: the better of the weights tried on seed 0.
+
+With the gains of this set, distillation is a third of the loss at about ten times the default
+weights.
 """
 LOGIT = ("l1", "l2", "ast")
 STUDENT_ROWS = ("l1", "l2", "ast", "mimic", "mgd", "cwd", "pkd", "cwd+ast", "mgd+ast", "cwd+mgd")
@@ -53,12 +56,12 @@ TRIED = {
     "pkd": (0.03, 0.3),
 }
 TRIED_ARGS = {"cwd": ("cwd.norm=True", "cwd.temperature=4")}
-"""Tried with the first weight of each."""
+"""Options tried with the first weight of their loss."""
 
 
 @dataclass(frozen=True)
 class DistillationOptions:
-    """What to run."""
+    """Options of the benchmark."""
 
     tune: bool = option(False, "try weights for every loss on seed 0 instead of the tables")
     jobs: int = option(1, "runs at a time; each gets its share of the CPU cores", least=1)
@@ -67,7 +70,7 @@ class DistillationOptions:
 
 
 def main(opt: DistillationOptions) -> None:
-    """Run what is missing; print the table."""
+    """Run the missing runs, write and print the tables."""
     recipe = large_recipe(Path(opt.project).resolve())
     basis = [teacher_run(recipe), *(alone_run(recipe, seed) for seed in (0, *SEEDS))]
     runs = [
@@ -98,7 +101,7 @@ def main(opt: DistillationOptions) -> None:
 
 
 def large_recipe(project: Path) -> Recipe:
-    """The larger demo set, otherwise as `make demo`."""
+    """Return the settings for the larger demo set, otherwise those of `make demo`."""
     small = demo_recipe(project, seeds=SEEDS)
     return replace(
         small,
@@ -111,7 +114,11 @@ def large_recipe(project: Path) -> Recipe:
 
 
 def finish(recipe: Recipe, runs: Sequence[Run], jobs: int) -> None:
-    """Run them; `UserError` where one failed."""
+    """Run the runs that are not done.
+
+    Raises:
+        UserError: A run failed.
+    """
     if failed := execute(recipe.project, runs, jobs):
         raise UserError(
             f"these runs failed, see their log.txt in {recipe.project}: {', '.join(failed)}"
@@ -119,14 +126,14 @@ def finish(recipe: Recipe, runs: Sequence[Run], jobs: int) -> None:
 
 
 def teacher_run(recipe: Recipe) -> Run:
-    """YOLOv5s with the OTA loss, three times as long as the student."""
+    """Return the run of the teacher: YOLOv5s, OTA loss, three times as long as the student."""
     start = ("--cfg", "yolov5s", "--loss", "ota", "--hyp", recipe.hyp, "--noval")
     words = recipe.train("teacher", *start, epochs=TEACHER_EPOCHS)
     return Run("teacher", words, TEACHER_EPOCHS, TEACHER_EPOCHS, load=TEACHER_LOAD)
 
 
 def alone_run(recipe: Recipe, seed: int) -> Run:
-    """The student without a teacher."""
+    """Return a run of the student without a teacher."""
     name = f"alone-{seed}"
     words = recipe.train(
         name, *recipe.start, "--hyp", recipe.hyp, "--noval", epochs=recipe.base_epochs, seed=seed
@@ -137,7 +144,16 @@ def alone_run(recipe: Recipe, seed: int) -> Run:
 def taught_run(
     recipe: Recipe, name: str, losses: str, seed: int, weight: float | None = None, *more: str
 ) -> Run:
-    """The student with a teacher; `losses` as `cwd+ast`."""
+    """Return a run of the student with a teacher.
+
+    Args:
+        recipe: Settings of the data set.
+        name: Name of the run.
+        losses: Names of the losses, as `cwd+ast`.
+        seed: Seed of the run.
+        weight: Weight of each loss; None for the chosen weights.
+        more: Further words of the command.
+    """
     words = (
         *recipe.start,
         "--hyp",
@@ -156,29 +172,31 @@ def taught_run(
 
 
 def loss_words(losses: str, weight: float | None = None) -> tuple[str, ...]:
-    """Options for the losses of a row, with the given weight or the chosen ones."""
+    """Return the options for losses such as `cwd+ast`, with one weight or the chosen weights."""
+    given = losses.split("+")
+    kinds = {
+        "logit": [name for name in given if name in LOGIT],
+        "feature": [name for name in given if name not in LOGIT],
+    }
     words: list[str] = []
-    for kind, names in (
-        ("logit", [n for n in losses.split("+") if n in LOGIT]),
-        ("feature", _features(losses)),
-    ):
-        if not names:
-            continue
-        words += [f"--{kind}-loss", *names]
-        words += [f"--{kind}-weight", *(f"{weight or WEIGHTS[name]:g}" for name in names)]
+    for kind, names in kinds.items():
+        if names:
+            words += [f"--{kind}-loss", *names]
+            words += [f"--{kind}-weight", *(f"{weight or WEIGHTS[name]:g}" for name in names)]
     return tuple(words)
 
 
 def student_runs(recipe: Recipe) -> list[Run]:
-    """Every row at every seed."""
+    """Return the runs of a new student: every row at every seed."""
     return [
         taught_run(recipe, f"{row}-{seed}", row, seed) for row in STUDENT_ROWS for seed in SEEDS
     ]
 
 
 def pruned_runs(recipe: Recipe) -> list[Run]:
-    """LAMP 2x of the student trained alone, finetuned alone and under the same student before the
-    cut.
+    """Return the runs of a pruned student: LAMP 2x of the student that was trained alone.
+
+    The cut student is finetuned alone, and under the uncut student as its teacher.
     """
     runs = []
     for seed in SEEDS:
@@ -200,7 +218,7 @@ def pruned_runs(recipe: Recipe) -> list[Run]:
 
 
 def tuning_runs(recipe: Recipe) -> list[Run]:
-    """The weights and options tried, on seed 0."""
+    """Return the runs that try weights and options, on seed 0."""
     pairs = [(loss, weight) for loss, weights in TRIED.items() for weight in weights]
     options = [(loss, word) for loss, words in TRIED_ARGS.items() for word in words]
     return [
@@ -213,7 +231,7 @@ def tuning_runs(recipe: Recipe) -> list[Run]:
 
 
 def last_map(recipe: Recipe, run: str) -> float:
-    """mAP50-95 of a run's last epoch on the validation images."""
+    """Return the mAP50-95 of a run's last epoch on the validation images."""
     folder = recipe.project / run
     results = [
         path
@@ -225,9 +243,7 @@ def last_map(recipe: Recipe, run: str) -> float:
 
 
 def tables(recipe: Recipe) -> str:
-    """Both tables, of the runs that are complete: each seed's difference from training alone, mean
-    and spread.
-    """
+    """Return both tables, of the complete runs."""
     student = comparison(recipe, "alone-{seed}", {row: f"{row}-{{seed}}" for row in STUDENT_ROWS})
     pruned = comparison(
         recipe, "pruned-alone-{seed}", {row: f"pruned-{row}-{{seed}}" for row in PRUNED_ROWS}
@@ -237,15 +253,21 @@ def tables(recipe: Recipe) -> str:
 
 
 def comparison(recipe: Recipe, alone: str, rows: dict[str, str]) -> str:
-    """A row each: mAP50-95 as mean and standard deviation over the seeds, and its difference from
-    `alone` with the same seed.
+    """Return a table of mAP50-95 as mean and standard deviation over the seeds.
+
+    Each row also has the differences from training alone with the same seed.
+
+    Args:
+        recipe: Settings of the data set.
+        alone: Name of the runs without a teacher, with `{seed}` in it.
+        rows: Names of the other runs by title of their row.
     """
     base = of_seeds(recipe, alone)
     lines = [["alone", spread(list(base.values())), "", ""]]
     for title, name in rows.items():
-        if values := {
-            seed: value for seed, value in of_seeds(recipe, name).items() if seed in base
-        }:
+        found = of_seeds(recipe, name)
+        values = {seed: value for seed, value in found.items() if seed in base}
+        if values:
             gains = [value - base[seed] for seed, value in values.items()]
             listed = " ".join(f"{gain:+.3f}" for gain in gains)
             lines.append([title, spread(list(values.values())), listed, spread(gains, signed=True)])
@@ -253,7 +275,7 @@ def comparison(recipe: Recipe, alone: str, rows: dict[str, str]) -> str:
 
 
 def of_seeds(recipe: Recipe, name: str) -> dict[int, float]:
-    """mAP50-95 by seed, of the runs that are complete."""
+    """Return mAP50-95 by seed, of the complete runs; `name` has `{seed}` in it."""
     runs = {seed: name.format(seed=seed) for seed in SEEDS}
     return {
         seed: last_map(recipe, run)
@@ -263,13 +285,13 @@ def of_seeds(recipe: Recipe, name: str) -> dict[int, float]:
 
 
 def spread(values: Sequence[float], signed: bool = False) -> str:
-    """`0.352 ± 0.006`, or `+0.010 ± 0.006`; of a single value no spread."""
+    """Return mean and standard deviation: `0.352 ± 0.006`, `+0.010 ± 0.006`, or a lone value."""
     text = f"{statistics.mean(values):{'+' if signed else ''}.3f}" if values else "-"
     return f"{text} ± {statistics.stdev(values):.3f}" if len(values) > 1 else text
 
 
 def tuning_table(recipe: Recipe, runs: Sequence[Run]) -> str:
-    """A row each weight."""
+    """Return the table of the runs that try weights and options: a row for each run."""
     base = last_map(recipe, "alone-0")
     complete = [
         run.name for run in runs if run.name.startswith("tune-") and done(recipe.project, run)
@@ -279,10 +301,6 @@ def tuning_table(recipe: Recipe, runs: Sequence[Run]) -> str:
         ("Run", "mAP50-95", "against alone"),
         [[name, f"{value:.3f}", f"{value - base:+.3f}"] for name, value in found],
     )
-
-
-def _features(losses: str) -> list[str]:
-    return [name for name in losses.split("+") if name not in LOGIT]
 
 
 if __name__ == "__main__":

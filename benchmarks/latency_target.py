@@ -1,5 +1,6 @@
-"""Time and MACs of `--target latency` beside `--target macs` at the same speed-up, all models run
-in turn.
+"""Compare `--target latency` with `--target macs` at the same speed-up: time and MACs.
+
+All models run in turn.
 
 python benchmarks/latency_target.py --models yolov5n yolov7-tiny --imgsz 160
 """
@@ -24,7 +25,7 @@ from utils.timing import alternate
 
 
 def options() -> argparse.Namespace:
-    """The command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +79,7 @@ def rows(name: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """All models, one after the other."""
+    """Cut all models, one after the other."""
     args = options()
     LOGGER.info(f"lamp; {args.seconds:g} s for each measuring")
     for name in args.models:

@@ -1,5 +1,4 @@
-"""What a training image costs: milliseconds of one CPU core to augment, to batch, and to read it
-from a file.
+"""Measure the cost of a training image: CPU milliseconds to read, augment and batch it.
 
 python benchmarks/loader_speed.py [--imgsz 160] [--data demo]
 """
@@ -25,7 +24,7 @@ SETTINGS: dict[str, tuple[Hyp | str, str | None]] = {
 
 
 def main() -> None:
-    """Print CPU ms an image of each setting: the median over epochs, settings taken in turns."""
+    """Print the CPU milliseconds an image of each setting: medians over epochs, in turns."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

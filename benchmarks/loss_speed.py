@@ -1,4 +1,4 @@
-"""Share of the detection loss in a training step: `python benchmarks/loss_speed.py`.
+"""Measure the share of the detection loss in a training step: `python benchmarks/loss_speed.py`.
 
 The loss (values and gradients with respect to the raw maps) and the bare network's forward and
 backward take turns.
@@ -23,14 +23,15 @@ IMAGES, SIZE, CLASSES, BOXES = 16, 160, 80, 10
 
 
 def make_model() -> Any:
-    """YOLOv5n in training mode, seeded."""
+    """Return YOLOv5n in training mode, with seeded weights."""
     torch.manual_seed(0)
     return build_model("yolov5n", nc=CLASSES).train()
 
 
 def make_targets(boxes: int = BOXES) -> Tensor:
-    """`boxes` targets for each image: classes uniform, sides 5 to 45 % of the image, small ones
-    more often.
+    """Return (IMAGES * boxes, 6) = image, class, x, y, w, h: random targets, seeded.
+
+    Classes are uniform, sides 5 to 45 % of the image, small sides more often.
     """
     torch.manual_seed(0)
     targets = torch.rand(IMAGES * boxes, 6)
@@ -41,7 +42,7 @@ def make_targets(boxes: int = BOXES) -> Tensor:
 
 
 def make_loss(model: Any, kind: str) -> DetectionLoss:
-    """The loss of `kind` with YOLOv5's gains."""
+    """Return the loss of a kind (`yolo` or `ota`) with YOLOv5's gains."""
     return build_loss(model, Hyp().scaled(len(model.head.anchors), CLASSES, SIZE), kind)
 
 
@@ -64,18 +65,11 @@ def main() -> None:
         times = alternate(
             {"network": network, "yolo": loss_alone("yolo"), "ota": loss_alone("ota")}
         )
-        print(
-            f"{threads} thread(s): "
-            + ", ".join(f"{name} {median_ms(values):.1f} ms" for name, values in times.items())
-        )
+        medians = [f"{name} {median_ms(values):.1f} ms" for name, values in times.items()]
+        print(f"{threads} thread(s): {', '.join(medians)}")
         for kind in ("yolo", "ota"):
-            print(
-                "  "
-                + ratio_line(
-                    f"{kind} loss / network",
-                    [a / b for a, b in zip(times[kind], times["network"], strict=True)],
-                )
-            )
+            ratios = [a / b for a, b in zip(times[kind], times["network"], strict=True)]
+            print("  " + ratio_line(f"{kind} loss / network", ratios))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What OTA costs: `python benchmarks/ota_speed.py`.
+"""Measure the cost of OTA: `python benchmarks/ota_speed.py`.
 
 1. A training step (forward, loss, backward) with OTA over one with the YOLO loss; aim: at most
-1.15. 2. The batched choice beside a plain one, image by image and target by target. Both must
-choose the same.
+   1.15.
+2. The batched choice beside a plain one, image by image and target by target. Both must choose the
+   same.
 """
 
 import sys
@@ -29,8 +30,9 @@ def choose_plainly(
     corners: Tensor,
     images: int,
 ) -> Matches:
-    """`choose_ota` as one writes it first: a loop over images, one over targets, a one-hot class
-    cost for every pair.
+    """Choose as `choose_ota` does, in plain steps.
+
+    There is a loop over images, a loop over targets, and a one-hot class cost for every pair.
     """
     kept, owners = [], []
     target_image = targets[:, 0].long()
@@ -63,8 +65,9 @@ def choose_plainly(
 
 
 def random_choice(boxes: int) -> tuple:
-    """Arguments of `choose_ota`: predictions somewhere near their targets, as halfway through a
-    training.
+    """Return random arguments of `choose_ota`.
+
+    Predictions lie somewhere near their targets, as halfway through a training.
     """
     targets, model = make_targets(boxes), make_model()
     grids = torch.tensor([[SIZE // int(stride)] * 2 for stride in model.head.stride]).float()
@@ -84,7 +87,7 @@ def random_choice(boxes: int) -> tuple:
 
 
 def compare_steps() -> None:
-    """Training steps, OTA over YOLO."""
+    """Time training steps with both losses and print the ratio of OTA to YOLO."""
     model, targets, images = make_model(), make_targets(), torch.rand(IMAGES, 3, SIZE, SIZE)
     losses = {kind: make_loss(model, kind) for kind in ("yolo", "ota")}
     times = alternate(
@@ -93,21 +96,14 @@ def compare_steps() -> None:
             for kind, loss in losses.items()
         }
     )
-    print(
-        "  step: "
-        + ", ".join(f"{kind} {median_ms(values):.1f} ms" for kind, values in times.items())
-    )
-    print(
-        "  "
-        + ratio_line(
-            "step with ota / step with yolo",
-            [a / b for a, b in zip(times["ota"], times["yolo"], strict=True)],
-        )
-    )
+    medians = [f"{kind} {median_ms(values):.1f} ms" for kind, values in times.items()]
+    print(f"  step: {', '.join(medians)}")
+    ratios = [a / b for a, b in zip(times["ota"], times["yolo"], strict=True)]
+    print("  " + ratio_line("step with ota / step with yolo", ratios))
 
 
 def compare_choices(boxes: int) -> None:
-    """The plain choice over the batched one."""
+    """Time both choices, check that they agree, and print the ratio of plain to batched."""
     arguments = random_choice(boxes)
     same = all(
         torch.equal(a, b)
@@ -118,17 +114,10 @@ def compare_choices(boxes: int) -> None:
         {"plain": lambda: choose_plainly(*arguments), "batched": lambda: choose_ota(*arguments)},
         seconds=5,
     )
-    print(
-        f"  {boxes} boxes an image: "
-        + ", ".join(f"{name} {median_ms(values):.1f} ms" for name, values in times.items())
-    )
-    print(
-        "  "
-        + ratio_line(
-            "plain / batched choice",
-            [a / b for a, b in zip(times["plain"], times["batched"], strict=True)],
-        )
-    )
+    medians = [f"{name} {median_ms(values):.1f} ms" for name, values in times.items()]
+    print(f"  {boxes} boxes an image: {', '.join(medians)}")
+    ratios = [a / b for a, b in zip(times["plain"], times["batched"], strict=True)]
+    print("  " + ratio_line("plain / batched choice", ratios))
 
 
 def main() -> None:

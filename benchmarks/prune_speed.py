@@ -1,5 +1,6 @@
-"""CPU time of cutting YOLOv7-tiny to 2x with LAMP: our masks and one cut, beside Torch-Pruning's
-own 200-step loop.
+"""Measure the CPU time of cutting YOLOv7-tiny to 2x with LAMP.
+
+Our masks and one cut are compared with Torch-Pruning's own loop of 200 steps.
 
 python benchmarks/prune_speed.py
 """
@@ -56,14 +57,14 @@ def library(model: Model) -> tuple[Any, int]:
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU time of this process for one call, and its result."""
+    """Return the CPU seconds of this process for one call, and the call's result."""
     start = time.process_time()
     result = work()
     return time.process_time() - start, result
 
 
 def main() -> None:
-    """Alternate ours, the library, ours, and compare."""
+    """Run ours, the library's and ours again, and compare."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
     model = build_model("yolov7-tiny", nc=1)

@@ -1,9 +1,8 @@
-"""What the published tables print for the custom structures, and how they count; see
-docs/structures.md.
+"""Published figures of the custom structures, and a way to count ours alike.
 
-Their fused form folds the batch norms of `Conv` and little else: a backbone that comes from
-elsewhere stays as it trains, RepConv keeps its branches. Implicit vectors count, convolutions that
-never run too; moving kernels (DCNv2, DyHead) are no FLOPs.
+See docs/structures.md. The published fused form folds the batch norms of `Conv` and little else: a
+backbone that comes from elsewhere stays as it trains, RepConv keeps its branches. Implicit vectors
+count, convolutions that never run too; moving kernels (DCNv2, DyHead) are no FLOPs.
 """
 
 import copy
@@ -26,7 +25,7 @@ NORM = 4  # multiply-accumulates that these counters charge for an element of a 
 
 @dataclass(frozen=True)
 class Published:
-    """A line of the tables (2 classes, 640 px) and its way of counting."""
+    """A line of the published tables (2 classes, 640 px) and its way of counting."""
 
     parameters: int
     gflops: float
@@ -95,15 +94,16 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Counted:
-    """A model counted as the tables do."""
+    """Counts of a model by the convention of its line: parameters, and GFLOPs at 640 px."""
 
     parameters: int
     gflops: float
 
 
 def cfg_as_published(name: str) -> dict[str, Any]:
-    """The parsed YAML with the convolutions that never run, where a block has them by its option
-    `dead_convs`.
+    """Return the parsed YAML with the published convolutions that never run.
+
+    A block has them by its option `dead_convs`.
     """
     cfg = load_yaml(resolve(name, "model"))
     for section in ("backbone", "head"):
@@ -120,7 +120,7 @@ def _with_dead_convs(row: list[Any]) -> list[Any]:
 
 
 def count_as_published(name: str) -> Counted:
-    """Parameters and GFLOPs at 640 px of a custom YAML, by the convention of its line."""
+    """Return parameters and GFLOPs at 640 px of a custom YAML, by the convention of its line."""
     line = PUBLISHED[name]
     model = fused_as_published(
         build_model(cfg_as_published(name), nc=NC), line.folds, line.untouched
@@ -135,7 +135,10 @@ def count_as_published(name: str) -> Counted:
 
 
 def fused_as_published(model: Model, folds: Collection[str], untouched: Collection[str]) -> Model:
-    """A copy in which only blocks of these names are folded."""
+    """Return a copy in which only blocks of the names `folds` are folded.
+
+    Blocks of the names `untouched` stay as they are, with all that is inside.
+    """
     copied = copy.deepcopy(model).eval()
     _fold(copied.model, folds, untouched)
     return copied

@@ -1,14 +1,12 @@
-"""The pruning tables of docs/results.md: every method on real photos (BCCD) and on the demo set,
-from training to latency.
+"""Make the pruning tables of docs/results.md: every method on real photos (BCCD) and the demo set.
 
-    python benchmarks/results.py --bccd ../shared/datasets/bccd --weights
-      ../shared/weights/yolov5n.pt     # hours
+    python benchmarks/results.py --bccd FOLDER --weights yolov5n.pt    # hours
     python benchmarks/results.py --set demo --jobs 2
 
-Prints its time budget first. A run that is complete is not run again, so an interrupted benchmark
-goes on where it stopped. On BCCD a fifth of the training images is set aside for choosing
-checkpoints; the tables are of its validation part, which no run sees. Every run's command is in its
-`done.json`.
+The tables cover training, pruning, finetuning and latency. The time budget is printed first. A
+complete run is not run again, so an interrupted benchmark goes on where it stopped. On BCCD a fifth
+of the training images is set aside for choosing checkpoints; the tables are of the validation part,
+which no run sees. Every run's command is in its `done.json`.
 """
 
 import random
@@ -39,7 +37,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class ResultsOptions:
-    """What to run."""
+    """Options of the benchmark."""
 
     set: str = option("all", "which tables", choices=("all", "bccd", "demo"))
     bccd: str = option(
@@ -54,7 +52,7 @@ class ResultsOptions:
 
 
 def main(opt: ResultsOptions) -> None:
-    """Run what is missing, then measure everything side by side."""
+    """Run the missing runs, then measure all models side by side."""
     recipes = [make(opt) for name, make in RECIPES.items() if opt.set in ("all", name)]
     for recipe in recipes:
         todo = chosen(runs_of(recipe), opt.only)
@@ -73,7 +71,11 @@ def main(opt: ResultsOptions) -> None:
 
 
 def bccd(opt: ResultsOptions) -> Recipe:
-    """Real photos, from official pretrained weights."""
+    """Return the settings of BCCD: real photos, from official pretrained weights.
+
+    Raises:
+        UserError: There are no weights or no images.
+    """
     project = Path(opt.project).resolve() / "bccd"
     data = carve(Path(opt.bccd).resolve(), project / "data", share=0.2)
     weights = Path(opt.weights).resolve()
@@ -99,7 +101,7 @@ def bccd(opt: ResultsOptions) -> Recipe:
 
 
 def demo(opt: ResultsOptions) -> Recipe:
-    """The embedded set, from nothing."""
+    """Return the settings of the embedded set, from new weights."""
     return demo_recipe(
         Path(opt.project).resolve() / "demo", methods=("l1", "lamp", "slim", "group_sl")
     )
@@ -109,19 +111,30 @@ RECIPES = {"bccd": bccd, "demo": demo}
 
 
 def carve(source: Path, folder: Path, share: float) -> Path:
-    """Data YAMLs in `folder`: `choose.yaml` (train on the rest, validate on `share` of the training
-    images) and `report.yaml`.
+    """Split BCCD into images to train on, to choose checkpoints by and to report on.
+
+    Args:
+        source: Folder of BCCD.
+        folder: Folder that gets the data YAMLs: `choose.yaml` validates on the training images set
+            aside, `report.yaml` on the validation part.
+        share: Share of the training images to set aside.
+
+    Returns:
+        The path of `choose.yaml`.
+
+    Raises:
+        UserError: There are no training images.
     """
-    files = sorted(
-        p for p in (source / "images" / "train").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES
-    )
+    found = (source / "images" / "train").glob("*")
+    files = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise UserError(
             f"--bccd {source}: has no images/train; fetch BCCD as data/configs/bccd.yaml says"
         )
     aside = set(random.Random(0).sample(files, round(share * len(files))))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", [f for f in files if f not in aside]), ("choose", sorted(aside))):
+    parts = {"train": [file for file in files if file not in aside], "choose": sorted(aside)}
+    for name, part in parts.items():
         write_atomic(folder / f"{name}.txt", "".join(f"{file}\n" for file in part))
     names = {"names": ["RBC", "WBC", "Platelets"]}
     common = {"path": str(folder), "train": "train.txt"}

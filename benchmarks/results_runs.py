@@ -1,4 +1,4 @@
-"""Which runs the pruning tables of docs/results.md are made from; `results.py` runs them."""
+"""The runs that the pruning tables of docs/results.md are made from; `results.py` runs them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,23 @@ LONGER = 3  # times the epochs of the base
 
 @dataclass(frozen=True)
 class Recipe:
-    """One data set's common settings; `start` are the words that say what the base model starts
-    from.
+    """Settings that the runs on one data set share.
+
+    Args:
+        name: Name of the data set.
+        data: Data YAML.
+        start: Words of the command that say what the base model starts from.
+        hyp: Hyp file of the base model and of sparse training.
+        finetune_hyp: Hyp file of the finetunes.
+        imgsz: Image size in pixels.
+        images: Number of training images.
+        base_epochs: Epochs of the base model.
+        finetune_epochs: Epochs of a finetune.
+        methods: Pruning methods.
+        curve: Speed-ups of the curve of LAMP and slim.
+        longer: Sparse methods that are also trained three times as long.
+        seeds: Seeds of the finetunes of the uncut model and of LAMP's 2x; the base has `SEEDS`.
+        project: Folder of the runs.
     """
 
     name: str
@@ -28,22 +43,20 @@ class Recipe:
     finetune_epochs: int
     methods: tuple[str, ...]
     curve: tuple[float, ...]
-    longer: tuple[str, ...]  # sparse methods that are also trained three times as long
-    seeds: tuple[
-        int, ...
-    ]  # of the finetunes: of the uncut model and of LAMP's 2x; the base always has SEEDS
+    longer: tuple[str, ...]
+    seeds: tuple[int, ...]
     project: Path
 
     def train(
         self, name: str, *words: str, epochs: int, seed: int = 0, script: str = "train.py"
     ) -> tuple[str, ...]:
-        """The command of a training run."""
+        """Return the command of a training run; `words` are further words of it."""
         return (script, *words, *self._common(name, seed), "--epochs", str(epochs))
 
     def prune(
         self, name: str, weights: Path, method: str, speed_up: float, seed: int = 0
     ) -> tuple[str, ...]:
-        """The command of a pruning run with its finetune."""
+        """Return the command of a pruning run with its finetune."""
         words = ("--weights", str(weights), "--method", method, "--speed-up", f"{speed_up:g}")
         words += ("--calib-batches", "4") if method == "pagcp" else ()
         finetune = (
@@ -55,7 +68,7 @@ class Recipe:
         return ("prune.py", *words, *finetune, *self._common(name, seed))
 
     def best(self, run: str) -> Path:
-        """Checkpoint of a training run."""
+        """Return the path of the best checkpoint of a run."""
         return self.project / run / "weights" / "best.pt"
 
     def _common(self, name: str, seed: int) -> tuple[str, ...]:
@@ -77,7 +90,7 @@ class Recipe:
 def demo_recipe(
     project: Path, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)
 ) -> Recipe:
-    """The embedded set, as `make demo` trains on it."""
+    """Return the settings of the embedded set, as `make demo` trains on it."""
     return Recipe(
         name="demo",
         data="demo",
@@ -97,13 +110,15 @@ def demo_recipe(
 
 
 def runs_of(recipe: Recipe) -> list[Run]:
-    """All runs of a data set, in an order in which each comes after those it needs."""
+    """Return all runs of a data set; each comes after the runs that it needs."""
     return [*base_runs(recipe), *pruning_runs(recipe), scratch_run(recipe)]
 
 
 def base_runs(recipe: Recipe) -> list[Run]:
-    """The base at three seeds, the finetune alone at three seeds (the noise floor), and sparse
-    training by each penalty.
+    """Return the runs before pruning.
+
+    The base at three seeds, the finetune of the uncut base at the seeds of the finetunes (the noise
+    floor), and sparse training by each penalty.
     """
     base, tune = recipe.base_epochs, recipe.finetune_epochs
     runs = []
@@ -139,7 +154,11 @@ def _sparse_run(recipe: Recipe, name: str, method: str, epochs: int) -> Run:
 
 
 def pruning_runs(recipe: Recipe) -> list[Run]:
-    """2x by every method, LAMP's finetune at three seeds, and the curve of LAMP and slim."""
+    """Return the pruning runs.
+
+    2x by every method, LAMP's 2x at further seeds, the curve of LAMP and slim, and 2x after the
+    longer sparse trainings.
+    """
     wanted = [(method, 2.0, 0) for method in recipe.methods]
     wanted += [("lamp", 2.0, seed) for seed in recipe.seeds[1:]]
     wanted += [
@@ -160,17 +179,17 @@ def _pruning_run(
     source = f"sparse-{method}{suffix}" if method in SPARSE_METHODS else "base-0"
     sparse = (LONGER if longer else 1) if method in SPARSE_METHODS else 0
     before = recipe.base_epochs * (1 + sparse)
-    # of a sparse training the last model: least weight is left in what goes
-    weights = (
-        recipe.best(source) if source == "base-0" else recipe.best(source).with_name("last.pt")
-    )
+    weights = recipe.best(source)
+    if source != "base-0":
+        # The last model of a sparse training has the least weight left in the channels to cut.
+        weights = weights.with_name("last.pt")
     words = recipe.prune(name, weights, method, speed_up, seed)
     tune = recipe.finetune_epochs
     return Run(name, words, tune, before + tune, (source,), load=0.4 + 0.6 / speed_up)
 
 
 def scratch_run(recipe: Recipe) -> Run:
-    """LAMP's shape with new weights, trained for as long as base and finetune together."""
+    """Return the run of LAMP's shape with new weights, as long as base and finetune together."""
     epochs = recipe.base_epochs + recipe.finetune_epochs
     shape = recipe.project / "lamp-2x" / "weights" / "pruned.pt"
     words = recipe.train(

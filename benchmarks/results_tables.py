@@ -1,5 +1,6 @@
-"""From the finished runs to the tables: every model measured anew on images that no run has seen,
-latencies in turn.
+"""Tables of the finished runs.
+
+Every model is measured anew on images that no run has seen, latencies in turn.
 """
 
 import json
@@ -34,7 +35,13 @@ STAGES = {
 
 
 def write_tables(recipe: Recipe, runs: Sequence[Run], seconds: float) -> str:
-    """Measure all models of a data set and write `results.md` into its project; gives the text."""
+    """Measure all models of a data set, write `results.md` into its project and return the text.
+
+    Args:
+        recipe: Settings of the data set.
+        runs: Complete runs.
+        seconds: Time spent on measuring latency.
+    """
     names = {run.name: run for run in runs}
     pruned = [run for run in runs if run.words[0] == "prune.py"]
     trained = [run for run in runs if run.words[0] != "prune.py"]
@@ -65,7 +72,10 @@ def write_tables(recipe: Recipe, runs: Sequence[Run], seconds: float) -> str:
 
 
 def methods_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, ComparisonRow]) -> str:
-    """Base, controls and every method at 2x; several seeds give mean and standard deviation."""
+    """Return the table of base, controls and every method at 2x.
+
+    Several seeds give mean and standard deviation.
+    """
     lines = [
         _cells("base", runs["base-0"].total, _seeds(rows, "base"), None, rows),
         _cells(
@@ -90,7 +100,7 @@ def methods_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Comparis
 
 
 def curve_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, ComparisonRow]) -> str:
-    """LAMP and slim from little to much."""
+    """Return the table of LAMP and slim from small to large speed-ups."""
     lines = []
     for method in ("lamp", "slim"):
         for speed_up in recipe.curve:
@@ -108,7 +118,7 @@ def curve_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Comparison
 
 
 def noise(rows: dict[str, ComparisonRow]) -> str:
-    """What the seed alone changes."""
+    """Return the line on the noise floor: how far the seed alone changes mAP50-95."""
     parts = []
     for kind in ("base", "control", "lamp-2x"):
         values = [row.map for row in _seeds(rows, kind)]
@@ -124,8 +134,9 @@ def noise(rows: dict[str, ComparisonRow]) -> str:
 
 
 def stages_table(recipe: Recipe, names: Sequence[str]) -> str:
-    """mAP50-95 right after the cut, on the images set aside for choosing: removed channels zero,
-    folded, recalibrated.
+    """Return the table of mAP50-95 right after the cut, on the images set aside for choosing.
+
+    Its columns are: uncut, removed channels zero, their constants folded, and recalibrated.
     """
     lines = []
     for name in names:
@@ -145,12 +156,13 @@ def stages_table(recipe: Recipe, names: Sequence[str]) -> str:
 
 
 def _seeds(rows: dict[str, ComparisonRow], kind: str) -> list[ComparisonRow]:
-    """`base-0`, `base-1` ... or `lamp-2x`, `lamp-2x-seed1` ..., as far as they were run."""
-    names = (
-        name
-        for seed in SEEDS
-        for name in (f"{kind}-{seed}", f"{kind}-seed{seed}" if seed else kind)
-    )
+    """Return the rows of one kind of run at all seeds that were run.
+
+    Their names are `base-0`, `base-1` ... or `lamp-2x`, `lamp-2x-seed1` ...
+    """
+    names: list[str] = []
+    for seed in SEEDS:
+        names += [f"{kind}-{seed}", f"{kind}-seed{seed}" if seed else kind]
     return [rows[name] for name in names if name in rows]
 
 
@@ -161,6 +173,15 @@ def _cells(
     cut: ComparisonRow | None,
     rows: dict[str, ComparisonRow],
 ) -> list[str]:
+    """Return the cells of a line.
+
+    Args:
+        title: First cell.
+        epochs: Epochs in all, back to the given weights.
+        found: Rows of one model at several seeds; size and latency are those of the first.
+        cut: Row of the model right after the cut; None for an uncut model.
+        rows: All rows by name.
+    """
     row, base = found[0], rows["base-0"]
     cells = [
         title,
@@ -183,6 +204,6 @@ def _spread(rows: Sequence[ComparisonRow], value: Callable[[ComparisonRow], floa
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,6 +1,4 @@
-"""Runs of a long benchmark: each one a command of a script, in a folder of its own, run once and
-never again.
-"""
+"""Runs of a long benchmark: each is a command in a folder of its own, and is run once."""
 
 import json
 import os
@@ -23,10 +21,15 @@ _speaking = threading.Lock()
 
 @dataclass(frozen=True)
 class Run:
-    """One command.
+    """A command and what is known of it.
 
-    `epochs`: how long it trains; `total`: with those of the runs it starts from, back to the given
-    weights.
+    Args:
+        name: Name of the run and of its folder.
+        words: Script and options.
+        epochs: Epochs that the run trains.
+        total: Epochs with those of the runs it starts from, back to the given weights.
+        needs: Names of the runs that must be complete before.
+        load: Time of one of its epochs, in epochs of the uncut YOLOv5n.
     """
 
     name: str
@@ -34,13 +37,16 @@ class Run:
     epochs: int
     total: int
     needs: tuple[str, ...] = ()
-    load: float = 1.0  # of one of its epochs, in epochs of the uncut YOLOv5n
+    load: float = 1.0
 
 
 def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
-    """The runs of these names with all that they need; all of them where none is named.
+    """Return the named runs with all runs that they need; all runs where `only` is empty.
 
-    Needed ones come earlier in `runs`.
+    In `runs` each run comes after the runs that it needs.
+
+    Raises:
+        UserError: There is no run of a name.
     """
     if unknown := [name for name in only if name not in {run.name for run in runs}]:
         raise UserError(
@@ -55,15 +61,22 @@ def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 
 
 def done(project: Path, run: Run) -> bool:
-    """Whether this very command has been run to its end."""
+    """Return whether the run's command, word for word, has been run to its end."""
     file = project / run.name / "done.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["command"] == list(
-        run.words
-    )
+    if not file.is_file():
+        return False
+    return json.loads(file.read_text(encoding="utf-8"))["command"] == list(run.words)
 
 
 def budget(runs: Sequence[Run], images: int, imgsz: int, jobs: int) -> str:
-    """How long the runs will take, told from a few training steps of YOLOv5n on this machine."""
+    """Return how long runs will take, from a few training steps of YOLOv5n on this machine.
+
+    Args:
+        runs: Runs to do.
+        images: Number of training images.
+        imgsz: Image size in pixels.
+        jobs: Runs at a time.
+    """
     if not runs:
         return "nothing to train"
     seconds = sum(run.epochs * run.load for run in runs) * images * seconds_per_image(imgsz)
@@ -74,7 +87,10 @@ def budget(runs: Sequence[Run], images: int, imgsz: int, jobs: int) -> str:
 
 
 def seconds_per_image(imgsz: int, batch: int = 16, steps: int = 3) -> float:
-    """Of forward and backward on one thread, a fifth added for loader, loss and validation."""
+    """Return the seconds that a training image takes YOLOv5n on one thread.
+
+    Forward and backward are timed; a fifth is added for loader, loss and validation.
+    """
     import torch
 
     from models import build_model
@@ -91,22 +107,22 @@ def seconds_per_image(imgsz: int, batch: int = 16, steps: int = 3) -> float:
 
 
 def execute(project: Path, runs: Sequence[Run], jobs: int) -> list[str]:
-    """Run what is not done, `jobs` at a time, each after those it needs.
+    """Run the runs that are not done, `jobs` at a time, each after the runs that it needs.
 
-    Names of those that failed or could not start.
+    Returns:
+        Names of the runs that failed or could not start.
     """
     futures: dict[str, Future[bool]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for (
-            run
-        ) in runs:  # needed ones come earlier, so whoever waits waits for a run that has its worker
-            futures[run.name] = pool.submit(
-                _one, project, run, [futures[name] for name in run.needs], jobs
-            )
+        # Needed runs come earlier, so a run only ever waits for a run that has its worker.
+        for run in runs:
+            needed = [futures[name] for name in run.needs]
+            futures[run.name] = pool.submit(_one, project, run, needed, jobs)
     return [name for name, future in futures.items() if not future.result()]
 
 
 def _one(project: Path, run: Run, needed: list["Future[bool]"], jobs: int) -> bool:
+    """Run one run after the needed ones; return whether it is complete."""
     if not all(future.result() for future in needed):
         return False
     if done(project, run):
@@ -123,15 +139,11 @@ def _one(project: Path, run: Run, needed: list["Future[bool]"], jobs: int) -> bo
             command, cwd=ROOT, stdout=console, stderr=subprocess.STDOUT, env=environment
         ).returncode
     minutes = (time.monotonic() - start) / 60
-    _say(
-        f"{project.name}/{run.name}: {'done' if code == 0 else f'FAILED ({code})'} after"
-        f" {minutes:.1f} minutes"
-    )
+    ending = "done" if code == 0 else f"FAILED ({code})"
+    _say(f"{project.name}/{run.name}: {ending} after {minutes:.1f} minutes")
     if code == 0:
-        write_atomic(
-            folder / "done.json",
-            json.dumps({"command": list(run.words), "minutes": round(minutes, 2)}, indent=2) + "\n",
-        )
+        record = {"command": list(run.words), "minutes": round(minutes, 2)}
+        write_atomic(folder / "done.json", json.dumps(record, indent=2) + "\n")
     return code == 0
 
 

@@ -1,9 +1,11 @@
-"""Time of a training step with each penalty over a plain one, and of the library's loop over
-channels, on YOLOv5n.
+"""Compare the time of a training step on YOLOv5n with and without each penalty.
 
-A step is forward, detection loss, backward, clip, optimizer and EMA on one fixed batch. The
-penalties and the library's `regularize` are timed by themselves after a backward, in turns, so that
-whatever else the machine does hits all alike. `python benchmarks/sparse_speed.py [rounds]`.
+    python benchmarks/sparse_speed.py [rounds]
+
+Torch-Pruning's own penalties, loops over channels, are timed too. A step is forward, detection
+loss, backward, clip, optimizer and EMA on one fixed batch. The penalties and the library's
+`regularize` are timed by themselves after a backward, in turns, so that whatever else the machine
+does hits all alike.
 """
 
 import statistics
@@ -33,18 +35,15 @@ IMGSZ, BATCH, REG = 160, 16, 5e-4
 
 
 def training_step(model: Model) -> Callable[[], None]:
-    """Everything of a step but the penalty; gradients stay where they are."""
+    """Return a function that runs a step without a penalty; the gradients stay in place."""
     hyp = load_hyp("scratch-low")
-    loss, optimizer, ema = (
-        build_loss(model, hyp.scaled(3, model.nc, IMGSZ)),
-        build_optimizer(model, "SGD", hyp, BATCH),
-        ModelEMA(model),
-    )
+    loss = build_loss(model, hyp.scaled(3, model.nc, IMGSZ))
+    optimizer = build_optimizer(model, "SGD", hyp, BATCH)
+    ema = ModelEMA(model)
     images = torch.rand(BATCH, 3, IMGSZ, IMGSZ)
     boxes = torch.rand(4 * BATCH, 4) * 0.3 + 0.3
-    targets = torch.cat(
-        (torch.arange(BATCH).repeat(4)[:, None], torch.zeros(4 * BATCH, 1), boxes), 1
-    )
+    image = torch.arange(BATCH).repeat(4)[:, None]
+    targets = torch.cat((image, torch.zeros(4 * BATCH, 1), boxes), 1)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -57,7 +56,7 @@ def training_step(model: Model) -> Callable[[], None]:
 
 
 def our_penalties(model: Model) -> dict[str, Callable[[], None]]:
-    """Each method's `add`."""
+    """Return a call of `add` for each method of ours."""
     found, work = find_groups(model), {}
     for name in PENALTIES:
         penalty = make_penalty(name, ChannelIndex(model, found))
@@ -67,7 +66,7 @@ def our_penalties(model: Model) -> dict[str, Callable[[], None]]:
 
 
 def library_penalties(model: Model) -> dict[str, Callable[[], None]]:
-    """The library's, by our names."""
+    """Return a call of the library's `regularize` for each method, by our names."""
 
     def pruner(kind: type, importance: tp.importance.Importance, **more: float) -> Any:
         return kind(
@@ -99,14 +98,14 @@ def library_penalties(model: Model) -> dict[str, Callable[[], None]]:
 
 
 def milliseconds(work: Callable[[], None]) -> float:
-    """CPU time of this process for one call."""
+    """Return the CPU seconds of this process for one call."""
     start = time.process_time()
     work()
     return 1000 * (time.process_time() - start)
 
 
 def main() -> None:
-    """Print a line a method; medians over the rounds."""
+    """Print a line for each method: medians over the rounds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build_model("yolov5n", nc=1)

@@ -1,7 +1,6 @@
-"""Seconds until something happens: `train.py --help` as a process, and build + fuse + info of
-YOLOv7-tiny after import.
+"""Measure start-up: `train.py --help` as a process; build, fuse and info of YOLOv7-tiny.
 
-`python benchmarks/startup.py`
+python benchmarks/startup.py
 """
 
 import statistics
@@ -24,7 +23,7 @@ print(time.perf_counter() - start)
 
 
 def help_seconds() -> float:
-    """Wall time of one `train.py --help`."""
+    """Return the wall time of one `train.py --help` in seconds."""
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "--help"], check=True, stdout=subprocess.DEVNULL
@@ -33,7 +32,7 @@ def help_seconds() -> float:
 
 
 def info_seconds() -> float:
-    """Build, fuse and info in a fresh process, imports not counted."""
+    """Return the seconds of build, fuse and info in a fresh process, without imports."""
     done = subprocess.run(
         [sys.executable, "-c", INFO], check=True, capture_output=True, text=True, cwd=ROOT
     )
@@ -41,16 +40,15 @@ def info_seconds() -> float:
 
 
 def main() -> None:
-    """Print the medians and the best; the best is what the machine does when nothing else runs."""
-    for name, measured in (
-        ("train.py --help", help_seconds),
-        ("build + fuse + info of yolov7-tiny", info_seconds),
-    ):
-        seconds = [measured() for _ in range(REPEATS)]
-        print(
-            f"{name}: median {statistics.median(seconds):.2f} s, best {min(seconds):.2f} s of"
-            f" {REPEATS}"
-        )
+    """Print median and best times; the best is the time of a machine that does nothing else."""
+    measurements = {
+        "train.py --help": help_seconds,
+        "build + fuse + info of yolov7-tiny": info_seconds,
+    }
+    for name, measure in measurements.items():
+        seconds = [measure() for _ in range(REPEATS)]
+        median, best = statistics.median(seconds), min(seconds)
+        print(f"{name}: median {median:.2f} s, best {best:.2f} s of {REPEATS}")
 
 
 if __name__ == "__main__":

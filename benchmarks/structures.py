@@ -1,11 +1,10 @@
-"""docs/structures.md: every row of the tables counted, trained, pruned to 2x, timed and exported.
+"""Make the table of docs/structures.md: count, train, prune to 2x, time and export every structure.
 
-python benchmarks/structures.py                         all rows; one that was measured before is
-not measured again python benchmarks/structures.py --only yolov7-tiny-dcn-afpn --imgsz 64
---latency-seconds 1
+    python benchmarks/structures.py
+    python benchmarks/structures.py --only yolov7-tiny-dcn-afpn --imgsz 64 --latency-seconds 1
 
-A row's results are a file of `--project`, written when the row is done; delete it to measure the
-row anew.
+A row that was measured before is not measured again: the results of a row are a file of
+`--project`, written when the row is done. Delete the file to measure the row anew.
 """
 
 import importlib
@@ -43,7 +42,7 @@ OPSET = 17
 
 @dataclass(frozen=True)
 class StructureOptions:
-    """What is measured, and at which size."""
+    """Options of the benchmark."""
 
     only: tuple[str, ...] = option(
         (), "rows to measure: names of YAMLs; all where none is named", multi=True
@@ -65,7 +64,8 @@ class StructureOptions:
 class Measured:
     """A row of the table.
 
-    Latencies in ms a batch; `trained` and `onnx` are ok, or the reason why not.
+    Latencies are in ms a batch; `seconds` is the time of pruning. `trained` is `ok` or says where
+    to look; `onnx` is the largest difference, or says why there is none.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Measured:
 
 
 def main(opt: StructureOptions) -> None:
-    """Measure what is missing, then write the table of all that is there."""
+    """Measure the missing rows, then write the table of all rows that are measured."""
     if unknown := [name for name in opt.only if name not in PUBLISHED]:
         raise UserError(
             f"--only {' '.join(unknown)}: no such row; there are {', '.join(PUBLISHED)}"
@@ -105,7 +105,7 @@ def main(opt: StructureOptions) -> None:
 
 
 def measure(name: str, opt: StructureOptions, project: Path) -> Measured:
-    """One row, from its YAML to its exported pruned model."""
+    """Measure one row, from its YAML to its exported pruned model."""
     torch.manual_seed(0)
     line, trained, weights = count_as_published(name), "not tried", None
     if opt.train:
@@ -144,7 +144,11 @@ def measure(name: str, opt: StructureOptions, project: Path) -> Measured:
 
 
 def train_an_epoch(name: str, opt: StructureOptions, project: Path) -> tuple[str, Path | None]:
-    """(ok or where to look, the trained weights): one epoch of the demo set by train.py."""
+    """Train one epoch of the demo set by train.py.
+
+    Returns:
+        `ok` or where to look, and the trained weights, None where the training failed.
+    """
     sizes = f"--epochs 1 --imgsz {opt.train_imgsz} --batch-size 16"
     words = (
         f"train.py --cfg {resolve(name, 'model')} --data demo --hyp demo {sizes} --name"
@@ -167,7 +171,7 @@ def pruned(model: Model, speed_up: float) -> tuple[Model, list[Skipped], float]:
 
 
 def latencies(model: Model, smaller: Model, opt: StructureOptions) -> tuple[float, float]:
-    """Median ms of a batch of the deployed forms, in turns; zeros where not measured."""
+    """Return the median ms of a batch, before and after, in turns; zeros where not measured."""
     if not opt.latency_seconds:
         return 0.0, 0.0
     x = torch.rand(opt.batch, 3, opt.imgsz, opt.imgsz).contiguous(memory_format=torch.channels_last)
@@ -181,15 +185,16 @@ def latencies(model: Model, smaller: Model, opt: StructureOptions) -> tuple[floa
 
 
 def export_parity(model: nn.Module, path: Path, imgsz: int) -> str:
-    """`1.2e-06`: the largest difference of ONNX Runtime's outputs, as a share of the largest; or
-    why there is none.
+    """Export a deployed model to ONNX and compare the outputs with those of ONNX Runtime.
+
+    Returns:
+        The largest difference as a share of the largest output, as `1.2e-06`; or why there is none.
     """
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         return f"not tried: {' and '.join(missing)} not installed"
-    onnxruntime = importlib.import_module(
-        "onnxruntime"
-    )  # optional, so that no checker need know it
+    # The package is optional; imported by name, type checkers do not look for it.
+    onnxruntime = importlib.import_module("onnxruntime")
     x = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
     try:
         with warnings.catch_warnings():
@@ -201,10 +206,11 @@ def export_parity(model: nn.Module, path: Path, imgsz: int) -> str:
     theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         boxes, maps = model(x)
-    pairs = [
-        (ours, torch.from_numpy(found)) for ours, found in zip([boxes, *maps], theirs, strict=True)
-    ]
-    return f"{max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs):.1e}"
+    shares = []
+    for ours, found in zip([boxes, *maps], theirs, strict=True):
+        difference = (ours - torch.from_numpy(found)).abs().max()
+        shares.append(float(difference / ours.abs().max()))
+    return f"{max(shares):.1e}"
 
 
 HEAD = (
@@ -215,7 +221,7 @@ MARKERS = ("<!-- structures: begin -->", "<!-- structures: end -->")
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """Markdown: the table, what stays whole in each, and under which conditions."""
+    """Return Markdown: the table, the conditions, and the layers that stay whole in each row."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for row in rows:
         line = PUBLISHED[row.name]
@@ -255,7 +261,11 @@ def _layers(names: Sequence[str]) -> str:
 
 
 def write_table(project: Path, page: Path) -> None:
-    """The table of all rows that are measured, printed and put between the page's markers."""
+    """Print the table of all measured rows and put it between the markers of a page.
+
+    Raises:
+        UserError: The page has no markers.
+    """
     files = [project / f"{name}.json" for name in PUBLISHED]
     rows = [
         Measured(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()

@@ -1,10 +1,11 @@
-"""Images/s of train.py's loop (loader, augmentation, loss, optimizer, EMA, bookkeeping) over those
-of the bare network.
+"""Compare the images/s of train.py's loop with those of the bare network.
 
-The bare network is forward and backward of the same model on one fixed tensor: in torch's default
-layout, and in the loop's own (channels last). All are timed in turns, so that whatever else the
-machine does hits both; turns are long, because the data worker prepares four batches ahead while
-the bare network runs. `python benchmarks/train_speed.py [seconds a model]`.
+    python benchmarks/train_speed.py [seconds a model]
+
+The loop has loader, augmentation, loss, optimizer, EMA and bookkeeping. The bare network is forward
+and backward of the same model on one fixed tensor: in torch's default layout, and in the loop's own
+(channels last). All are timed in turns, so that whatever else the machine does hits both. Turns are
+long, because the data worker prepares four batches ahead while the bare network runs.
 """
 
 import contextlib
@@ -33,8 +34,9 @@ IMGSZ, BATCH, THREADS, TURN = 160, 16, 2, 20
 
 
 class BareTurns(Hook):
-    """Stops the loop's clock every few batches, runs each bare network for as many, and starts it
-    again.
+    """Hook that interrupts the loop every few batches and runs each bare network for as many.
+
+    The loop's clock stands still meanwhile. The run ends by StopIteration after `seconds`.
     """
 
     def __init__(self, bare: dict[str, Callable[[], None]], seconds: float):
@@ -43,13 +45,16 @@ class BareTurns(Hook):
         self.alone: dict[str, list[float]] = {name: [] for name in bare}
 
     def on_fit_start(self, trainer: TrainerState) -> None:
-        """Warm up."""
+        """Run each bare network once, uncounted, and start the clocks."""
         for step in self.bare.values():
             step()
         self.end, self.count, self.start = time.perf_counter() + self.seconds, -1, 0.0
 
     def on_batch_end(self, trainer: TrainerState) -> None:
-        """The first turn is warm-up: loader and caches start in it."""
+        """End a turn every `TURN` batches.
+
+        The first turn, in which loader and caches start, is left out.
+        """
         self.count += 1
         if self.count % TURN:
             return
@@ -67,7 +72,7 @@ class BareTurns(Hook):
 
 
 def bare_step(model: Model, layout: torch.memory_format) -> Callable[[], None]:
-    """Forward and backward on a fixed tensor."""
+    """Return a function that runs forward and backward on a fixed tensor in a memory layout."""
     model.train().to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.rand(BATCH, 3, IMGSZ, IMGSZ).contiguous(memory_format=layout)
 
@@ -79,7 +84,7 @@ def bare_step(model: Model, layout: torch.memory_format) -> Callable[[], None]:
 
 
 def measure(cfg: str, seconds: float) -> None:
-    """Print images/s of both and their ratio for one model."""
+    """Print the images/s of the loop and of the bare networks, and their ratios, for one model."""
     data = load_data("demo")
     model = build_model(cfg, nc=data.nc)
     layouts = {"default layout": torch.contiguous_format, "channels last": torch.channels_last}
@@ -107,7 +112,7 @@ def measure(cfg: str, seconds: float) -> None:
 
 
 def main() -> None:
-    """YOLOv5n and YOLOv7-tiny."""
+    """Measure YOLOv5n and YOLOv7-tiny."""
     torch.set_num_threads(THREADS)
     print(
         f"{IMGSZ} px, batch {BATCH}, {THREADS} threads, demo set cached in memory, hyp scratch-low,"

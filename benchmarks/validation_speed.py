@@ -1,9 +1,10 @@
-"""Images a second of the whole evaluation over those of the bare fused network: `python
-benchmarks/validation_speed.py`.
+"""Compare the images a second of the whole evaluation with those of the bare fused network.
+
+    python benchmarks/validation_speed.py
 
 Both take turns on the same tensors in one process, so that the ratio is the price of NMS, matching
-and metrics. It depends on how much the network finds: one with `--weights` finds what it has
-learnt; the untrained one here is made to find hundreds of boxes in every image, the worst case.
+and metrics. The price depends on the number of detections: a network with `--weights` finds what it
+has learnt; the untrained network finds hundreds of boxes in every image, the worst case.
 """
 
 import sys
@@ -27,7 +28,7 @@ from utils.timing import alternate, median_ms, ratio_line  # noqa: E402
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     weights: str = option("", "trained checkpoint; without one an untrained --cfg")
     cfg: str = option("yolov5n", "model YAML")
@@ -53,12 +54,13 @@ def main(opt: Options) -> None:
             for images in tensors:
                 model(images)
 
+    def count(_: object, detections: list[torch.Tensor]) -> None:
+        found.extend(len(boxes) for boxes in detections)
+
     def whole() -> None:
         found.clear()
-        count = lambda _, detections: found.extend(len(boxes) for boxes in detections)  # noqa: E731
-        speeds.append(
-            evaluate(model, batches, names=data.names, progress=False, on_batch=count).speed
-        )
+        result = evaluate(model, batches, names=data.names, progress=False, on_batch=count)
+        speeds.append(result.speed)
 
     times = alternate({"bare forward": bare, "evaluate": whole}, opt.seconds)
     images = sum(len(images) for images in tensors)
@@ -72,12 +74,13 @@ def main(opt: Options) -> None:
         f"{name} {sum(speed[name] for speed in speeds) / len(speeds):.2f}" for name in speeds[0]
     )
     print(f"inside evaluate, ms an image: {parts}; {sum(found) / images:.0f} detections an image")
-    ratios = [b / w for b, w in zip(times["bare forward"], times["evaluate"], strict=True)]
+    pairs = zip(times["bare forward"], times["evaluate"], strict=True)
+    ratios = [alone / everything for alone, everything in pairs]
     print(ratio_line("images/s of evaluate over the bare forward's", ratios))
 
 
 def talkative(cfg: str, nc: int) -> Model:
-    """An untrained deployed model whose every prediction has a confidence of about a quarter."""
+    """Return an untrained deployed model whose predictions all have a confidence near a quarter."""
     torch.manual_seed(0)
     model = build_model(cfg, nc=nc)
     with torch.no_grad():
