@@ -1,9 +1,8 @@
-"""Channels that one group norm takes a mean over go together, so that the others are normalised as
-before.
+"""Merge channels that one group norm takes a mean over, so that they are only removed together.
 
-`nn.GroupNorm(16, 128)` has 16 groups of 8 channels. A cut takes whole groups of it: 8 channels at
-once, `num_groups` shrinks, and what stays has the mean and variance that it had. (With fewer
-channels in each of 16 groups, every channel would change.)
+`nn.GroupNorm(16, 128)` has 16 norm groups of 8 channels. A cut removes whole norm groups, 8
+channels at once, and `num_groups` shrinks; the remaining channels keep their mean and variance. If
+each of the 16 norm groups lost some of its channels instead, every channel would change.
 """
 
 from collections.abc import Mapping
@@ -18,18 +17,28 @@ from prune_methods.groups.graph import ChannelGroup
 def merge_by_group_norm(
     group: ChannelGroup, modules: Mapping[str, nn.Module]
 ) -> ChannelGroup | str:
-    """The group with bundles for channels where group norms need that (limits and scores are per
-    bundle), or why it must stay.
+    """Merge the channels of a group into bundles that no group norm divides.
+
+    A bundle counts as one channel of the new group, for limits and scores alike.
+
+    Args:
+        group: coupled channels.
+        modules: modules of the model by name.
+
+    Returns:
+        The group itself where no channels need merging, the group of bundles, or the reason why the
+        group cannot be pruned.
     """
-    label = np.arange(group.size)
+    label = np.arange(group.size)  # channels with the same label are one bundle
     for member in group.members:
         norm = modules.get(member.name)
         if not isinstance(norm, nn.GroupNorm):
             continue
-        together = norm.num_channels // norm.num_groups
-        for number in np.unique(member.layer_channels // together):
-            inside = member.layer_channels // together == number
-            if inside.sum() != together:
+        width = norm.num_channels // norm.num_groups
+        norm_group = member.layer_channels // width
+        for number in np.unique(norm_group):
+            inside = norm_group == number
+            if inside.sum() != width:
                 return (
                     f"{member.name} (GroupNorm) takes one mean over channels of several groups,"
                     " which cannot go together"

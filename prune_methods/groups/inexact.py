@@ -1,12 +1,13 @@
-"""Blocks in which a channel counts for more than itself, as in a mean over channels: what of a cut
-can still be proved.
+"""Inexact blocks: hold their values constant, so that the rest of a cut can still be proved.
 
-Such a block says `inexact = "why"`. Without a channel it computes something else than with that
-channel at zero, so that nothing behind it can be compared. What it computes from all channels it
-passes through `models.pruning_rules.cut`, or the graph would tie them; a proof therefore runs both
-models with constants in these places, and everything else is compared as ever. A block without a
-`cut` gives zeros in both. What the proof leaves out must still have the right shapes and finite
-values.
+A cut is proved by comparing the smaller model with the full one whose removed channels are zero. An
+inexact block, such as one that takes a mean over channels, computes different values from a missing
+channel and from a channel at zero, and everything behind the block would differ too. Such a block
+declares `inexact = "why"`, and passes the values that it computes from all channels through
+`models.pruning_rules.detach_channels`; otherwise the graph would couple the channels. The proof
+runs both models with constants in place of these values, and compares everything else as usual. A
+block that never calls `detach_channels` returns zeros in both models. The values that the proof
+leaves out must still have the right shapes and be finite (`surgery.cut.largest_difference`).
 """
 
 from collections.abc import Iterator
@@ -20,14 +21,14 @@ from models.pruning_rules import proving
 
 
 def inexact_blocks(model: nn.Module) -> dict[str, str]:
-    """Name -> why, of the blocks that say so."""
-    found = {name: getattr(module, "inexact", "") for name, module in model.named_modules()}
-    return {name: reason for name, reason in found.items() if reason}
+    """Return the names of the inexact blocks of a model, each with the reason."""
+    reasons = {name: getattr(module, "inexact", "") for name, module in model.named_modules()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 @contextmanager
 def gates_fixed(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes nothing that depends on all channels of an inexact block."""
+    """Hold constant what inexact blocks compute from all of their channels, while it is open."""
     blocks = [model.get_submodule(name) for name in inexact_blocks(model)]
     with proving() as running:
 
@@ -47,6 +48,9 @@ def gates_fixed(model: nn.Module) -> Iterator[None]:
 
 
 def _zeros(value: Any) -> Any:
+    """Return zeros in the shape of a tensor, or of nested lists and tuples of tensors."""
     if isinstance(value, Tensor):
         return torch.zeros_like(value)
-    return type(value)(_zeros(v) for v in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return type(value)(_zeros(v) for v in value)
+    return value

@@ -1,5 +1,6 @@
-"""Stands in for a module whose inside shall not be traced: a row that the library cannot follow, or
-a block with its own rule.
+"""Stand-ins for modules whose inside is left out of the graph.
+
+Such a module is a row that Torch-Pruning cannot follow, or a block with its own `channel_rule`.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,26 +14,28 @@ from models.pruning_rules import InnerLayer
 
 
 class OpaqueOutput(nn.Module):
-    """One output of a stand-in, a single node of the graph: what goes in and what comes out are
-    channels of their own.
+    """One output of a stand-in, a single node of the graph.
+
+    Its input channels are not coupled to its output channels.
     """
 
     channels = (0, 0)
-    """Of input and output; known once it has run."""
+    """Number of input and of output channels; known after the first run."""
 
     def forward(self, output: Tensor, inputs: list[Tensor]) -> Tensor:
-        """`output` as if it had been computed from `inputs` in one operation."""
+        """Return `output` so that the graph shows it as one operation on `inputs`."""
         self.channels = inputs[0].shape[1], output.shape[1]
         return _Link.apply(output, *inputs)
 
 
 class ChannelwiseOutput(OpaqueOutput):
-    """One channel comes out for each that goes in, so that they can only be cut together."""
+    """An output whose channels are the input channels: both can only be cut together."""
 
 
 class _Link(torch.autograd.Function):
-    """(output, inputs) -> output, in the graph a function of the inputs; nothing is
-    ever sent back.
+    """Return a copy of `output` that autograd takes for a function of `inputs`.
+
+    Only the graph of the function is read; gradients are never sent through it.
     """
 
     @staticmethod
@@ -45,7 +48,7 @@ class _Link(torch.autograd.Function):
 
 
 class _OutputPruner(tp.BasePruningFunc):
-    """Tells the library which channels an output has; it never cuts one."""
+    """Tell the library the widths of an output; cutting leaves the output as it is."""
 
     def prune_out_channels(self, layer: Any, idxs: Any) -> Any:
         return layer
@@ -61,9 +64,8 @@ class _OutputPruner(tp.BasePruningFunc):
 
 
 class _ChannelwiseOutputPruner(_OutputPruner):
-    prune_in_channels = (
-        _OutputPruner.prune_out_channels
-    )  # how the library learns that both sides are one
+    # The library takes both sides of a layer for one where they share one function.
+    prune_in_channels = _OutputPruner.prune_out_channels
 
 
 OUTPUT_PRUNERS: dict[Any, Any] = {
@@ -73,45 +75,47 @@ OUTPUT_PRUNERS: dict[Any, Any] = {
 
 
 class OpaqueModule(nn.Module):
-    """Computes what `module` computes, and shows the graph nothing but its outputs, one for each
-    tensor that comes out.
+    """Compute what `module` computes, but show the graph only the outputs.
 
-    The outputs are made by the first run.
+    The graph sees one `OpaqueOutput` per tensor of the result; they are created by the first run.
     """
 
     def __init__(self, module: nn.Module, rule: tuple[InnerLayer, ...]):
-        """`rule`: how the module's inner layers follow its channels; without one nothing that it is
-        tied to can be cut.
+        """Hide a module.
+
+        Args:
+            module: the module to stand in for.
+            rule: how the module's inner layers follow its channels; where it is empty, nothing that
+                the module is coupled to can be cut.
         """
         super().__init__()
-        self.hidden = (module,)  # in a tuple, so that it is no child
+        self.hidden = (module,)  # a tuple, so that the module is not registered as a child
         self.rule = rule
         self.outputs = nn.ModuleList()
 
     def forward(self, x: Any) -> Any:
-        """Whatever the module takes -> whatever it gives."""
+        """Return the module's result, a tensor or nested lists and tuples of tensors."""
         with torch.no_grad():
             result = self.hidden[0](x)
         inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors_of(x)]
-        kind = ChannelwiseOutput if any(inner.of == "both" for inner in self.rule) else OpaqueOutput
+        channelwise = any(inner.of == "both" for inner in self.rule)
+        kind = ChannelwiseOutput if channelwise else OpaqueOutput
         while len(self.outputs) < len(list(tensors_of(result))):
             self.outputs.append(kind())
         outputs = iter(self.outputs)
 
-        def through_exits(value: Any) -> Any:
+        def through_outputs(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return next(outputs)(value, inputs)
-            return (
-                type(value)(through_exits(v) for v in value)
-                if isinstance(value, list | tuple)
-                else value
-            )
+            if isinstance(value, list | tuple):
+                return type(value)(through_outputs(v) for v in value)
+            return value
 
-        return through_exits(result)
+        return through_outputs(result)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists and tuples."""
+    """Yield all tensors in nested lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -122,19 +126,25 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 def replace_opaque_modules(
     model: nn.Module, opaque: Collection[str] = ()
 ) -> dict[str, OpaqueModule]:
-    """Replace the modules named in `opaque` and all blocks with a rule of their own, in place;
-    gives the stand-ins by name.
+    """Replace modules by stand-ins, in place.
+
+    Args:
+        model: the model to change.
+        opaque: names of modules to replace; they get no rule. Blocks with a `channel_rule` are
+            replaced as well, unless they lie inside a replaced module.
+
+    Returns:
+        The stand-ins by name.
     """
-    found: dict[str, OpaqueModule] = {}
+    stand_ins: dict[str, OpaqueModule] = {}
     for name, module in list(model.named_modules()):
         rule = getattr(module, "channel_rule", None)
-        if (
-            not name
-            or any(name.startswith(f"{outer}.") for outer in found)
-            or not (name in opaque or rule)
-        ):
+        wanted = name in opaque or rule
+        inside = any(name.startswith(f"{outer}.") for outer in stand_ins)
+        if not name or inside or not wanted:
             continue
-        found[name] = OpaqueModule(module, tuple(rule()) if rule and name not in opaque else ())
+        layers = tuple(rule()) if rule and name not in opaque else ()
+        stand_ins[name] = OpaqueModule(module, layers)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, found[name])
-    return found
+        setattr(model.get_submodule(parent), child, stand_ins[name])
+    return stand_ins

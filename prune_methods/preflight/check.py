@@ -1,6 +1,4 @@
-"""Before anything is cut: which channels can go, and of every other layer the reason why they
-cannot.
-"""
+"""Preflight: find the channels that can be cut, and for every other layer the reason why not."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -16,16 +14,14 @@ from prune_methods.groups.graph import (
     ChannelGroup,
     Graph,
     Member,
+    NotPruned,
     Skipped,
-    Whole,
     build_graph,
     layers_to_keep,
     one_line,
-    output_width,
-    trace,
-    unit_member,
 )
 from prune_methods.groups.group_norm import merge_by_group_norm
+from prune_methods.groups.trace import output_width, trace, unit_member
 from prune_methods.preflight.deadline import Deadline, OutOfTime
 from prune_methods.preflight.probe import largest_passing, probe
 from utils.errors import UserError
@@ -35,7 +31,7 @@ LATE = "not done in time"
 
 
 def find_groups(model: nn.Module, ignore: Sequence[str] = ()) -> list[ChannelGroup]:
-    """The prunable groups of a model, in the order of its layers; see `preflight`."""
+    """Return the prunable groups of a model in the order of its layers; see `run_preflight`."""
     return run_preflight(model, ignore)[0]
 
 
@@ -45,36 +41,52 @@ def run_preflight(
     time_limit: float = TIME_LIMIT,
     progress: bool = False,
 ) -> tuple[list[ChannelGroup], list[Skipped]]:
-    """Every layer is either in a group that can be cut, or listed with the reason why not.
+    """Sort every layer: into a group that can be cut, or into a list with the reason why not.
 
-    `model` is a training form (with its batch norms) and is left untouched. `ignore` are row
-    numbers (`24`), module names or globs (`model.*.cv3`) whose outputs stay whole. Rows that cannot
-    be traced stay whole with all that is tied to them, and so do groups that fail the probe
-    (probe.py). `time_limit`: seconds for building the graph, and again for following the layers
-    (see Deadline). `UserError` where a pattern matches nothing or nothing can be traced at all.
+    Rows that cannot be traced are not pruned, nor is anything that is coupled to them, nor a group
+    that fails the probe (probe.py).
+
+    Args:
+        model: the training form, with its batch norms; never changed.
+        ignore: row numbers (`24`), module names or globs (`model.*.cv3`) whose outputs are not to
+            be pruned.
+        time_limit: seconds for building the graph, and again for following the layers (see
+            `Deadline`).
+        progress: show a bar.
+
+    Returns:
+        The groups in the order of the layers, and the layers that are not pruned.
+
+    Raises:
+        UserError: where a pattern matches nothing or nothing can be traced at all.
     """
-    whole = layers_to_keep(model, ignore)
+    not_pruned = layers_to_keep(model, ignore)
     graph, untraceable = traceable_graph(model, Deadline(time_limit))
-    found, skipped = _follow_layers(graph, whole, Deadline(time_limit), progress)
-    found, failing = probe(model, found)
+    groups, skipped = _follow_layers(graph, not_pruned, Deadline(time_limit), progress)
+    groups, failing = probe(model, groups)
     for group, reason in failing:
-        skipped += _stay_whole(group.name, group.members, reason)
-    return found, skipped + _not_followed(graph, untraceable, found, skipped)
+        skipped += _skipped(group.name, group.members, reason)
+    return groups, skipped + _hidden_layers(graph, untraceable, groups, skipped)
 
 
 def traceable_graph(model: nn.Module, deadline: Deadline) -> tuple[Graph, dict[str, str]]:
-    """The graph, and the rows whose inside had to stay out of it with the reason; none where the
-    library can follow all.
+    """Build the graph with as many rows as the library can follow.
+
+    Returns:
+        The graph, and the rows whose inside is left out of it, each with the reason.
+
+    Raises:
+        UserError: where no graph can be built, or none within the time.
     """
     rows = [name for name, _ in _rows(model)]
     graphs: list[Graph] = []
-    late = UserError(
+    timed_out = UserError(
         f"pruning: the graph was not built within {deadline.seconds:g} s; raise --graph-time-limit"
     )
 
     def failure(transparent: list[str]) -> str | None:
         if deadline.over:
-            raise late
+            raise timed_out
         try:
             with deadline.attempt():
                 graphs[:] = [build_graph(model, set(rows).difference(transparent))]
@@ -86,20 +98,18 @@ def traceable_graph(model: nn.Module, deadline: Deadline) -> tuple[Graph, dict[s
 
     _, rejected = largest_passing(rows, failure)
     if not graphs and LATE in [reason for _, reason in rejected]:
-        raise late
+        raise timed_out
     if not graphs:
         raise UserError(
             f"pruning: the dependency graph of this model cannot be built ({rejected[0][1]})"
         )
-    classes = {name: type(module).__name__ for name, module in _rows(model)}
-    return graphs[0], {
-        name: f"{_title(name, classes[name])} cannot be traced ({reason})"
-        for name, reason in rejected
-    }
+    titles = {name: _title(name, type(module).__name__) for name, module in _rows(model)}
+    reasons = {name: f"{titles[name]} cannot be traced ({reason})" for name, reason in rejected}
+    return graphs[0], reasons
 
 
 def _rows(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """A detector's rows, or the children of any other model, by name."""
+    """Return the rows of a detector, or the children of any other model, with their names."""
     inner = getattr(model, "model", None)
     if isinstance(inner, nn.ModuleList | nn.Sequential):
         return [(f"model.{name}", row) for name, row in inner.named_children()]
@@ -111,12 +121,22 @@ def _title(name: str, kind: str) -> str:
 
 
 def _follow_layers(
-    graph: Graph, whole: Whole, deadline: Deadline, progress: bool
+    graph: Graph, not_pruned: NotPruned, deadline: Deadline, progress: bool
 ) -> tuple[list[ChannelGroup], list[Skipped]]:
-    """The groups that start at each layer that makes channels, in their order."""
-    found: list[ChannelGroup] = []
+    """Follow each layer that computes channels, in the order of the model.
+
+    Args:
+        graph: the graph of the model.
+        not_pruned: layers whose outputs are not to be pruned, with the reasons.
+        deadline: the time for all layers together.
+        progress: show a bar.
+
+    Returns:
+        The groups, not yet probed, and the layers that are not pruned.
+    """
+    groups: list[ChannelGroup] = []
     skipped: list[Skipped] = []
-    grouped: dict[str, set[int]] = {}  # output channels that already are in a group
+    grouped: dict[str, set[int]] = {}  # layer -> output channels that are in a group already
     units = _unit_groups(graph)
     bar = tqdm(
         list(_producers(graph)),
@@ -131,70 +151,80 @@ def _follow_layers(
             continue
         if name in units:
             group = units[name]
-            reason = next(
-                (whole[m.name] for m in group.members if m.kind in PRODUCERS and m.name in whole),
-                None,
-            )
+            reason = _exclusion(group, not_pruned)
         else:
-            members, reason = _trace_in_time(graph, name, channels, whole, deadline)
+            members, reason = _trace_in_time(graph, name, channels, not_pruned, deadline)
             group = ChannelGroup(name, len(channels), tuple(members))
         for member in group.members:
             if member.kind in PRODUCERS:
                 grouped.setdefault(member.name, set()).update(member.layer_channels.tolist())
         result = reason or merge_by_group_norm(group, graph.modules)
         if isinstance(result, str):
-            skipped += _stay_whole(name, group.members, result)
+            skipped += _skipped(name, group.members, result)
         else:
-            found += _divided(result)
-    return found, skipped
+            groups += _divided(result)
+    return groups, skipped
+
+
+def _exclusion(group: ChannelGroup, not_pruned: NotPruned) -> str | None:
+    """Return the reason of the first member whose outputs are not to be pruned, or None."""
+    producers = (m.name for m in group.members if m.kind in PRODUCERS)
+    return next((not_pruned[name] for name in producers if name in not_pruned), None)
 
 
 def _unit_groups(graph: Graph) -> dict[str, ChannelGroup]:
-    """The groups of the blocks with a `unit_rule`, by the first layer that makes them."""
-    found: dict[str, ChannelGroup] = {}
+    """Return the groups of all blocks with a `unit_rule`, by the first layer that computes them."""
+    groups: dict[str, ChannelGroup] = {}
     for block, module in graph.modules.items():
         if rule := getattr(module, "unit_rule", None):
             members = tuple(unit_member(block, inner) for inner in rule())
             first = next(m.name for m in members if m.kind in PRODUCERS)
-            found[first] = ChannelGroup(
-                first, 1 + max(int(m.group_channels.max()) for m in members), members
-            )
-    return found
+            size = 1 + max(int(m.group_channels.max()) for m in members)
+            groups[first] = ChannelGroup(first, size, members)
+    return groups
 
 
 def _producers(graph: Graph) -> Iterator[str]:
-    """Layers that make channels, and blocks whose rule says that they do; not what is hidden inside
-    a stand-in.
+    """Yield the layers that compute channels, and the blocks that do so by their rule.
+
+    Layers hidden inside a stand-in are left out.
     """
     for name, module in graph.modules.items():
         if name in graph.opaque_modules:
             if any(inner.of == "out" for inner in graph.opaque_modules[name].rule):
                 yield name
-        elif isinstance(module, _ConvNd | nn.Linear) and _around(graph, name) is None:
+        elif isinstance(module, _ConvNd | nn.Linear) and not _is_hidden(graph, name):
             yield name
 
 
-def _around(graph: Graph, name: str) -> str | None:
-    """The stand-in that hides a layer."""
-    return next((outer for outer in graph.opaque_modules if name.startswith(f"{outer}.")), None)
+def _is_hidden(graph: Graph, name: str) -> bool:
+    """Return whether a layer lies inside a stand-in."""
+    return any(name.startswith(f"{outer}.") for outer in graph.opaque_modules)
 
 
 def _trace_in_time(
-    graph: Graph, name: str, channels: list[int], whole: Whole, deadline: Deadline
+    graph: Graph, name: str, channels: list[int], not_pruned: NotPruned, deadline: Deadline
 ) -> tuple[list[Member], str | None]:
-    late = f"not followed within the time limit of {deadline.seconds:g} s"
+    """Call `trace`; where time is over, return no members and the time limit as the reason."""
+    timed_out = f"not followed within the time limit of {deadline.seconds:g} s"
     if deadline.over:
-        return [], late
+        return [], timed_out
     try:
         with deadline.attempt():
-            return trace(graph, name, channels, whole)
+            return trace(graph, name, channels, not_pruned)
     except OutOfTime:
-        return [], late
+        return [], timed_out
 
 
-def _stay_whole(name: str, members: Iterable[Member], reason: str) -> list[Skipped]:
-    """An entry for each layer that makes the channels; the first one carries the norms and
-    parameters that share them.
+def _skipped(name: str, members: Iterable[Member], reason: str) -> list[Skipped]:
+    """List the layers that compute the channels of a group that is not pruned.
+
+    The first entry carries the norms and bare parameters of the group.
+
+    Args:
+        name: the layer to list where no member computes channels.
+        members: the members of the group.
+        reason: why it is not pruned.
     """
     members = list(members)
     producers = list(dict.fromkeys(m.name for m in members if m.kind in PRODUCERS)) or [name]
@@ -203,63 +233,66 @@ def _stay_whole(name: str, members: Iterable[Member], reason: str) -> list[Skipp
 
 
 def _divided(group: ChannelGroup) -> list[ChannelGroup]:
-    """Several groups where a layer has only some of the channels (a block's inner one), so that
-    none loses all that it has.
+    """Divide a group so that each part has the same producers for all of its channels.
 
-    Limits are per group. Layers that read or pass on a part without a choice (`in`, `norm`) never
-    lose more than others give.
+    A layer inside a block may compute only some channels of the group. Limits hold per group: in
+    the undivided group such a layer could lose all of its channels. Members of the kinds `in` and
+    `norm` never decide, as they lose what the producers lose.
     """
     producers = [m for m in group.members if m.kind in PRODUCERS]
-    seen: dict[bytes, list[int]] = {}
+    parts: dict[bytes, list[int]] = {}  # which producers have the channel -> channels
     for channel in range(group.size):
         key = bytes(bool((m.group_channels == channel).any()) for m in producers)
-        seen.setdefault(key, []).append(channel)
-    if len(seen) == 1:
+        parts.setdefault(key, []).append(channel)
+    if len(parts) == 1:
         return [group]
-    return [
-        _part(group, np.array(channels), number) for number, channels in enumerate(seen.values(), 1)
-    ]
+    numbered = enumerate(parts.values(), 1)
+    return [_part(group, np.array(channels), number) for number, channels in numbered]
 
 
 def _part(group: ChannelGroup, channels: np.ndarray, number: int) -> ChannelGroup:
+    """Return some channels of a group as a group of their own.
+
+    Args:
+        group: the undivided group.
+        channels: int (n,), channels of the part.
+        number: number of the part from 1; it is added to the name from 2 on.
+    """
     position = np.full(group.size, -1)
     position[channels] = np.arange(len(channels))
     members = []
     for member in group.members:
         new = position[member.group_channels]
-        if (new >= 0).any():
-            members.append(
-                replace(
-                    member,
-                    layer_channels=member.layer_channels[new >= 0],
-                    group_channels=new[new >= 0],
-                )
-            )
-    return ChannelGroup(
-        group.name if number == 1 else f"{group.name}#{number}", len(channels), tuple(members)
-    )
+        kept = new >= 0
+        if kept.any():
+            in_layer = member.layer_channels[kept]
+            members.append(replace(member, layer_channels=in_layer, group_channels=new[kept]))
+    name = group.name if number == 1 else f"{group.name}#{number}"
+    return ChannelGroup(name, len(channels), tuple(members))
 
 
-def _not_followed(
+def _hidden_layers(
     graph: Graph,
     untraceable: dict[str, str],
-    found: Sequence[ChannelGroup],
+    groups: Sequence[ChannelGroup],
     skipped: Sequence[Skipped],
 ) -> list[Skipped]:
-    """Layers hidden in stand-ins that are in no group, with the reason."""
-    done = {m.name for g in found for m in g.members if m.kind != "in"} | {s.layer for s in skipped}
+    """List the layers inside stand-ins that are neither in a group nor skipped yet.
+
+    Args:
+        graph: the graph of the model.
+        untraceable: rows that cannot be traced, with the reasons.
+        groups: all groups that can be cut.
+        skipped: layers that are listed already.
+    """
+    listed = {m.name for g in groups for m in g.members if m.kind != "in"}
+    listed |= {s.layer for s in skipped}
     hidden: list[Skipped] = []
     for outer in graph.opaque_modules:
         kind = type(graph.modules[outer]).__name__
         reason = untraceable.get(outer, f"the rule of its block ({kind}) lets its outputs stay")
-        inside = [
-            name
-            for name in graph.names.values()
-            if name.startswith(f"{outer}.") and name not in done
-        ]
-        layers = [
-            name for name in inside if isinstance(graph.modules.get(name), _ConvNd | nn.Linear)
-        ]
+        inside = [n for n in graph.names.values() if n.startswith(f"{outer}.") and n not in listed]
+        layers = [n for n in inside if isinstance(graph.modules.get(n), _ConvNd | nn.Linear)]
         also = tuple(name for name in inside if name not in layers)
         hidden += [Skipped(name, reason, () if i else also) for i, name in enumerate(layers)]
     return hidden

@@ -1,4 +1,4 @@
-"""A limit on how long something may take that cannot be asked to stop."""
+"""A time limit for code that cannot be asked to stop, such as a library's call."""
 
 import signal
 import threading
@@ -9,18 +9,19 @@ from typing import Any
 
 
 class OutOfTime(Exception):
-    """Raised inside `Deadline.attempt` when its time is over."""
+    """The time of a `Deadline.attempt` is over."""
 
 
 class Deadline:
-    """`seconds` for several attempts together; none gets more than half of what is left, so that
-    one cannot starve the rest.
+    """Limit the time of several attempts together.
 
-    Works through an interval timer and its signal: on POSIX, in the main thread. Elsewhere there is
-    no limit.
+    Each attempt gets half of the time that is left at its start, so that one slow attempt leaves
+    time for the next. The limit is an interval timer with its signal, which works on POSIX in the
+    main thread only; elsewhere there is no limit.
     """
 
     def __init__(self, seconds: float):
+        """Start the clock; `seconds` are for all attempts together."""
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
@@ -31,10 +32,9 @@ class Deadline:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """`OutOfTime` inside where it takes too long."""
-        if not (
-            hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-        ):
+        """Raise `OutOfTime` inside the context when half of the time left has passed."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not (hasattr(signal, "setitimer") and in_main_thread):
             yield
             return
 
