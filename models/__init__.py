@@ -1,6 +1,4 @@
-"""Detectors: YAML rows -> modules, official parameter names, checkpoints that carry a pruned
-structure.
-"""
+"""Detectors: modules from YAML rows, official parameter names, checkpoints of pruned models."""
 
 from models.checkpoint import load_model, save_model
 from models.yolo import Model, build_model

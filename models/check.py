@@ -1,5 +1,6 @@
-"""`python -m models.check my.yaml` is `python check.py my.yaml`: what can be pruned is not for
-`models` to know.
+"""Run check.py for `python -m models.check my.yaml`.
+
+The script stands outside of this package, because the package knows nothing of pruning.
 """
 
 import runpy

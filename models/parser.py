@@ -1,9 +1,9 @@
-"""Model YAML -> modules.
+"""Build the modules of a model from its YAML.
 
 Rows are `[from, repeats, Block, args]`, as YOLOv5 and YOLOv7 write them; see docs/yaml_format.md.
 
-Channels and strides come from running each row once on a small zero image: no block has to declare
-its output.
+Each row runs once on a small zero image, which gives the channels and strides of its output, so
+that no block has to declare them.
 """
 
 import inspect
@@ -18,54 +18,65 @@ from models.registry import BLOCKS, BuildContext
 from utils.errors import UserError, suggest
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
-TRACE_SIZE = 128  # px: a multiple of every usual stride, and small enough to cost milliseconds
+TRACE_SIZE = 128  # px; a multiple of every usual stride, and small enough to run in milliseconds
 MAX_REPEATS = 1000
 NAMED_VALUES = {"None": None, "True": True, "False": False}
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """Where a row stands. Indices count outputs: a row with several outputs takes several."""
+    """Place of a row in the model.
+
+    Indices count outputs: a row with several outputs takes several indices.
+    """
 
     index: int
     source: tuple[int, ...]
-    """Output indices that it reads; -1 is the image."""
+    """Indices of the outputs that the row reads; -1 is the image."""
     listed: bool
-    """Whether the module gets a list (its `from` is one) or a tensor."""
+    """Whether the module gets a list (`from` is a list) or a single tensor."""
     block: str
     tag: str | None
     outputs: int
+    """Number of outputs."""
 
 
 @dataclass
 class ParsedRows:
-    """What a YAML says, while it is read."""
+    """The rows of a YAML that have been built so far."""
 
     where: str
+    """File (or other source) that errors name."""
     cfg: dict[str, Any]
+    """The parsed YAML."""
     specs: list[RowSpec] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
-    """By output index; the further outputs of a row are an `nn.Identity` each."""
+    """Modules by output index; each further output of a row has an `nn.Identity`."""
     outputs: list[Tensor | None] = field(default_factory=list)
-    """What each output gives for the zero image; None where a backbone has no map of that stride.
-    """
+    """Output tensors for the zero image; None where a backbone has no map of that stride."""
     tags: dict[str, int] = field(default_factory=dict)
+    """Output index of each tag."""
 
 
 def parse(cfg: dict[str, Any], where: str) -> ParsedRows:
-    """Build every row of a parsed YAML.
+    """Build all rows of a parsed YAML.
 
-    Errors are `UserError`s that name `where`, section, row and what to mend.
+    Args:
+        cfg: The parsed YAML.
+        where: Source of the YAML, named in errors.
+
+    Raises:
+        UserError: Naming `where`, the section, the row and what to correct.
     """
     check_keys(cfg, where)
-    plan = ParsedRows(where, cfg)
+    rows = ParsedRows(where, cfg)
     with torch.no_grad():
         image = torch.zeros(1, cfg.get("ch", 3), TRACE_SIZE, TRACE_SIZE)
         for section in ("backbone", "head"):
             for number, row in enumerate(cfg[section]):
                 place = f"{where}: {section} row {number} {_short(row)}"
                 try:
-                    _add_row(plan, row, image)
+                    _add_row(rows, row, image)
                 except UserError as error:
                     raise UserError(f"{place}: {error}") from error
                 except (
@@ -82,11 +93,15 @@ def parse(cfg: dict[str, Any], where: str) -> ParsedRows:
                         f"{place}: this block cannot be built with these arguments and inputs:"
                         f" {reason}"
                     ) from error
-    return plan
+    return rows
 
 
 def check_keys(cfg: dict[str, Any], where: str) -> None:
-    """The top level of a model YAML."""
+    """Check keys and values at the top level of a model YAML.
+
+    Raises:
+        UserError: For an unknown or missing key, or a value out of its range.
+    """
     for key in cfg:
         if key not in KEYS:
             raise UserError(
@@ -118,7 +133,10 @@ def check_keys(cfg: dict[str, Any], where: str) -> None:
 
 
 def _check_anchors(anchors: Any, where: str) -> None:
-    """A number of anchors a level, or a list a level of w, h, w, h ... in pixels, equally long."""
+    """Check anchors: a number for each level, or for each level a list w, h, w, h ... in pixels.
+
+    The lists must be equally long.
+    """
     if type(anchors) is int and anchors > 0:
         return
     if (
@@ -143,51 +161,59 @@ def _check_anchors(anchors: Any, where: str) -> None:
         )
 
 
-def _add_row(plan: ParsedRows, row: Any, image: Tensor) -> None:
-    """Build one row, run it, append it to the plan."""
+def _add_row(rows: ParsedRows, row: Any, image: Tensor) -> None:
+    """Build one row, run it on the zero image, and append it to the rows built so far."""
     source_item, repeats, name, args, tag = _fields(row)
-    index = len(plan.outputs)
-    source = _source(source_item, index, plan.tags)
-    inputs = [image if i < 0 else _map(plan, i) for i in source]
-    block, context = BLOCKS[name], _site(plan.cfg, inputs, repeats)
-    module = _build(block, name, args, context)
+    index = len(rows.outputs)
+    source = _source(source_item, index, rows.tags)
+    inputs = [image if i < 0 else _output(rows, i) for i in source]
     listed = isinstance(source_item, list)
     x: Any = inputs if listed else inputs[0]
+    block, context = BLOCKS[name], _context(rows.cfg, inputs, repeats)
+    module = _build(block, name, args, context)
     if context.repeats > 1 and not getattr(block, "repeats_inside", False):
-        copies = [module]
+        copies, copy_input = [module], x
         for _ in range(context.repeats - 1):
-            x = run_once(copies[-1], x)
-            copies.append(_build(block, name, args, _site(plan.cfg, [x], 1)))
-        module, x = nn.Sequential(*copies), inputs if listed else inputs[0]
+            copy_input = run_once(copies[-1], copy_input)
+            copies.append(_build(block, name, args, _context(rows.cfg, [copy_input], 1)))
+        module = nn.Sequential(*copies)
     result = run_once(module, x)
-    single = isinstance(result, Tensor) or getattr(
-        block, "is_head", False
-    )  # a head's maps are the model's result, not rows
+    # the maps of a head are the model's result, not outputs that other rows read
+    single = isinstance(result, Tensor) or getattr(block, "is_head", False)
     outputs = [result] if single else list(result)
-    plan.specs.append(RowSpec(index, source, listed, name, tag, len(outputs)))
-    plan.modules += [module, *(nn.Identity() for _ in outputs[1:])]
-    plan.outputs += outputs
+    rows.specs.append(RowSpec(index, source, listed, name, tag, len(outputs)))
+    rows.modules += [module, *(nn.Identity() for _ in outputs[1:])]
+    rows.outputs += outputs
     if tag is not None:
-        if tag in plan.tags:
-            raise UserError(f"the tag '{tag}' is taken by row {plan.tags[tag]}; choose another")
-        plan.tags[tag] = index
+        if tag in rows.tags:
+            raise UserError(f"the tag '{tag}' is taken by row {rows.tags[tag]}; choose another")
+        rows.tags[tag] = index
 
 
-def _map(plan: ParsedRows, index: int) -> Tensor:
-    """What an output gives; `UserError` where it is one that its row leaves empty."""
-    found = plan.outputs[index]
+def _output(rows: ParsedRows, index: int) -> Tensor:
+    """Return the tensor of an output.
+
+    Raises:
+        UserError: Where the row of the output leaves it empty.
+    """
+    found = rows.outputs[index]
     if found is None:
-        row = next(spec for spec in plan.specs if index < spec.index + spec.outputs)
-        full = [i for i in range(row.index, row.index + row.outputs) if plan.outputs[i] is not None]
+        row = next(spec for spec in rows.specs if index < spec.index + spec.outputs)
+        indices = range(row.index, row.index + row.outputs)
+        filled = [str(i) for i in indices if rows.outputs[i] is not None]
         raise UserError(
             f"from: output {index} of {row.block} is empty; it gives maps as outputs"
-            f" {', '.join(map(str, full))}"
+            f" {', '.join(filled)}"
         )
     return found
 
 
 def _fields(row: Any) -> tuple[Any, int, str, Any, str | None]:
-    """`[from, repeats, Block, args]` or with a tag behind; checked for their types."""
+    """Return from, repeats, block, args and tag (or None) of a row.
+
+    Raises:
+        UserError: Where a field is missing or of the wrong type.
+    """
     if not isinstance(row, list) or len(row) not in (4, 5):
         raise UserError(
             "expected [from, repeats, Block, args] or [from, repeats, Block, args, tag]"
@@ -206,8 +232,9 @@ def _fields(row: Any) -> tuple[Any, int, str, Any, str | None]:
 
 
 def _source(item: Any, index: int, tags: dict[str, int]) -> tuple[int, ...]:
-    """Output indices of `from`: ints (negative ones count back from this row), tags, or a list of
-    them.
+    """Return the output indices that `from` means; `index` is the row's own.
+
+    `item` is an int (a negative one counts back from this row), a tag, or a list of them.
     """
     found = []
     for one in item if isinstance(item, list) else [item]:
@@ -226,7 +253,8 @@ def _source(item: Any, index: int, tags: dict[str, int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _site(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> BuildContext:
+def _context(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> BuildContext:
+    """Return the context of a row that reads `inputs`; `repeats` is not yet scaled by depth."""
     depth = cfg.get("depth_multiple", 1.0)
     return BuildContext(
         in_channels=tuple(x.shape[1] for x in inputs),
@@ -242,38 +270,39 @@ def _site(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> BuildContext:
 def _build(
     block: Any, name: str, args: list[Any] | dict[str, Any], context: BuildContext
 ) -> nn.Module:
-    """Call the block's `from_yaml` once its arguments are known to fit."""
+    """Call the block's `from_yaml`, after checking that the arguments fit its signature."""
     names = {**NAMED_VALUES, "nc": context.nc, "anchors": context.anchors}
-    positional = [_named(a, names) for a in args] if isinstance(args, list) else []
-    keywords = {str(k): _named(a, names) for k, a in args.items()} if isinstance(args, dict) else {}
+    positional, keywords = [], {}
+    if isinstance(args, list):
+        positional = [_named(value, names) for value in args]
+    else:
+        keywords = {str(key): _named(value, names) for key, value in args.items()}
     signature = inspect.signature(block.from_yaml)
     try:
         signature.bind(context, *positional, **keywords)
     except TypeError as error:
-        wanted = [
-            str(p).split(":")[0].split(" =")[0] for p in list(signature.parameters.values())[1:]
-        ]
+        _, *parameters = signature.parameters.values()  # the first one is the context
+        wanted = [str(p).split(":")[0].split(" =")[0] for p in parameters]
         raise UserError(f"the arguments do not fit {name}({', '.join(wanted)}): {error}") from None
     return block.from_yaml(context, *positional, **keywords)
 
 
 def _named(value: Any, names: dict[str, Any]) -> Any:
-    """`None`, `nc`, `anchors` in their places; every other value stays the literal that it is."""
+    """Return what a word such as `None`, `nc` or `anchors` stands for; else the value itself."""
     return names.get(value, value) if isinstance(value, str) else value
 
 
 def run_once(module: nn.Module, x: Any) -> Any:
-    """What a new module gives in eval mode, where no statistics change."""
+    """Return a new module's output in eval mode, where no statistics change."""
     result = module.eval()(x)
     module.train()
     return result
 
 
 def _short(row: Any) -> str:
-    """A row as its YAML shows it, cut at 80 characters."""
-    text = (
-        "[" + ", ".join(_short(v) if isinstance(v, list) else str(v) for v in row) + "]"
-        if isinstance(row, list)
-        else str(row)
-    )
+    """Format a row as its YAML shows it, cut at 80 characters."""
+    text = str(row)
+    if isinstance(row, list):
+        items = (_short(item) if isinstance(item, list) else str(item) for item in row)
+        text = f"[{', '.join(items)}]"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""The tables of blocks and activations, and what a block is told about its place in a model."""
+"""Registries of blocks and activations, and the context that a block is built in."""
 
 import ast
 import math
@@ -16,14 +16,15 @@ from utils.errors import UserError
 from utils.log import deprecated
 from utils.registry import Registry
 
-MAX_CHANNELS = 8192  # a typing error or a damaged file shall not eat the machine's memory
+MAX_CHANNELS = 8192  # keeps a typing error or a damaged file from filling the memory
 BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
 _follow: ContextVar[bool] = ContextVar("weights follow", default=False)
 
 Act = str | bool
-"""An activation as a YAML writes it: a name, `nn.Name(literals)`, or False for none; True is the
-model's own.
+"""An activation as a YAML writes it: a name, `nn.Name(literals)`, False or True.
+
+False means no activation, True the activation of the model.
 """
 
 for _name in ("SiLU", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Hardsigmoid", "Mish", "ELU"):
@@ -38,7 +39,7 @@ _ACTIVATION_TEXT = re.compile(
 
 @contextmanager
 def awaiting_weights() -> Iterator[None]:
-    """Around the building of a model whose weights are loaded right afterwards."""
+    """Mark the building of a model whose weights are loaded right afterwards."""
     token = _follow.set(True)
     try:
         yield
@@ -47,14 +48,17 @@ def awaiting_weights() -> Iterator[None]:
 
 
 def weights_follow() -> bool:
-    """Whether a block that would download weights need not."""
+    """Return whether weights are loaded after building, so that a block need not download any."""
     return _follow.get()
 
 
 def activation(spec: Act) -> nn.Module:
-    """A new activation module from `SiLU`, `nn.LeakyReLU(0.1)`, or False for none.
+    """Return a new activation module from `SiLU`, `nn.LeakyReLU(0.1)`, or False for none.
 
-    Only registered names and literals count.
+    Only registered names with literals as arguments are accepted.
+
+    Raises:
+        UserError: For any other text.
     """
     if spec is False:
         return nn.Identity()
@@ -77,46 +81,54 @@ def activation(spec: Act) -> nn.Module:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """Where a block stands: all that `Block.from_yaml(context, *args)` may want to know beside the
-    arguments of its row.
-    """
+    """What `Block.from_yaml(context, *args)` may need beside the arguments of its row."""
 
     in_channels: tuple[int, ...]
-    """Channels of each input."""
+    """Number of channels of each input."""
     in_strides: tuple[float, ...]
-    """Pixels of the image per cell of each input."""
+    """Stride of each input: pixels of the image per cell."""
     nc: int = 80
+    """Number of classes."""
     anchors: Any = 3
-    """As in the YAML: a list a level of w, h, w, h ... in pixels, or a number of anchors a level.
+    """Anchors as in the YAML.
+
+    Either a number of anchors for each level, or for each level a list w, h, w, h ... in pixels.
     """
     width: float = 1.0
+    """Width multiple of the model."""
     act: str = "SiLU"
+    """Activation of the model."""
     repeats: int = 1
-    """Depth-scaled.
+    """Repeats of the row, scaled by the depth multiple.
 
-    Blocks with `repeats_inside = True` read it; the others are put in a row that often.
+    Blocks with `repeats_inside = True` read the number; any other block is built that often and
+    chained.
     """
 
     @property
     def c1(self) -> int:
-        """Channels of the only input; `UserError` where there are several."""
+        """Number of channels of the only input; `UserError` where the row has several."""
         if len(self.in_channels) != 1:
             raise UserError(f"takes one input, 'from' gives {len(self.in_channels)}")
         return self.in_channels[0]
 
     @property
     def head_channels(self) -> int:
-        """Output channels of the detection layers, na x (5 + nc): never scaled."""
+        """Output channels of each detection layer, na x (5 + nc): never scaled by the width."""
         na = self.anchors if isinstance(self.anchors, int) else len(self.anchors[0]) // 2
         return na * (self.nc + 5)
 
     def scale(self, channels: int) -> int:
-        """Channels of a YAML row times the width multiple, rounded up to a multiple of 8;
-        `UserError` beyond `MAX_CHANNELS`.
+        """Return the channels of a YAML row, scaled by the width multiple.
+
+        The result is rounded up to a multiple of 8; `head_channels` stays as it is.
+
+        Raises:
+            UserError: Where the result is not in 1..MAX_CHANNELS.
         """
-        scaled = (
-            channels if channels == self.head_channels else math.ceil(channels * self.width / 8) * 8
-        )
+        scaled = channels
+        if channels != self.head_channels:
+            scaled = math.ceil(channels * self.width / 8) * 8
         if not 0 < scaled <= MAX_CHANNELS:
             raise UserError(
                 f"{channels} x width_multiple are {scaled} channels; expected 1 to {MAX_CHANNELS}"
@@ -124,12 +136,12 @@ class BuildContext:
         return scaled
 
     def pick_act(self, act: Act | None) -> Act:
-        """The activation of a row: its own, or the model's where the row says nothing or True."""
+        """Return the row's own activation, or the model's where the row says nothing or True."""
         return self.act if act is None or act is True else act
 
 
 def __getattr__(name: str) -> Any:
-    """Old names that a user's block may import."""
+    """Return what an old name means today: blocks of users may import it."""
     if name == "Site":
         deprecated("Site", "BuildContext")
         return BuildContext

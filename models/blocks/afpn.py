@@ -1,22 +1,23 @@
-"""AFPN: levels that are fused step by step, the neighbours first, each cell by weights of its own
-(ASFF).
+"""AFPN: fuse levels step by step, neighbours first, with weights for each cell (ASFF).
 
 Papers: Yang et al., "AFPN: Asymptotic Feature Pyramid Network", 2023; Liu et al., "Learning Spatial
 Fusion", 2019 (ASFF).
 
-Structure: every level is squeezed to C / factor (1x1) and passed through a 1x1. FusionStage 2 fuses
-the two finest levels, stage 3 adds the third ...: each level of a stage gets the others resampled
-to its size (down by 2^k: a convolution of kernel and stride 2^k; up: 1x1 and bilinear), an ASFF and
-n residual blocks of two 3x3. A 1x1 brings every level to c2.
-ASFF: each input -> 1x1 to 8; joined -> 1x1 to one logit an input; softmax; weighted sum; 3x3.
+Structure of AFPN: every level is reduced to C / factor channels (1x1) and passed through a 1x1.
+FusionStage 2 fuses the two finest levels, stage 3 adds the third, and so on. In a stage each level
+gets the others resampled to its size, an ASFF, and n residual blocks of two 3x3. Resampling down by
+2^k is a convolution of kernel and stride 2^k; up, a 1x1 and bilinear interpolation. A last 1x1
+brings every level to c2.
+Structure of ASFF: a 1x1 brings each input to 8 channels; these are joined, and a 1x1 gives one
+logit for each input; softmax, weighted sum, 3x3.
 Shapes: [(N, Ci, H/2^i, W/2^i), ...] -> as many (N, C2, H/2^i, W/2^i): a row with several outputs.
 What differs: nothing known.
 
-    - [[14, 21, 37], 1, AFPN, [128, 4, 4]]   # c2, factor, n; takes as many indices as it has inputs
-    - [[14, 20], 1, ASFF, []]                # maps of one shape, one comes out
+    - [[14, 21, 37], 1, AFPN, [128, 4, 4]]   # c2, factor, n; one output index for each input
+    - [[14, 20], 1, ASFF, []]                # inputs of one shape, a single output
 
-Pruning: the weights of a cell tie no channels; the convolution that gives the logits stays whole;
-sums tie what makes a level.
+Pruning: the weights of the cells tie no channels; the convolution that gives the logits stays
+whole; sums tie the channels of a level.
 """
 
 from collections.abc import Sequence
@@ -31,8 +32,10 @@ from models.registry import BLOCKS, Act, BuildContext, activation
 
 @BLOCKS.register()
 class ASFF(nn.Module):
-    """Sum of maps of one shape, each cell with weights of its own that add up to 1 (Liu 2019,
-    equations 1 and 2)."""
+    """Weighted sum of maps of one shape (Liu 2019, equations 1 and 2).
+
+    Each cell has weights of its own, which add up to 1 over the maps.
+    """
 
     no_prune = {"weigh": "one weight for each level"}
 
@@ -44,14 +47,13 @@ class ASFF(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, hidden: int = 8) -> "ASFF":
-        """`[hidden]`; the inputs have one shape."""
+        """Build the block from the row arguments `[hidden]`; all inputs have one shape."""
         return cls(context.in_channels[0], len(context.in_channels), hidden, context.act)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """n maps (N, C, H, W) -> (N, C, H, W)."""
-        logits = self.weigh(
-            torch.cat([squeeze(x) for squeeze, x in zip(self.squeeze, maps, strict=True)], 1)
-        )
+        """Map n maps (N, C, H, W) to one (N, C, H, W)."""
+        squeezed = [squeeze(x) for squeeze, x in zip(self.squeeze, maps, strict=True)]
+        logits = self.weigh(torch.cat(squeezed, 1))
         shares = detach_channels(logits.softmax(1))
         total = maps[0] * shares[:, :1]
         for i, x in enumerate(maps[1:], 1):
@@ -60,9 +62,7 @@ class ASFF(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions around which the input is added, then the activation
-    (ResNet, He 2015).
-    """
+    """Two 3x3 convolutions, the input added, then the activation (ResNet, He 2015)."""
 
     def __init__(self, channels: int, act: Act = "SiLU"):
         super().__init__()
@@ -71,13 +71,20 @@ class Residual(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return self.act(x + self.cv2(self.cv1(x)))
 
 
 def resample(c1: int, c2: int, levels: int, act: Act) -> nn.Module:
-    """To a map that is `levels` coarser (finer where negative), with c2 channels; nothing to do for
-    0."""
+    """Return a module that resamples a map by 2^levels and gives c2 channels.
+
+    Args:
+        c1: Channels of the input.
+        c2: Channels of the output.
+        levels: Number of levels by which the output is coarser; finer where negative. For 0 the
+            module is an identity.
+        act: Activation of the convolutions.
+    """
     if levels == 0:
         return nn.Identity()
     factor = 2 ** abs(levels)
@@ -89,7 +96,7 @@ def resample(c1: int, c2: int, levels: int, act: Act) -> nn.Module:
 
 
 class FusionStage(nn.Module):
-    """Every level fused with all others of the stage."""
+    """Fusion of every level with all others of the stage."""
 
     def __init__(self, channels: Sequence[int], n: int, act: Act):
         super().__init__()
@@ -107,11 +114,12 @@ class FusionStage(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """One map a level -> the same shapes."""
+        """Map the maps of all levels to maps of the same shapes."""
         fused = []
         for steps, fuse, blocks in zip(self.resample, self.fuse_levels, self.blocks, strict=True):
             assert isinstance(steps, nn.ModuleList)
-            fused.append(blocks(fuse([step(x) for step, x in zip(steps, maps, strict=True)])))
+            resampled = [step(x) for step, x in zip(steps, maps, strict=True)]
+            fused.append(blocks(fuse(resampled)))
         return fused
 
 
@@ -135,12 +143,13 @@ class AFPN(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, c2: int, factor: int = 4, n: int = 4) -> "AFPN":
-        """`[c2, factor, n]`; the inputs are levels from fine to coarse, each of half the size."""
-        steps = [
-            fine * 2 == coarse
-            for fine, coarse in zip(context.in_strides, context.in_strides[1:], strict=False)
-        ]
-        if not steps or not all(steps):
+        """Build the block from the row arguments `[c2, factor, n]`.
+
+        The inputs are levels from fine to coarse, each of half the size of the one before.
+        """
+        strides = context.in_strides
+        halved = [fine * 2 == coarse for fine, coarse in zip(strides, strides[1:], strict=False)]
+        if not halved or not all(halved):
             raise ValueError(
                 "AFPN takes at least two levels from fine to coarse, each of half the size;"
                 f" strides {context.in_strides}"
@@ -148,7 +157,7 @@ class AFPN(nn.Module):
         return cls(context.in_channels, context.scale(c2), factor, n, context.act)
 
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
-        """[(N, Ci, Hi, Wi)] -> [(N, C2, Hi, Wi)]."""
+        """Map [(N, Ci, Hi, Wi)] to [(N, C2, Hi, Wi)]."""
         maps = [reduce(level) for reduce, level in zip(self.reduce, x, strict=True)]
         for levels, stage in enumerate(self.stages, 2):
             maps[:levels] = stage(maps[:levels])

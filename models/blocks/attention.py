@@ -1,22 +1,26 @@
 """Gates over channels and places: SE, ECA, CBAM.
 
-Each gives a map of its input's shape and stands alone in a row.
+Each block keeps the shape of its input and stands alone in a row.
 
-    - [-1, 1, SE, [16]]     squeeze and excitation (Hu, CVPR 2018): x * sigmoid(1x1(relu(1x1(mean
-      over places))))
-    - [-1, 1, ECA, []]      efficient channel attention (Wang, CVPR 2020): the gate of a channel
-      from its neighbours' means
-    - [-1, 1, CBAM, [16]]   Woo, ECCV 2018: SE over mean and maximum, then a 7x7 gate over the
-      places
+    - [-1, 1, SE, [16]]     # reduction
+    - [-1, 1, ECA, []]      # k
+    - [-1, 1, CBAM, [16]]   # reduction, k
+
+Structure:
+
+    SE     squeeze and excitation (Hu, CVPR 2018): x * sigmoid(1x1(relu(1x1(mean over places))))
+    ECA    efficient channel attention (Wang, CVPR 2020): the gate of a channel comes from the means
+           of its neighbours
+    CBAM   Woo, ECCV 2018: SE over mean and maximum, then a 7x7 gate over the places
 
 Shapes: (N, C, H, W) -> the same.
 
 What differs: SE and CBAM keep at least 4 hidden channels; ECA's 1-D convolution is written as a sum
 of shifted copies.
 
-Pruning: SE exactly, its last convolution goes with the channels it gates. ECA mixes a channel with
-its neighbours, CBAM takes mean and maximum over all channels: once some are cut the others are
-gated differently, which `inexact` declares.
+Pruning: exact for SE, whose last convolution is pruned with the channels that it gates. ECA mixes a
+channel with its neighbours, and CBAM takes mean and maximum over all channels: after pruning, the
+remaining channels are gated differently, which `inexact` declares.
 """
 
 import math
@@ -30,7 +34,7 @@ from models.registry import BLOCKS, BuildContext
 
 
 def squeeze_excite(c: int, reduction: int, bias: bool) -> nn.Sequential:
-    """1x1 to c / reduction, ReLU, 1x1 back."""
+    """Return 1x1 to c / reduction channels (at least 4), ReLU, 1x1 back to c."""
     hidden = max(c // reduction, 4)
     return nn.Sequential(
         nn.Conv2d(c, hidden, 1, bias=bias),
@@ -41,7 +45,7 @@ def squeeze_excite(c: int, reduction: int, bias: bool) -> nn.Sequential:
 
 @BLOCKS.register()
 class SE(nn.Module):
-    """A gate for each channel, from the means of all."""
+    """A gate for each channel, computed from the means of all channels."""
 
     def __init__(self, c: int, reduction: int = 16):
         super().__init__()
@@ -49,39 +53,45 @@ class SE(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, reduction: int = 16) -> "SE":
-        """`[reduction]`."""
+        """Build the block from the row arguments `[reduction]`."""
         return cls(context.c1, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return x * self.m(x.mean((2, 3), keepdim=True)).sigmoid()
 
 
 @BLOCKS.register()
 class ECA(nn.Module):
-    """A gate for each channel, from its own mean and those of its neighbours: a 1-D convolution
-    along the channels."""
+    """A gate for each channel, computed from its own mean and those of its neighbours.
+
+    The gates are a 1-D convolution of the means along the channels.
+    """
 
     inexact = "the gate of a channel comes from its neighbours, and a cut gives it others"
 
     def __init__(self, c: int, k: int | None = None):
-        """`k`: odd; by default the paper's, the odd number below or at (log2(c) + 1) / 2, plus 1
-        where that is even."""
+        """Draw the weights of the 1-D convolution.
+
+        Args:
+            c: Number of channels.
+            k: Kernel size, odd; by default the paper's, (log2(c) + 1) / 2 rounded down, plus 1
+                where that is even.
+        """
         super().__init__()
         size = k or int((math.log2(c) + 1) / 2) | 1
-        self.weight = nn.Parameter(
-            torch.empty(size).uniform_(-1, 1) / math.sqrt(size)
-        )  # as PyTorch's own 1-D convolution
+        # drawn as PyTorch's own 1-D convolution draws its weights
+        self.weight = nn.Parameter(torch.empty(size).uniform_(-1, 1) / math.sqrt(size))
 
     @classmethod
     def from_yaml(cls, context: BuildContext, k: int | None = None) -> "ECA":
-        """`[k]`, by default from the width."""
+        """Build the block from the row arguments `[k]`; by default k follows from the width."""
         if k is not None and k % 2 == 0:
             raise ValueError(f"k is {k}; the window needs a middle, so an odd number")
         return cls(context.c1, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         means = detach_channels(x.mean((2, 3)))
         size, channels = len(self.weight), means.shape[1]
         padded = F.pad(means, (size // 2, size // 2))
@@ -92,7 +102,7 @@ class ECA(nn.Module):
 
 @BLOCKS.register()
 class CBAM(nn.Module):
-    """A gate for each channel, then one for each place."""
+    """A gate for each channel, then a gate for each place."""
 
     no_prune = {"place": "one gate for all channels"}
     inexact = "the gate of a place comes from the mean and the maximum over all channels"
@@ -104,15 +114,16 @@ class CBAM(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, reduction: int = 16, k: int = 7) -> "CBAM":
-        """`[reduction, k]`."""
+        """Build the block from the row arguments `[reduction, k]`."""
         return cls(context.c1, reduction, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         n = len(x)
-        both = self.m(torch.cat((x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))))
-        x = x * (both[:n] + both[n:]).sigmoid()
-        seen = torch.cat(
-            (detach_channels(x.mean(1, keepdim=True)), detach_channels(x.amax(1, keepdim=True))), 1
-        )
-        return x * detach_channels(self.place(seen).sigmoid())
+        summary = torch.cat((x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)))
+        logits = self.m(summary)  # (2 N, C, 1, 1): from the means, then from the maxima
+        x = x * (logits[:n] + logits[n:]).sigmoid()
+        mean = detach_channels(x.mean(1, keepdim=True))
+        maximum = detach_channels(x.amax(1, keepdim=True))
+        logits = self.place(torch.cat((mean, maximum), 1))  # (N, 1, H, W)
+        return x * detach_channels(logits.sigmoid())

@@ -1,13 +1,16 @@
-"""What backbones that stand in one row share.
+"""Shared parts of the backbones that stand in one row.
 
-Such a row gives five maps, strides 2, 4, 8, 16 and 32, so that it is outputs 0 to 4 and the next
-row is 5. Where a backbone has no map of the first strides, these outputs are None; a row that reads
-one is an error.
+Such a row gives five maps of strides 2, 4, 8, 16 and 32, so that the row has outputs 0 to 4 and the
+next row is 5. Where a backbone has no map of the first strides, the outputs of these strides are
+None; a row that reads one of them is an error.
 
     backbone:
-      - [-1, 1, FasterNet, [t0]]  # 0 to 4; or, as it is often pasted: [-1, 1, fasternet_t0,
-        [False]]
-      - [-1, 1, SPPF, [1024, 5]]  # 5
+      - [-1, 1, FasterNet, [t0]]         # outputs 0 to 4
+      - [-1, 1, SPPF, [1024, 5]]         # output 5
+
+A size has a name of its own as well, as published files write it:
+
+      - [-1, 1, fasternet_t0, [False]]   # the same as [-1, 1, FasterNet, [t0]]
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ LEVELS = 5
 
 
 def five_maps(maps: Sequence[Tensor]) -> list[Tensor | None]:
-    """The maps of the coarsest strides, None before them for those that are missing."""
+    """Return the maps of the coarsest strides, preceded by None for each missing stride."""
     return [None] * (LEVELS - len(maps)) + list(maps)
 
 
@@ -33,7 +36,7 @@ class _Named:
         self.backbone, self.size = backbone, size
 
     def from_yaml(self, context: BuildContext, pretrained: bool = False) -> nn.Module:
-        """`[pretrained]`, which is False here."""
+        """Build the backbone from the row arguments `[pretrained]`, which must be False."""
         if pretrained is not False:
             raise UserError(
                 f"there are no pretrained weights for this backbone: {pretrained!r} should be False"
@@ -42,15 +45,16 @@ class _Named:
 
 
 def register_sizes(backbone: Any, sizes: dict[str, str]) -> None:
-    """Register names for sizes of a backbone: {name: what its `from_yaml` takes as
-    first argument}.
+    """Register names for the sizes of a backbone.
+
+    `sizes` maps each name to the first row argument that the backbone's `from_yaml` takes.
     """
     for name, size in sizes.items():
         BLOCKS.register(name)(_Named(backbone, size))
 
 
 def size_of(table: dict[str, Any], size: str, backbone: str) -> Any:
-    """The entry of a table of sizes; `UserError` with what there is."""
+    """Return an entry of a table of sizes; `UserError` with the known sizes where it is missing."""
     if size not in table:
         raise UserError(f"{backbone} has no size {size!r}; there are {', '.join(table)}")
     return table[size]

@@ -1,17 +1,17 @@
-"""C2f, the cross-stage block of YOLOv8 (Ultralytics, 2023; after CSPNet, Wang 2020, and ELAN, Wang
-2022).
+"""C2f, the cross-stage block of YOLOv8.
 
-A 1x1 convolution to two halves of width c' = e C2; n steps of two 3x3 convolutions start from the
-second half, and both halves and what each step gives are joined by a 1x1 convolution: (N, C1, H, W)
--> (N, C2, H, W).
+Papers: Ultralytics, YOLOv8, 2023; after Wang et al., CSPNet, 2020, and Wang et al., ELAN, 2022.
 
-What differs: the first 1x1 is two convolutions, one a half. They compute the same, from the same
-number of parameters, and unlike `chunk` they leave the two halves free to be cut apart.
+Structure: a 1x1 convolution gives two halves of width c' = e C2. n steps of two 3x3 convolutions
+start from the second half. A last 1x1 joins both halves and the output of each step.
+Shapes: (N, C1, H, W) -> (N, C2, H, W).
+What differs: the first 1x1 is two convolutions, one for each half. They compute the same from the
+same number of parameters, and unlike `chunk` they let the two halves be pruned independently.
 
     - [-1, 3, C2f, [128, True]]  # c2, shortcut, g, e; the repeats are the number of steps
 
 Pruning: each half and each step is a group of its own; with `shortcut` the second half and all
-steps are one.
+steps are one group.
 """
 
 import torch
@@ -31,14 +31,14 @@ class TwoConvs(nn.Module):
         self.add = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
 
 @BLOCKS.register()
 class C2f(nn.Module):
-    """See the file."""
+    """Cross-stage block; see the module."""
 
     repeats_inside = True
 
@@ -62,11 +62,11 @@ class C2f(nn.Module):
     def from_yaml(
         cls, context: BuildContext, c2: int, shortcut: bool = False, g: int = 1, e: float = 0.5
     ) -> "C2f":
-        """`[c2, shortcut, g, e]`; the repeats are the number of steps."""
+        """Build the block from `[c2, shortcut, g, e]`; the repeats count the steps."""
         return cls(context.c1, context.scale(c2), context.repeats, shortcut, g, e, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         parts = [self.cv0(x), self.cv1(x)]
         for step in self.m:
             parts.append(step(parts[-1]))

@@ -1,22 +1,23 @@
-"""Cross-stage-partial blocks: one path through bottlenecks, one around them.
+"""Cross-stage-partial blocks: one path through bottlenecks, one path around them.
 
 Papers: He et al., "Deep Residual Learning for Image Recognition", 2015 (bottleneck); Wang et al.,
 "CSPNet", 2020.
 
-Structure: Bottleneck is a 1x1 to e c2 and a 3x3 to c2, with a residual where asked for and the
-widths agree. C3: two 1x1 to e c2; one path goes on through n bottlenecks (e = 1); joined, 1x1.
-BottleneckCSP: each path ends with a 1x1 that has no batch norm of its own, batch norm and
-activation come after both are joined; then 1x1.
+Structure of Bottleneck: a 1x1 to e c2 and a 3x3 to c2, with a residual where asked for and the
+widths agree.
+Structure of C3: two 1x1 to e c2; one path goes on through n bottlenecks (e = 1); joined, 1x1.
+Structure of BottleneckCSP: each path ends with a 1x1 without a batch norm of its own; batch norm
+and activation follow after both are joined; then 1x1.
 Shapes: (N, C1, H, W) -> (N, C2, H, W).
-What differs: CSPNet divides the channels between the paths; here, as in YOLOv5, a 1x1 of all of
-them begins each.
+What differs: CSPNet divides the channels between the paths; here, as in YOLOv5, each path starts
+with a 1x1 over all channels.
 
     - [-1, 1, Bottleneck, [128]]     # c2, shortcut, g, e
     - [-1, 3, C3, [128, False]]      # the same; the repeats are n
     - [-1, 3, BottleneckCSP, [128]]  # the same
 
-Pruning: everything. A residual ties what it adds: with `shortcut` the first 1x1 and the ends of all
-steps are one group.
+Pruning: all channels. A residual ties the channels that it adds: with `shortcut` the first 1x1 and
+the ends of all steps are one group.
 """
 
 import torch
@@ -28,8 +29,10 @@ from models.registry import BLOCKS, Act, BuildContext, activation
 
 @BLOCKS.register()
 class Bottleneck(nn.Module):
-    """1x1 then 3x3 convolution, with a residual where asked for and the widths agree (ResNet, He
-    2015)."""
+    """1x1, then 3x3 convolution (ResNet, He 2015).
+
+    A residual is added where asked for and the widths agree.
+    """
 
     def __init__(
         self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, act: Act = "SiLU"
@@ -44,17 +47,17 @@ class Bottleneck(nn.Module):
     def from_yaml(
         cls, context: BuildContext, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5
     ) -> "Bottleneck":
-        """`[c2, shortcut, g, e]`."""
+        """Build the block from the row arguments `[c2, shortcut, g, e]`."""
         return cls(context.c1, context.scale(c2), shortcut, g, e, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
 
 class _Repeated:
-    """What the blocks below share: the repeats of their row go inside."""
+    """Base of the blocks whose repeats are a number of steps inside the block."""
 
     repeats_inside = True
 
@@ -62,7 +65,7 @@ class _Repeated:
     def from_yaml(
         cls, context: BuildContext, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5
     ):
-        """`[c2, shortcut, g, e]`; the repeats are the number of bottlenecks."""
+        """Build the block from `[c2, shortcut, g, e]`; the repeats count the bottlenecks."""
         return cls(context.c1, context.scale(c2), context.repeats, shortcut, g, e, context.act)  # type: ignore[call-arg]
 
 
@@ -88,18 +91,19 @@ class C3(_Repeated, nn.Module):
         self.m = nn.Sequential(*(self.bottleneck(hidden, shortcut, g, act) for _ in range(n)))
 
     def bottleneck(self, channels: int, shortcut: bool, g: int, act: Act) -> nn.Module:
-        """One step of the inner path; subclasses put their own here."""
+        """Return one step of the inner path; subclasses override this method."""
         return Bottleneck(channels, channels, shortcut, g, 1.0, act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
 
 @BLOCKS.register()
 class BottleneckCSP(_Repeated, nn.Module):
-    """CSP bottleneck with four convolutions and a batch norm over both paths (CSPNet,
-    Wang 2020).
+    """CSP bottleneck with four convolutions, and a batch norm over both paths.
+
+    Paper: CSPNet, Wang 2020.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class BottleneckCSP(_Repeated, nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
-        paths = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
+        through = self.cv3(self.m(self.cv1(x)))
+        paths = torch.cat((through, self.cv2(x)), 1)
         return self.cv4(self.act(self.bn(paths)))

@@ -1,16 +1,20 @@
-"""FasterNet (Chen et al., Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks, CVPR
-2023, arXiv 2303.03667).
+"""FasterNet: a backbone of partial convolutions.
 
-- `PConv`: a 3x3 convolution over the first quarter of the channels; the others pass. (N, C, H, W)
-  -> the same shape.
-- A FasterNet block: x + W2 act(BN(W1 PConv(x))), W1 a 1x1 convolution to 2C, W2 one back to C, all
-  without bias.
-- `FasterNet`: 4x4 patches, stages of blocks with 2x2 convolutions (stride 2) and batch norms
-  between them, and, as its detection version has it, a batch norm on each map that it gives.
+Paper: Chen et al., "Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks", CVPR 2023,
+arXiv 2303.03667.
+
+Structure:
+
+- `PConv`: a 3x3 convolution over the first quarter of the channels; the others pass unchanged. (N,
+  C, H, W) -> the same shape.
+- A FasterNet block: x + W2 act(BN(W1 PConv(x))), with W1 a 1x1 convolution to 2C and W2 one back to
+  C, all without bias.
+- `FasterNet`: 4x4 patches; stages of blocks, with 2x2 convolutions (stride 2) and batch norms
+  between them; and, as the detection version of the paper has it, a batch norm on each output map.
   Strides 4, 8, 16, 32; widths C, 2C, 4C, 8C; not scaled by `width_multiple`.
 - `C3_Faster`: C3 whose inner path has these blocks.
 
-What differs: there is no drop path (its T0 has none; the larger ones train with up to 0.3) and no
+What differs: no drop path (T0 of the paper has none; the larger sizes train with up to 0.3) and no
 classifier.
 
     - [-1, 1, FasterNet, [t0]]  # outputs 0 (None), 1, 2, 3, 4
@@ -18,9 +22,10 @@ classifier.
     - [-1, 3, C3_Faster, [128]]
     - [-1, 1, PConv, []]
 
-Pruning: what comes out of a PConv is what went in, so the channels of a stage are cut together.
-Those under the 3x3 convolutions and the others are two groups, and the first ones stay first: the
-number is read from the convolution. The hidden 2C of each block is a group of its own.
+Pruning: output and input of a PConv are the same channels, so the channels of a stage are pruned
+together. The channels under the 3x3 convolutions and the others are two groups, and the former stay
+first: `forward` reads their number from the convolution. The hidden 2C channels of each block are a
+group of their own.
 """
 
 from dataclasses import dataclass
@@ -37,7 +42,7 @@ from models.registry import BLOCKS, Act, BuildContext
 
 @BLOCKS.register()
 class PConv(nn.Module):
-    """3x3 convolution over the first 1/n of the channels, the others pass (section 3.2)."""
+    """3x3 convolution over the first 1/n of the channels; the others pass (section 3.2)."""
 
     def __init__(self, channels: int, n: int = 4):
         super().__init__()
@@ -46,17 +51,18 @@ class PConv(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, n: int = 4) -> "PConv":
-        """`[n]`."""
+        """Build the block from the row arguments `[n]`."""
         return cls(context.c1, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         first = self.conv.in_channels
         return torch.cat((self.conv(x[:, :first]), x[:, first:]), 1)
 
     def channel_rule(self) -> list[InnerLayer]:
-        """One comes out for each that goes in; the first ones are the convolution's on
-        both sides.
+        """Tie each output channel to the same input channel.
+
+        The first channels are those of the convolution, on both sides.
         """
         first = range(self.conv.in_channels)
         return [InnerLayer("conv", "in", first, first), InnerLayer("conv", "out", first, first)]
@@ -72,27 +78,27 @@ class FasterNetBlock(nn.Module):
         self.project = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return x + self.project(self.expand(self.mix(x)))
 
 
 @BLOCKS.register()
 class C3_Faster(C3):  # noqa: N801 (the name that YAMLs use)
-    """C3 with FasterNet blocks; YAML as C3's (they always have their residual)."""
+    """C3 with FasterNet blocks; its row is that of C3, but the blocks always have a residual."""
 
     def bottleneck(self, channels: int, shortcut: bool, g: int, act: Act) -> nn.Module:
-        """See C3."""
+        """Return a FasterNet block; see `C3.bottleneck`."""
         return FasterNetBlock(channels, act)
 
 
 @dataclass(frozen=True)
 class _Size:
-    """A row of the paper's table of variants: width of the first stage, blocks a
-    stage, activation.
-    """
+    """A row of the paper's table of variants."""
 
     width: int
+    """Channels of the first stage."""
     depths: tuple[int, ...]
+    """Number of blocks of each stage."""
     act: str
 
 
@@ -108,7 +114,7 @@ SIZES = {
 
 @BLOCKS.register()
 class FasterNet(nn.Module):
-    """The backbone: four stages, a map of each (section 3.4)."""
+    """Backbone of four stages that gives the map of each (section 3.4)."""
 
     def __init__(self, c1: int, width: int, depths: tuple[int, ...], act: Act = "GELU"):
         super().__init__()
@@ -128,12 +134,16 @@ class FasterNet(nn.Module):
     def from_yaml(
         cls, context: BuildContext, size: str = "t0", act: Act | None = None
     ) -> "FasterNet":
-        """`[size, act]`; the activation is the size's own where none is given."""
+        """Build the block from the row arguments `[size, act]`.
+
+        Without `act` the activation is the one of the size.
+        """
         chosen: _Size = size_of(SIZES, size, "FasterNet")
-        return cls(context.c1, chosen.width, chosen.depths, chosen.act if act is None else act)
+        act = chosen.act if act is None else act
+        return cls(context.c1, chosen.width, chosen.depths, act)
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
-        """(N, C1, H, W) -> five maps: None, then (N, C, H/4, W/4) to (N, 8C, H/32, W/32)."""
+        """Map (N, C1, H, W) to five maps: None, then (N, C, H/4, W/4) to (N, 8C, H/32, W/32)."""
         maps = []
         for down, stage, norm in zip(self.down, self.stages, self.norms, strict=True):
             x = stage(down(x))

@@ -1,19 +1,20 @@
-"""GhostNet (Han, CVPR 2020): half of the channels are computed, the other half are cheap depthwise
-copies of them.
+"""GhostNet: half of the channels are computed, the other half are cheap depthwise copies of them.
 
-    GhostConv   x -> y = conv(x) with c2 / 2 channels -> y beside depthwise5x5(y); (N, C1, H, W) ->
-      (N, C2, H/s, W/s)
-    C3Ghost     C3 whose inner steps are two ghost convolutions with a residual; (N, C1, H, W) ->
-      (N, C2, H, W)
+Paper: Han et al., "GhostNet", CVPR 2020.
+
+    GhostConv   x -> y = conv(x) with c2 / 2 channels -> y beside depthwise5x5(y):
+                (N, C1, H, W) -> (N, C2, H/s, W/s)
+    C3Ghost     C3 whose inner steps are two ghost convolutions with a residual:
+                (N, C1, H, W) -> (N, C2, H, W)
 
     - [-1, 1, GhostConv, [128, 3, 2]]
     - [-1, 3, C3Ghost, [128]]
 
-What differs: the cheap operation is 5x5 and the bottleneck has stride 1 only, as YOLOv5 uses them.
+What differs: the cheap operation is 5x5 and the bottleneck has stride 1 only, as in YOLOv5.
 
-Pruning: a channel goes with its copy. The stream through C3Ghost's residuals stays whole: what is
-added to it ties every channel to the one half a width away, which are the same channel of the
-convolution that computes both. All else in C3Ghost is cut.
+Pruning: a channel is pruned with its copy. The stream through C3Ghost's residuals stays whole: a
+residual would tie every channel to the one half a width away, and both are the same channel of the
+convolution that computes them. All other channels of C3Ghost are pruned.
 """
 
 import torch
@@ -26,7 +27,7 @@ from models.registry import BLOCKS, Act, BuildContext
 
 @BLOCKS.register()
 class GhostConv(nn.Module):
-    """Half of the channels by a convolution, the other half from those by a cheap depthwise 5x5."""
+    """Half of the channels by a convolution, the other half from these by a cheap depthwise 5x5."""
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Act = "SiLU"):
         super().__init__()
@@ -44,11 +45,11 @@ class GhostConv(nn.Module):
         g: int = 1,
         act: Act | None = None,
     ) -> "GhostConv":
-        """`[c2, k, s, g, act]`."""
+        """Build the block from the row arguments `[c2, k, s, g, act]`."""
         return cls(context.c1, context.scale(c2), k, s, g, context.pick_act(act))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
+        """Map (N, C1, H, W) to (N, C2, H/s, W/s)."""
         x = self.cv1(x)
         return torch.cat((x, self.cv2(x)), 1)
 
@@ -59,8 +60,7 @@ class GhostBottleneck(nn.Module):
     def __init__(self, channels: int, act: Act = "SiLU"):
         super().__init__()
         hidden = channels // 2
-        # the Identity stands where the stride-2 form has a convolution: it keeps the official
-        # parameter names
+        # the Identity keeps the official parameter names: the stride-2 form has a convolution here
         self.conv = nn.Sequential(
             GhostConv(channels, hidden, act=act),
             nn.Identity(),
@@ -68,7 +68,7 @@ class GhostBottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return self.conv(x) + x
 
 
@@ -77,5 +77,5 @@ class C3Ghost(C3):
     """C3 with ghost bottlenecks."""
 
     def bottleneck(self, channels: int, shortcut: bool, g: int, act: Act) -> nn.Module:
-        """See C3."""
+        """Return a ghost bottleneck; see `C3.bottleneck`."""
         return GhostBottleneck(channels, act)

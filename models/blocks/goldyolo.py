@@ -1,41 +1,39 @@
-"""Gather and distribute, the neck of Gold-YOLO (Wang, NeurIPS 2023): all levels are gathered in one
-map, and what comes of it
-is injected into each of them.
+"""Gather and distribute, the neck of Gold-YOLO.
 
-    gather       SimFusion_4in -> IFM (low levels, convolutions), PyramidPoolAgg -> TopBasicLayer
-      (high levels, attention)
-    distribute   SimFusion_3in or AdvPoolFusion beside each level, then InjectionMultiSum_Auto_pool,
-      then a C3
+Paper: Wang et al., "Gold-YOLO", NeurIPS 2023. All levels are gathered in one map, and features
+computed from that map are injected into each level.
 
-Shapes: a gathering row gives one map (N, sum of parts, H, W) whose channels are a part for each
-target, side by side, as [64, 32]; an injection reads its own part, pooled or enlarged to the size
-of its level, and gives (N, C2, H, W) of that.
+    gather       SimFusion_4in -> IFM (low levels, convolutions),
+                 PyramidPoolAgg -> TopBasicLayer (high levels, attention)
+    distribute   SimFusion_3in or AdvPoolFusion beside each level,
+                 then InjectionMultiSum_Auto_pool, then a C3
+
+Shapes: a gathering row gives one map (N, sum of parts, H, W), whose channels are one part for each
+target, side by side, as [64, 32]. An injection reads its own part, pooled or enlarged to the size
+of its level, and gives the (N, C2, H, W) of that level.
 
 What differs: an injection is gated whether it pools or enlarges (in the published modules the gate
 of the pooling branch lost its hard sigmoid); the scores of the attention are divided by sqrt(key),
 as in Vaswani 2017; no drop path.
 
     - [[2, 3, 4, 6], 1, SimFusion_4in, []]
-    - [-1, 1, IFM, [[64, 32]]]                                       # widths of the parts, hidden,
-      n
+    - [-1, 1, IFM, [[64, 32]]]                     # widths of the parts, hidden, n
     - [6, 1, Conv, [512, 1, 1]]
     - [[3, 4, -1], 1, SimFusion_3in, [512]]
-    - [[-1, 8], 1, InjectionMultiSum_Auto_pool, [512, [64, 32], 0]]  # c2, widths of the parts,
-      which part
-    - [[16, 12, 6], 1, PyramidPoolAgg, [352, 2]]                     # c2, stride
-    - [-1, 1, TopBasicLayer, [352, [64, 128]]]                       # its input's width, widths of
-      the parts, n
+    - [[-1, 8], 1, InjectionMultiSum_Auto_pool, [512, [64, 32], 0]]  # c2, widths, number of a part
+    - [[16, 12, 6], 1, PyramidPoolAgg, [352, 2]]   # c2, stride
+    - [-1, 1, TopBasicLayer, [352, [64, 128]]]     # width of its input, widths of the parts, n
     - [[16, 13], 1, AdvPoolFusion, []]
 
-Widths of IFM, injections, PyramidPoolAgg and TopBasicLayer are as written: the width multiple does
-not scale them.
+Widths of IFM, injections, PyramidPoolAgg and TopBasicLayer are used as written: the width multiple
+does not scale them.
 
-Export: at image sizes that are multiples of 64 px; ONNX's older exporter refuses to halve an odd
-number of cells.
+Export: at image sizes that are multiples of 64 px; the older exporter of ONNX refuses to halve an
+odd number of cells.
 
-Pruning: everything but the parts' widths (injections cut them out by position). An attention loses
-whole heads, query, key, value and what the projection reads of them. An injection's three
-convolutions are one group, the stream of the attention another.
+Pruning: all channels but the widths of the parts (injections select their parts by position). An
+attention loses whole heads: query, key, value, and the inputs of the projection that read them. The
+three convolutions of an injection are one group, the stream of the attention another.
 """
 
 from collections.abc import Sequence
@@ -53,9 +51,7 @@ from models.registry import BLOCKS, Act, BuildContext
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size): averaged where that is smaller, bilinear where it
-    is larger.
-    """
+    """Map (N, C, H, W) to (N, C, *size): averaged to a smaller size, bilinear to a larger one."""
     height, width = size
     if (height, width) == tuple(x.shape[2:]):
         return x
@@ -70,18 +66,23 @@ class SimFusion4(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext) -> "SimFusion4":
-        """`[]`."""
+        """Build the block; its row has no arguments."""
         return cls()
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of (N, Ci, Hi, Wi), large maps first -> (N, sum of Ci, H, W) of the last but one."""
+        """Map a list of (N, Ci, Hi, Wi), large maps first, to (N, sum of Ci, H, W).
+
+        The size is that of the last map but one.
+        """
         return torch.cat([resized(level, x[-2].shape[2:]) for level in x], 1)
 
 
 @BLOCKS.register("SimFusion_3in")
 class SimFusion3(nn.Module):
-    """Three levels at the size of the second: a 1x1 convolution where a level has not c2 channels
-    yet, and one over all."""
+    """Three levels at the size of the second, fused by a 1x1 convolution.
+
+    A level that does not have c2 channels gets a 1x1 convolution of its own first.
+    """
 
     def __init__(self, channels: Sequence[int], c2: int, act: Act = "SiLU"):
         super().__init__()
@@ -92,23 +93,21 @@ class SimFusion3(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, c2: int) -> "SimFusion3":
-        """`[c2]`."""
+        """Build the block from the row arguments `[c2]`."""
         return cls(context.in_channels, context.scale(c2), context.act)
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of (N, Ci, Hi, Wi), large maps first -> (N, C2, H, W) of the second."""
+        """Map a list of (N, Ci, Hi, Wi), large maps first, to (N, C2, H, W) of the second."""
         size = x[1].shape[2:]
-        return self.fuse_levels(
-            torch.cat(
-                [align(resized(level, size)) for align, level in zip(self.align, x, strict=True)], 1
-            )
-        )
+        aligned = [align(resized(level, size)) for align, level in zip(self.align, x, strict=True)]
+        return self.fuse_levels(torch.cat(aligned, 1))
 
 
 @BLOCKS.register()
 class IFM(nn.Module):
-    """Information fusion of the low levels: 1x1 to `hidden`, `n` RepVGG blocks, 1x1 to
-    all parts.
+    """Information fusion of the low levels.
+
+    A 1x1 to `hidden` channels, `n` RepVGG blocks, a 1x1 to all parts.
     """
 
     no_prune = {"split": "injections cut their parts out by position"}
@@ -125,24 +124,25 @@ class IFM(nn.Module):
     def from_yaml(
         cls, context: BuildContext, parts: Sequence[int], hidden: int = 96, n: int = 3
     ) -> "IFM":
-        """`[[width of each part], hidden, n]`, unscaled."""
+        """Build the block from `[[width of each part], hidden, n]`; the widths are not scaled."""
         return cls(context.c1, parts, hidden, n, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, sum of parts, H, W)."""
+        """Map (N, C1, H, W) to (N, sum of parts, H, W)."""
         return detach_channels(self.split(self.m(self.reduce(x))))
 
 
 @BLOCKS.register("InjectionMultiSum_Auto_pool")
 class Injection(nn.Module):
-    """local * gate + global: a level's own map, weighted and shifted by its part of the gathered
-    one."""
+    """A level's own map, gated and shifted by its part of the gathered map.
+
+    The equation is local * gate + global.
+    """
 
     def __init__(self, local: int, c2: int, parts: Sequence[int], part: int):
         super().__init__()
-        self.first = sum(
-            parts[:part]
-        )  # channels where the part begins and ends: gathering rows keep theirs whole
+        # channels where the part begins and ends; pruning keeps the parts of gathering rows whole
+        self.first = sum(parts[:part])
         self.last = self.first + parts[part]
         self.local = Conv(local, c2, act=False)
         self.shift = Conv(parts[part], c2, act=False)
@@ -152,7 +152,10 @@ class Injection(nn.Module):
     def from_yaml(
         cls, context: BuildContext, c2: int, parts: Sequence[int], part: int
     ) -> "Injection":
-        """`[c2, [width of each part], which part]`, unscaled; `from` is [level, gathered]."""
+        """Build the block from `[c2, [width of each part], number of its part]`, not scaled.
+
+        `from` is [level, gathered map].
+        """
         local, gathered = context.in_channels
         if gathered != sum(parts) or not 0 <= part < len(parts):
             raise ValueError(
@@ -161,31 +164,30 @@ class Injection(nn.Module):
         return cls(local, c2, parts, part)
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """[(N, C, H, W), (N, sum of parts, H', W')] -> (N, C2, H, W)."""
+        """Map [(N, C, H, W), (N, sum of parts, H', W')] to (N, C2, H, W)."""
         local, gathered = x[0], x[1][:, self.first : self.last]
         size = local.shape[2:]
-        return self.local(local) * resized(self.gate(gathered), size) + resized(
-            self.shift(gathered), size
-        )
+        gated = self.local(local) * resized(self.gate(gathered), size)
+        return gated + resized(self.shift(gathered), size)
 
 
 @BLOCKS.register()
 class AdvPoolFusion(nn.Module):
-    """A larger level, averaged to the size of a smaller one, beside it."""
+    """A larger level, averaged to the size of a smaller one, beside the smaller one."""
 
     @classmethod
     def from_yaml(cls, context: BuildContext) -> "AdvPoolFusion":
-        """`[]`; `from` is [larger, smaller]."""
+        """Build the block; its row has no arguments, and `from` is [larger, smaller]."""
         return cls()
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """[(N, C1, H1, W1), (N, C2, H, W)] -> (N, C1 + C2, H, W)."""
+        """Map [(N, C1, H1, W1), (N, C2, H, W)] to (N, C1 + C2, H, W)."""
         return torch.cat((resized(x[0], x[1].shape[2:]), x[1]), 1)
 
 
 @BLOCKS.register()
 class PyramidPoolAgg(nn.Module):
-    """All levels, averaged to 1/stride of the last one's size, side by side; then 1x1."""
+    """All levels side by side, averaged to 1/stride of the last level's size; then 1x1."""
 
     def __init__(self, c1: int, c2: int, stride: int = 2, act: Act = "SiLU"):
         super().__init__()
@@ -194,27 +196,29 @@ class PyramidPoolAgg(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, c2: int, stride: int = 2) -> "PyramidPoolAgg":
-        """`[c2, stride]`, unscaled."""
+        """Build the block from the row arguments `[c2, stride]`; c2 is not scaled."""
         return cls(sum(context.in_channels), c2, stride, context.act)
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of (N, Ci, Hi, Wi), the smallest last -> (N, C2, ceil(H / stride), ceil(W / stride))
-        of the last."""
-        size = [-(-length // self.stride) for length in x[-1].shape[2:]]
+        """Map a list of (N, Ci, Hi, Wi), the smallest last, to (N, C2, H, W).
+
+        H and W are those of the last map divided by the stride, rounded up.
+        """
+        size = [-(-length // self.stride) for length in x[-1].shape[2:]]  # rounded up
         return self.conv(torch.cat([resized(level, size) for level in x], 1))
 
 
 class GlobalAttention(nn.Module):
-    """Every cell looks at every other (TopFormer, Zhang 2022): projections are `Conv`s, values
-    `ratio` x as wide as keys."""
+    """Attention of every cell to every other (TopFormer, Zhang 2022).
+
+    The projections are `Conv`s; values are `ratio` times as wide as keys.
+    """
 
     def __init__(self, c: int, heads: int = 4, key: int = 8, ratio: int = 2):
         super().__init__()
-        self.widths = (
-            key,
-            key,
-            key * ratio,
-        )  # of a head's query, key and value; how many heads there are follows from the layers
+        # widths of the query, key and value of a head; `forward` reads the number of heads, which
+        # pruning changes, from the layers
+        self.widths = (key, key, key * ratio)
         self.query = Conv(c, heads * key, act=False)
         self.key = Conv(c, heads * key, act=False)
         self.value = Conv(c, heads * key * ratio, act=False)
@@ -222,40 +226,40 @@ class GlobalAttention(nn.Module):
         self.project = Conv(heads * key * ratio, c, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same.
+        """Map (N, C, H, W) to the same shape.
 
-        Equation: project(relu(value x softmax(query x key / sqrt(width of a key))))."""
+        Equation: project(relu(value x softmax(query x key / sqrt(width of a key)))).
+        """
         layers = self.query, self.key, self.value
         query, key, value = (
             detach_channels(layer(x)).flatten(2).unflatten(1, (-1, width))
             for layer, width in zip(layers, self.widths, strict=True)
         )
-        looks = (query.transpose(2, 3) @ key * query.shape[2] ** -0.5).softmax(
-            3
-        )  # (N, heads, cells, cells)
-        seen = value @ looks.transpose(2, 3)
-        return self.project(self.act(seen.flatten(1, 2).unflatten(2, x.shape[2:])))
+        scores = query.transpose(2, 3) @ key * query.shape[2] ** -0.5
+        weights = scores.softmax(3)  # (N, heads, cells, cells)
+        attended = value @ weights.transpose(2, 3)  # (N, heads, width of a value, cells)
+        return self.project(self.act(attended.flatten(1, 2).unflatten(2, x.shape[2:])))
 
     def unit_rule(self) -> list[InnerLayer]:
-        """A head goes with its query, key and value, and with what is read of it."""
+        """Tie each head to its query, key, value, and the inputs of `project` that read it."""
 
         def heads(layer: str, kind: str, width: int) -> InnerLayer:
+            """Return the rule that says which head each channel of a layer belongs to."""
             conv: Any = self.get_submodule(layer.split(".")[0]).conv
             channels = range(conv.in_channels if kind == "in" else conv.out_channels)
             return InnerLayer(layer, kind, channels, [channel // width for channel in channels])
 
-        parts = zip(("query", "key", "value"), self.widths, strict=True)
-        made = [
-            heads(f"{part}.{layer}", kind, width)
-            for part, width in parts
-            for layer, kind in (("conv", "out"), ("bn", "norm"))
-        ]
-        return [*made, heads("project.conv", "in", self.widths[2])]
+        rules = []
+        for part, width in zip(("query", "key", "value"), self.widths, strict=True):
+            rules += [heads(f"{part}.conv", "out", width), heads(f"{part}.bn", "norm", width)]
+        return [*rules, heads("project.conv", "in", self.widths[2])]
 
 
 class AttentionBlock(nn.Module):
-    """A transformer block on maps: attention, then 1x1 to `ratio` x c, depthwise 3x3, ReLU6, 1x1
-    back; a residual around each."""
+    """Transformer block on maps, a residual around each of its two parts.
+
+    The parts are attention, and a 1x1 to `ratio` x c, depthwise 3x3, ReLU6, 1x1 back.
+    """
 
     def __init__(self, c: int, heads: int = 4, key: int = 8, ratio: int = 4):
         super().__init__()
@@ -266,7 +270,7 @@ class AttentionBlock(nn.Module):
         self.shrink = Conv(ratio * c, c, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         x = x + self.attention(x)
         return x + self.shrink(self.act(self.wise(self.expand(x))))
 
@@ -295,12 +299,14 @@ class TopBasicLayer(nn.Module):
         key: int = 8,
         ratio: int = 4,
     ) -> "TopBasicLayer":
-        """`[c, [width of each part], n, heads, key, ratio]`, unscaled; c are the channels of the
-        input."""
+        """Build the block from `[c, [width of each part], n, heads, key, ratio]`, not scaled.
+
+        c is the number of channels of the input.
+        """
         if c != context.c1:
             raise ValueError(f"its width is {c}, but its input has {context.c1} channels")
         return cls(c, parts, n, heads, key, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, sum of parts, H, W)."""
+        """Map (N, C, H, W) to (N, sum of parts, H, W)."""
         return detach_channels(self.split(self.m(x)))

@@ -1,18 +1,19 @@
-"""LSKBlock: a gate that picks, place by place, between a small and a large field of view.
+"""LSKBlock: a gate that selects, place by place, between a small and a large field of view.
 
 Paper: Li et al., "Large Selective Kernel Network for Remote Sensing Object Detection", ICCV 2023,
 equations 2 to 8.
 
 Structure: depthwise 5x5, after it depthwise 7x7 of dilation 3; a 1x1 of each to C / 2; mean and
-maximum over all of these channels give two maps; 7x7 from 2 to 2 maps, sigmoid; the halves weighed
-by them and added; 1x1 to C; times the input. Biases, no batch norms.
+maximum over all of these channels give two maps; 7x7 from 2 to 2 maps, sigmoid; the halves are
+weighed by them and added; 1x1 to C; times the input. Biases, no batch norms.
 Shapes: (N, C, H, W) -> the same.
 What differs: nothing known.
 
     - [-1, 1, LSKBlock, []]
 
-Pruning: C goes with the input, the halves together. Their mean and maximum change with their
-number, so that a cut block is not exactly one with zeros (`inexact`); the 2 maps stay.
+Pruning: the C channels are pruned with the input, the halves together. Mean and maximum change with
+the number of channels, so that a pruned block does not exactly equal one with zeros (`inexact`);
+the 2 maps stay.
 """
 
 import torch
@@ -40,20 +41,16 @@ class LSKBlock(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext) -> "LSKBlock":
-        """`[]`."""
+        """Build the block; its row has no arguments."""
         return cls(context.c1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
-        near = self.near(x)
-        near, far = self.half_near(near), self.half_far(self.far(near))
+        """Map (N, C, H, W) to the same shape."""
+        small_field = self.near(x)
+        near = self.half_near(small_field)
+        far = self.half_far(self.far(small_field))
         both = torch.cat((near, far), 1)
-        summary = torch.cat(
-            (
-                detach_channels(both.mean(1, keepdim=True)),
-                detach_channels(both.amax(1, keepdim=True)),
-            ),
-            1,
-        )
-        share = detach_channels(self.select(summary).sigmoid())
-        return x * self.join(near * share[:, :1] + far * share[:, 1:])
+        mean = detach_channels(both.mean(1, keepdim=True))
+        maximum = detach_channels(both.amax(1, keepdim=True))
+        gates = detach_channels(self.select(torch.cat((mean, maximum), 1)).sigmoid())
+        return x * self.join(near * gates[:, :1] + far * gates[:, 1:])

@@ -6,13 +6,14 @@ Structure: 3x3/2 stem of 16, h-swish; inverted residuals (1x1 to the hidden widt
 squeeze-excite to a quarter of it with a hard sigmoid, 1x1), ReLU in the first ones, h-swish later;
 a last 1x1 from 96 to 576.
 Shapes: (N, 3, H, W) -> five maps of strides 2, 4, 8, 16, 32 with 16, 16, 24, 48, 576 channels:
-indices 0 to 4 where it is row 0.
-What differs: no classifier. Pretrained weights: timm's by `[-1, 1, Timm, [mobilenetv3_small_100,
-True]]`, which prunes as well.
+outputs 0 to 4 where the row is row 0.
+What differs: no classifier. Pretrained weights are timm's, by `[-1, 1, Timm,
+[mobilenetv3_small_100, True]]`, which can be pruned as well.
 
     - [-1, 1, MobileNetV3, []]
 
-Pruning: everything; residuals tie what a stage passes on, squeeze-excite follows the hidden width.
+Pruning: all channels; residuals tie the channels that blocks of a stage pass on, squeeze-excite
+follows the hidden width.
 """
 
 import torch.nn.functional as F
@@ -34,17 +35,17 @@ SMALL = (
     (5, 576, 96, True, "Hardswish", 1),
     (5, 576, 96, True, "Hardswish", 1),
 )
-"""Kernel, hidden width, output, squeeze-excite, activation, stride of each block."""
+"""Kernel, hidden width, output width, squeeze-excite, activation, stride of each block."""
 
 
 def multiple_of_8(channels: float) -> int:
-    """The nearest one, never below 90 % of it."""
+    """Return the nearest multiple of 8 that is at least 8 and at least 90 % of `channels`."""
     nearest = max(int(channels + 4) // 8 * 8, 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 class HardSqueezeExcite(nn.Module):
-    """Channels weighed by what is in the whole map (Hu 2018), with a hard sigmoid."""
+    """Channels weighed by gates from the means of the whole map (Hu 2018), with a hard sigmoid."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -53,8 +54,9 @@ class HardSqueezeExcite(nn.Module):
         self.excite = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
-        return x * F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        """Map (N, C, H, W) to the same shape."""
+        y = F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
+        return x * F.hardsigmoid(self.excite(y))
 
 
 class InvertedResidual(nn.Module):
@@ -69,34 +71,33 @@ class InvertedResidual(nn.Module):
         self.add = s == 1 and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
+        """Map (N, C1, H, W) to (N, C2, H/s, W/s)."""
         y = self.layers(x)
         return x + y if self.add else y
 
 
 @BLOCKS.register()
 class MobileNetV3(nn.Module):
-    """The backbone; a map a stride."""
+    """Backbone that gives a map for each stride."""
 
     def __init__(self, c1: int = 3):
         super().__init__()
         widths = [16, *(row[2] for row in SMALL)]
         blocks = [InvertedResidual(width, *row) for width, row in zip(widths, SMALL, strict=False)]
         last = Conv(widths[-1], 6 * widths[-1], 1, act="Hardswish")
-        starts = [i for i, row in enumerate(SMALL) if row[-1] == 2]
+        starts = [i for i, row in enumerate(SMALL) if row[-1] == 2]  # first block of each stride
         self.stages = nn.ModuleList([Conv(c1, 16, 3, 2, act="Hardswish")])
         for start, end in zip(starts, [*starts[1:], len(SMALL)], strict=True):
-            self.stages.append(
-                nn.Sequential(*blocks[start:end], *([last] if end == len(SMALL) else []))
-            )
+            closing = [last] if end == len(SMALL) else []
+            self.stages.append(nn.Sequential(*blocks[start:end], *closing))
 
     @classmethod
     def from_yaml(cls, context: BuildContext) -> "MobileNetV3":
-        """`[]`."""
+        """Build the block; its row has no arguments."""
         return cls(context.c1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> maps of strides 2, 4, 8, 16, 32."""
+        """Map (N, 3, H, W) to maps of strides 2, 4, 8, 16, 32."""
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -1,12 +1,12 @@
-"""Pooling: plain, and the spatial pyramids that widen the field of view at the end of a backbone.
+"""Pooling: plain, and spatial pyramids that widen the field of view at the end of a backbone.
 
     MP        k x k maximum, stride k: (N, C, H, W) -> (N, C, H/k, W/k)
     SP        k x k maximum, stride s, padded: (N, C, H, W) -> (N, C, H/s, W/s)
-    SPP       1x1 to half, maxima of several sizes beside it, 1x1 (He, ECCV 2014): (N, C1, H, W) ->
-      (N, C2, H, W)
+    SPP       1x1 to half, maxima of several sizes beside it, 1x1 (He, ECCV 2014):
+              (N, C1, H, W) -> (N, C2, H, W)
     SPPF      the same by three small maxima one after another (YOLOv5): the same shapes
-    SPPCSPC   SPP in a CSP block, four convolutions on its path and one beside it (YOLOv7, Wang
-      2022): the same shapes
+    SPPCSPC   SPP in a CSP block, four convolutions on its path and one beside it (YOLOv7,
+              Wang 2022): the same shapes
 
     - [-1, 1, MP, []]             # k
     - [-1, 1, SP, [5]]            # k, s
@@ -14,11 +14,11 @@
     - [-1, 1, SPPF, [1024, 5]]    # c2, k
     - [-1, 1, SPPCSPC, [512]]     # c2, n, shortcut, g, e, [k, ...]
 
-What differs: He's pyramid pools to maps of fixed size; these keep the size of the map, as YOLO uses
-them.
+What differs: He's pyramid pools to maps of fixed size; these blocks keep the size of the map, as
+YOLO uses them.
 
-Pruning: everything. A channel goes with its pooled copies: the convolution over the join loses all
-of them.
+Pruning: all channels. A channel is pruned with its pooled copies: the convolution over the joined
+maps loses the inputs of all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,22 +32,32 @@ from models.registry import BLOCKS, Act, BuildContext
 
 
 def averaged(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size), not larger: means over cells that are as equal as
-    they can be.
+    """Pool (N, C, H, W) to (N, C, *size) by means; `size` is (H', W'), not larger than the map.
+
+    The cells that are averaged are as equal in size as they can be.
     """
     return _to_size(x, size, F.avg_pool2d, F.adaptive_avg_pool2d)
 
 
 def strongest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The same with maxima."""
+    """Pool (N, C, H, W) to (N, C, *size) by maxima; else as `averaged`."""
     return _to_size(x, size, F.max_pool2d, F.adaptive_max_pool2d)
 
 
 def _to_size(
     x: Tensor, size: Sequence[int], plain: Callable[..., Tensor], adaptive: Callable[..., Tensor]
 ) -> Tensor:
-    """Plain pooling where all cells are equal: ONNX's older exporter refuses the adaptive one
-    behind a map that was resized."""
+    """Pool a map to (N, C, *size) by one of two functions.
+
+    The older exporter of ONNX refuses adaptive pooling behind a map that was resized, so plain
+    pooling is used where all cells have one size.
+
+    Args:
+        x: Map (N, C, H, W).
+        size: Height and width of the result, not above those of the map.
+        plain: Pooling by kernel size.
+        adaptive: Pooling by output size.
+    """
     (rows, columns), (height, width) = x.shape[2:], size
     if rows % height == 0 and columns % width == 0:
         return plain(x, (int(rows // height), int(columns // width)))
@@ -55,7 +65,7 @@ def _to_size(
 
 
 def same_pool(k: int) -> nn.MaxPool2d:
-    """k x k max pooling that keeps the size."""
+    """Return k x k max pooling that keeps the size of the map."""
     return nn.MaxPool2d(k, stride=1, padding=k // 2)
 
 
@@ -69,11 +79,11 @@ class MP(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, k: int = 2) -> "MP":
-        """`[k]`."""
+        """Build the block from the row arguments `[k]`."""
         return cls(k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H/k, W/k)."""
+        """Map (N, C, H, W) to (N, C, H/k, W/k)."""
         return self.m(x)
 
 
@@ -87,11 +97,11 @@ class SP(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, k: int = 3, s: int = 1) -> "SP":
-        """`[k, s]`."""
+        """Build the block from the row arguments `[k, s]`."""
         return cls(k, s)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H/s, W/s)."""
+        """Map (N, C, H, W) to (N, C, H/s, W/s)."""
         return self.m(x)
 
 
@@ -108,11 +118,11 @@ class SPP(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, c2: int, k: Sequence[int] = (5, 9, 13)) -> "SPP":
-        """`[c2, [k, ...]]`."""
+        """Build the block from the row arguments `[c2, [k, ...]]`."""
         return cls(context.c1, context.scale(c2), k, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         x = self.cv1(x)
         return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
 
@@ -130,11 +140,11 @@ class SPPF(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, c2: int, k: int = 5) -> "SPPF":
-        """`[c2, k]`."""
+        """Build the block from the row arguments `[c2, k]`."""
         return cls(context.c1, context.scale(c2), k, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         x = self.cv1(x)
         once = self.m(x)
         twice = self.m(once)
@@ -143,7 +153,7 @@ class SPPF(nn.Module):
 
 @BLOCKS.register()
 class SPPCSPC(nn.Module):
-    """Spatial pyramid pooling in a CSP block (YOLOv7, Wang 2022). The hidden width is 2 e c2."""
+    """Spatial pyramid pooling in a CSP block (YOLOv7, Wang 2022); the hidden width is 2 e c2."""
 
     def __init__(
         self, c1: int, c2: int, e: float = 0.5, k: Sequence[int] = (5, 9, 13), act: Act = "SiLU"
@@ -170,12 +180,14 @@ class SPPCSPC(nn.Module):
         e: float = 0.5,
         k: Sequence[int] = (5, 9, 13),
     ) -> "SPPCSPC":
-        """`[c2, n, shortcut, g, e, [k, ...]]`; n, shortcut and g stand in YOLOv7's signature
-        without effect."""
+        """Build the block from the row arguments `[c2, n, shortcut, g, e, [k, ...]]`.
+
+        n, shortcut and g stand in YOLOv7's signature without effect.
+        """
         return cls(context.c1, context.scale(c2), e, k, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         y = self.cv4(self.cv3(self.cv1(x)))
         y = self.cv6(self.cv5(torch.cat([y, *(pool(y) for pool in self.m)], 1)))
         return self.cv7(torch.cat((y, self.cv2(x)), 1))

@@ -3,15 +3,15 @@
 Paper: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021; the name is YOLOv7's
 (Wang 2022).
 
-Structure: 3x3 + 1x1 + (where widths agree and the stride is 1) identity, each with its batch norm;
-activation after the sum.
+Structure: 3x3 + 1x1 + (where widths agree and the stride is 1) identity, each with a batch norm of
+its own; activation after the sum.
 Shapes: (N, C1, H, W) -> (N, C2, H/s, W/s).
 What differs: nothing known.
 
     - [-1, 1, RepConv, [256, 3, 1]]  # c2, k, s, p, g, act as Conv; k is 3
 
-Pruning: the branches share their outputs and are cut together; the identity ties outputs to inputs.
-The 1x1 vanishes by `fuse()` and counts for no MACs.
+Pruning: the branches share their outputs and are pruned together; the identity ties outputs to
+inputs. The 1x1 disappears in `fuse()` and counts for no MACs.
 """
 
 from typing import cast
@@ -26,10 +26,12 @@ from models.registry import BLOCKS, Act, BuildContext, activation
 
 @BLOCKS.register()
 class RepConv(nn.Module):
-    """3x3, 1x1 and (where the shape allows) identity branch, each with batch norm, summed (RepVGG,
-    Ding 2021)."""
+    """Sum of a 3x3, a 1x1 and (where the shape allows) an identity branch (RepVGG, Ding 2021).
 
-    deploy_free = ("rbr_1x1",)  # children that cost nothing in the deployed model
+    Each branch has a batch norm of its own.
+    """
+
+    deploy_free = ("rbr_1x1",)  # children without cost in the deployed model
 
     def __init__(self, c1: int, c2: int, s: int = 1, g: int = 1, act: Act = "SiLU"):
         super().__init__()
@@ -53,20 +55,24 @@ class RepConv(nn.Module):
         g: int = 1,
         act: Act | None = None,
     ) -> "RepConv":
-        """`[c2, k, s, p, g, act]`, as Conv; k is 3 and p is 1, what the branches' sum needs."""
+        """Build the block from the row arguments `[c2, k, s, p, g, act]`, as Conv.
+
+        The sum of the branches needs k = 3 and p = 1 (or None).
+        """
         if k != 3 or p not in (None, 1):
             raise ValueError(f"RepConv has k = 3 and p = 1 (or None), not k = {k}, p = {p}")
         return cls(context.c1, context.scale(c2), s, g, context.pick_act(act))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H/s, W/s)."""
+        """Map (N, C1, H, W) to (N, C2, H/s, W/s)."""
         y = self.rbr_dense(x) + self.rbr_1x1(x)
         return self.act(y if self.rbr_identity is None else y + self.rbr_identity(x))
 
     def fuse(self) -> nn.Module:
-        """One 3x3 convolution with bias.
+        """Return one 3x3 convolution with bias and the activation.
 
-        Equation: the sum of the branches' folded kernels, the small ones padded to 3x3."""
+        Equation: the sum of the branches' folded kernels, the small ones padded to 3x3.
+        """
         dense, point = (
             fold_bn(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1]))
             for b in (self.rbr_dense, self.rbr_1x1)
@@ -76,9 +82,8 @@ class RepConv(nn.Module):
         if self.rbr_identity is not None:
             gain, shift = scale_and_shift(self.rbr_identity)
             index = torch.arange(len(gain), device=weight.device)
-            weight[index, index % weight.shape[1], 1, 1] += (
-                gain  # within its group, an output's own input
-            )
+            own_input = index % weight.shape[1]  # position of each output's input in its group
+            weight[index, own_input, 1, 1] += gain
             bias += shift
         dense.weight, dense.bias = nn.Parameter(weight), nn.Parameter(bias)
         return DeployedConv(dense, self.act)

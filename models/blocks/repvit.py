@@ -1,18 +1,23 @@
-"""RepViT (Wang et al., RepViT: Revisiting Mobile CNN From ViT Perspective, CVPR 2024, arXiv
-2307.09283), its first release.
+"""RepViT: a backbone of re-parameterised depthwise convolutions.
+
+Paper: Wang et al., "RepViT: Revisiting Mobile CNN From ViT Perspective", CVPR 2024, arXiv
+2307.09283; its first release.
+
+Structure:
 
 - Stem: two 3x3 convolutions of stride 2, GELU between them.
-- Block: token mixer (depthwise 3x3 + depthwise 1x1 + identity, each convolution with its BN;
-  squeeze-and-excite on every other block), then channel mixer x + W2 GELU(W1 x) with 1x1
+- Block: a token mixer (depthwise 3x3 + depthwise 1x1 + identity, each convolution with a BN of its
+  own; squeeze-and-excite on every other block), then a channel mixer x + W2 GELU(W1 x) with 1x1
   convolutions and BN, hidden width 2C.
 - Between stages: depthwise 3x3 of stride 2, 1x1 to the next width, a channel mixer.
 
-Maps of strides 4, 8, 16, 32: (N, C, H/4, W/4) to (N, 8C, H/32, W/32); not scaled by
-`width_multiple`. The map of a stage is what goes into the next down-sampling (timm takes it one
-block earlier: same widths and parameters). In deployment a token mixer's branches are one depthwise
-3x3 convolution.
+In deployment the branches of a token mixer are one depthwise 3x3 convolution.
 
-What differs: of the sizes only those of the first release, m1 to m3; later ones (m0_9 ...) have the
+Shapes: maps of strides 4, 8, 16, 32: (N, C, H/4, W/4) to (N, 8C, H/32, W/32); not scaled by
+`width_multiple`. The map of a stage is the input of the next down-sampling (timm takes the map one
+block earlier: same widths and parameters).
+
+What differs: only the sizes of the first release exist, m1 to m3; later ones (m0_9 ...) have the
 batch norm of the token mixer behind the sum and are equal to these once deployed. No classifier, no
 distillation token.
 
@@ -37,7 +42,10 @@ SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
     "m2": (64, (2, 2, 12, 2)),
     "m3": (64, (4, 4, 18, 2)),
 }
-"""Width of the first stage, and blocks a stage without the one before each down-sampling."""
+"""Width of the first stage, and number of blocks of each stage.
+
+The block before each down-sampling is not counted.
+"""
 
 
 class RepDepthwise(nn.Module):
@@ -52,31 +60,33 @@ class RepDepthwise(nn.Module):
 
     @staticmethod
     def _branch(channels: int, k: int) -> nn.Sequential:
+        """Return a depthwise k x k convolution without bias and its batch norm."""
         conv = nn.Conv2d(channels, channels, k, padding=k // 2, groups=channels, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return self.dense(x) + self.point(x) + x
 
     def fuse(self) -> nn.Module:
-        """One depthwise 3x3 convolution with bias."""
+        """Return one depthwise 3x3 convolution with bias."""
         dense, point = (
             fold_bn(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1]))
             for b in (self.dense, self.point)
         )
         weight = dense.weight.detach() + F.pad(point.weight.detach(), (1, 1, 1, 1))
-        weight[:, :, 1, 1] += 1
+        weight[:, :, 1, 1] += 1  # the identity
         dense.weight = nn.Parameter(weight)
-        dense.bias = nn.Parameter(
-            cast(Tensor, dense.bias).detach() + cast(Tensor, point.bias).detach()
-        )
+        bias = cast(Tensor, dense.bias).detach() + cast(Tensor, point.bias).detach()
+        dense.bias = nn.Parameter(bias)
         return dense
 
 
 class Gate(nn.Module):
-    """Squeeze-and-excite (Hu 2018) at a quarter of the width, rounded to a multiple of 8, halves
-    up."""
+    """Squeeze-and-excite (Hu 2018) with a quarter of the width as hidden width.
+
+    The hidden width is rounded to a multiple of 8, halves up, and is at least 8.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -84,7 +94,7 @@ class Gate(nn.Module):
         self.squeeze, self.excite = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return x * self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
@@ -93,24 +103,22 @@ class ChannelMixer(nn.Module):
 
     def __init__(self, channels: int, act: Act):
         super().__init__()
-        self.expand, self.project = (
-            Conv(channels, 2 * channels, act=act),
-            Conv(2 * channels, channels, act=False),
-        )
+        self.expand = Conv(channels, 2 * channels, act=act)
+        self.project = Conv(2 * channels, channels, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return x + self.project(self.expand(x))
 
 
 def block(channels: int, gated: bool, act: Act) -> nn.Sequential:
-    """Token mixer, gate where asked for, channel mixer."""
+    """Return a token mixer, a gate where asked for, and a channel mixer."""
     gate = [Gate(channels)] if gated else []
     return nn.Sequential(RepDepthwise(channels), *gate, ChannelMixer(channels, act))
 
 
 def down(c1: int, c2: int, act: Act) -> nn.Sequential:
-    """(N, C1, H, W) -> (N, C2, H/2, W/2)."""
+    """Return the down-sampling between stages: (N, C1, H, W) -> (N, C2, H/2, W/2)."""
     return nn.Sequential(
         Conv(c1, c1, 3, 2, g=c1, act=False), Conv(c1, c2, act=False), ChannelMixer(c2, act)
     )
@@ -118,7 +126,7 @@ def down(c1: int, c2: int, act: Act) -> nn.Sequential:
 
 @BLOCKS.register()
 class RepViT(nn.Module):
-    """The backbone; see the file."""
+    """Backbone that gives five maps; see the module."""
 
     def __init__(self, c1: int, width: int, depths: tuple[int, ...], act: Act = "GELU"):
         super().__init__()
@@ -130,19 +138,19 @@ class RepViT(nn.Module):
         for i, depth in enumerate(depths):
             channels = width * 2**i
             first = down(channels // 2, channels, act) if i else stem
-            gated = [j % 2 == 0 for j in range(depth)] + [False] * (
-                i < last
-            )  # the last one prepares the down-sampling
+            gated = [j % 2 == 0 for j in range(depth)]
+            if i < last:
+                gated.append(False)  # the block before the down-sampling
             self.stages.append(nn.Sequential(first, *(block(channels, g, act) for g in gated)))
 
     @classmethod
     def from_yaml(cls, context: BuildContext, size: str = "m1", act: Act | None = None) -> "RepViT":
-        """`[size, act]`; GELU where no activation is given."""
+        """Build the block from `[size, act]`; GELU where no activation is given."""
         width, depths = size_of(SIZES, size, "RepViT")
         return cls(context.c1, width, depths, "GELU" if act is None else act)
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
-        """(N, C1, H, W) -> five maps: None, then strides 4 to 32."""
+        """Map (N, C1, H, W) to five maps: None, then strides 4 to 32."""
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -1,21 +1,22 @@
-"""Slim neck: half of a convolution's channels made by a cheap depthwise one.
+"""Slim neck: half of a convolution's channels come from a cheap depthwise convolution.
 
 Paper: Li et al., "Slim-neck by GSConv", 2022.
 
-Structure: GSConv is a convolution to c2 / 2 and a depthwise 5x5 of its result, joined. VoVGSCSP:
-two 1x1 to e c2; one path goes through n steps of (GSConv 1x1, GSConv 3x3 without activation) + (1x1
-without activation); joined, 1x1.
+Structure of GSConv: a convolution to c2 / 2 and a depthwise 5x5 of its result, joined.
+Structure of VoVGSCSP: two 1x1 to e c2; one path goes through n steps of (GSConv 1x1, GSConv 3x3
+without activation) + (1x1 without activation); joined, 1x1.
 Shapes: (N, C1, H, W) -> (N, C2, H/s, W/s).
-What differs: the paper shuffles what GSConv joins. The next dense layer can read the channels in
-any order, so the shuffle is left out: the same functions, with the next layer's inputs in another
-order (weights from elsewhere have to be reordered so). `dead_convs`: the 3x3 convolution that the
-published VoVGSCSP carries and never runs; for counting only, it is not trained.
+What differs: the paper shuffles the channels that GSConv joins. The next dense layer can read the
+channels in any order, so the shuffle is left out: the block computes the same functions, with the
+inputs of the next layer in another order (weights from elsewhere have to be reordered accordingly).
+`dead_convs` adds the 3x3 convolution that the published VoVGSCSP carries and never runs; the
+convolution exists for counting only and is not trained.
 
     - [-1, 1, GSConv, [128, 3, 2]]   # c2, k, s, g, act
     - [-1, 1, VoVGSCSP, [128]]       # c2, e, dead_convs; the repeats are n
 
-Pruning: the depthwise convolution follows the first half, everything else is plain. Dead
-convolutions stay whole.
+Pruning: the depthwise convolution follows the first half; all other channels are pruned as usual.
+Dead convolutions stay whole.
 """
 
 import torch
@@ -28,8 +29,10 @@ from models.registry import BLOCKS, Act, BuildContext
 
 @BLOCKS.register()
 class GSConv(GhostConv):
-    """Convolution, and a depthwise one of its result: without the shuffle the same as a ghost
-    convolution."""
+    """Convolution, and a depthwise convolution of its result.
+
+    Without the shuffle the block equals a ghost convolution.
+    """
 
 
 class GSBottleneck(nn.Module):
@@ -42,7 +45,7 @@ class GSBottleneck(nn.Module):
         self.shortcut = Conv(channels, channels, 1, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Map (N, C, H, W) to the same shape."""
         return self.cv2(self.cv1(x)) + self.shortcut(x)
 
 
@@ -74,9 +77,9 @@ class VoVGSCSP(nn.Module):
     def from_yaml(
         cls, context: BuildContext, c2: int, e: float = 0.5, dead_convs: bool = False
     ) -> "VoVGSCSP":
-        """`[c2, e, dead_convs]`; the repeats are the number of bottlenecks."""
+        """Build the block from `[c2, e, dead_convs]`; the repeats count the bottlenecks."""
         return cls(context.c1, context.scale(c2), context.repeats, e, dead_convs, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C1, H, W) -> (N, C2, H, W)."""
+        """Map (N, C1, H, W) to (N, C2, H, W)."""
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))

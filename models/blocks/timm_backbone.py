@@ -1,12 +1,15 @@
-"""Backbones of the package timm (optional: `pip install timm`) in one row that gives a map a level.
+"""Backbones of the package timm in one row that gives a map for each level.
 
-    - [-1, 1, Timm, [mobilenetv3_small_100]]     outputs 0 to 4 are the strides 2 to 32, the next
-      row is 5
-    - [-1, 1, mobilenetv3_small_100, [False]]    the same: any lower-case name that no block has and
-      timm knows
+The package is optional: `pip install timm`.
 
-Image (N, 3, H, W) -> [(N, C1, H/2, W/2) ... (N, C5, H/32, W/32)]; a level that the model does not
-give (stride 2 of RepViT and most others) is None, so that 0 to 4 always are the strides 2 to 32.
+    - [-1, 1, Timm, [mobilenetv3_small_100]]     # outputs 0 to 4 are strides 2 to 32, next row: 5
+    - [-1, 1, mobilenetv3_small_100, [False]]    # the same
+
+A lower-case name stands for a model of timm where no block has the name and timm knows it.
+
+Shapes: image (N, 3, H, W) -> [(N, C1, H/2, W/2) ... (N, C5, H/32, W/32)]. A level that the model
+does not give (stride 2 of RepViT and most others) is None, so that outputs 0 to 4 always are the
+strides 2 to 32.
 
 What differs: no classifier. Weights start at random; with `pretrained` True they are downloaded
 once, when the model is built from its YAML, and never when a checkpoint is loaded. Batch norms get
@@ -14,8 +17,9 @@ the model's eps and momentum like all others. In the deployed model every batch 
 convolution is folded, timm's own re-parameterisable blocks too; published tables count such a
 backbone unfolded.
 
-Pruning: through the graph, as everything; MobileNetV3 and RepViT prune well. ReXNet and FasterNet
-do not (residuals and convolutions over a part of the channels): ours do.
+Pruning: through the graph, as any model; MobileNetV3 and RepViT prune well. ReXNet and FasterNet of
+timm do not (residuals and convolutions over a part of the channels); the blocks ReXNet and
+FasterNet of this project do.
 """
 
 import copy
@@ -30,11 +34,12 @@ from models.blocks.conv import fold_bn
 from models.registry import BLOCKS, BuildContext, weights_follow
 from utils.errors import UserError, suggest
 
+# the end of messages that start with a block
 NEEDED = "needs the package timm, which is not installed; install it with: pip install timm"
 
 
 def timm_package() -> Any:
-    """The package; `UserError` with the command that installs it."""
+    """Return the package timm; `UserError` with the install command where it is missing."""
     try:
         import timm  # noqa: PLC0415  # optional, and slow to import
     except ImportError:
@@ -44,7 +49,7 @@ def timm_package() -> Any:
 
 @BLOCKS.register()
 class Timm(nn.Module):
-    """A classifier of timm without its end."""
+    """Classifier of timm without its last layers."""
 
     def __init__(self, body: nn.Module):
         super().__init__()
@@ -52,7 +57,7 @@ class Timm(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, name: str, pretrained: bool = False) -> "Timm":
-        """`[name, pretrained]`."""
+        """Build the block from the row arguments `[name, pretrained]`."""
         timm = timm_package()
         if not timm.is_model(name):
             raise UserError(
@@ -64,17 +69,18 @@ class Timm(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
-        """See the file."""
+        """Map (N, C1, H, W) to five maps, None for each missing stride; see the module."""
         return five_maps(self.body(x))
 
     def fuse(self) -> nn.Module:
-        """Batch norms folded into the convolutions before them; the training form where that would
-        change what it computes."""
+        """Return a copy with each batch norm folded into the convolution before it.
+
+        Where folding would change the outputs, the training form itself is returned.
+        """
         tensor = next(self.parameters())
         channels = next(m.in_channels for m in self.modules() if isinstance(m, nn.Conv2d))
-        image = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0)).to(
-            tensor
-        )
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, channels, 64, 64, generator=generator).to(tensor)
         folded = fold_norms(copy.deepcopy(self).eval(), image)
         pairs = zip(folded.body(image), self.body(image), strict=True)
         same = all((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1e-6) for a, b in pairs)
@@ -82,17 +88,25 @@ class Timm(nn.Module):
 
 
 def fold_norms(module: Any, image: Tensor) -> Any:
-    """Fold, in place, every batch norm that reads what a convolution has just made; found by
-    running the image."""
-    made: dict[
-        int, tuple[nn.Conv2d, Tensor]
-    ] = {}  # by the id of the map, which is kept so that the id stays its own
+    """Fold, in place, every batch norm whose input is the output of a convolution.
+
+    Args:
+        module: A model in eval mode.
+        image: Image (1, C, H, W); one run with it shows which norm reads which convolution.
+
+    Returns:
+        The module itself.
+    """
+    # by the id of the map; the map is kept as well, so that no other object gets the same id
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     pairs: list[tuple[nn.Conv2d, _BatchNorm]] = []
 
     def note(conv: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Note which convolution made a map; a forward hook."""
         made[id(output)] = cast(nn.Conv2d, conv), output
 
     def find(norm: nn.Module, inputs: Any) -> None:
+        """Pair a batch norm with the convolution that made its input; a forward pre-hook."""
         if id(inputs[0]) in made:
             pairs.append((made[id(inputs[0])][0], cast(_BatchNorm, norm)))
 
@@ -105,36 +119,38 @@ def fold_norms(module: Any, image: Tensor) -> Any:
     names = {m: n for n, m in module.named_modules()}
     for conv, norm in pairs:
         _replace(module, names[conv], fold_bn(conv, cast(nn.BatchNorm2d, norm)))
-        rest = [
-            getattr(norm, part)
-            for part in ("drop", "act")
-            if isinstance(getattr(norm, part, None), nn.Module)
-        ]
-        _replace(
-            module, names[norm], nn.Sequential(*rest) if rest else nn.Identity()
-        )  # timm's have their activation inside
+        # batch norms of timm have their dropout and activation inside
+        parts = [getattr(norm, part, None) for part in ("drop", "act")]
+        rest = [part for part in parts if isinstance(part, nn.Module)]
+        _replace(module, names[norm], nn.Sequential(*rest) if rest else nn.Identity())
     return module
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a new module in the place of the one called `name`."""
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, new)
 
 
 class _Named:
-    """A model of timm under its own name: `[pretrained]`."""
+    """A model of timm under its own name, with the row arguments `[pretrained]`."""
 
     def __init__(self, name: str):
         self.name = name
 
     def from_yaml(self, context: BuildContext, pretrained: bool = False) -> Timm:
-        """See Timm."""
+        """Build the backbone from the row arguments `[pretrained]`; see `Timm`."""
         return Timm.from_yaml(context, self.name, pretrained)
 
 
 def _named(name: str) -> _Named | None:
-    """What an unknown block's name means, if it is a model of timm; names of theirs are lower case
-    and have a digit or `_`."""
+    """Return the model of timm that an unknown block name stands for, or None.
+
+    Names of timm are lower case and have a digit or `_`.
+
+    Raises:
+        UserError: Where the name could be one of timm, but timm is not installed.
+    """
     if not name.islower() or name.isalpha():
         return None
     try:

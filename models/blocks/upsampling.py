@@ -1,18 +1,22 @@
-"""Upsampling that looks at the content: CARAFE and DySample, in the place of `nn.Upsample`.
+"""Upsampling that depends on the content, in the place of `nn.Upsample`: CARAFE and DySample.
 
-    - [-1, 1, CARAFE, [2, 5]]    Wang, ICCV 2019: every output is a weighted mean of the k x k cells
-      around, the weights predicted
-    - [-1, 1, DySample, [2]]     Liu, ICCV 2023: every output is sampled at a predicted place near
-      its own
+Structure:
 
-    x (N, C, H, W) -> (N, C, scale H, scale W)
+    CARAFE     Wang, ICCV 2019: each output is a weighted mean of the k x k cells around it, with
+               predicted weights
+    DySample   Liu, ICCV 2023: each output is sampled at a predicted place near its own
 
-What differs: DySample has one group of channels (theirs 4, with an offset each) and the static
-scope of 0.25 cells.
+    - [-1, 1, CARAFE, [2, 5]]    # scale, k, hidden
+    - [-1, 1, DySample, [2]]     # scale
 
-Pruning: the channels pass through one by one and are cut with what is before and after; CARAFE's
-hidden width is a group of its own. The predicted kernels and offsets stay whole. Weighing and
-sampling are element-wise work, which MACs do not count.
+Shapes: x (N, C, H, W) -> (N, C, scale H, scale W).
+
+What differs: DySample has one group of channels (the paper's has 4, with an offset each) and the
+static scope of 0.25 cells.
+
+Pruning: the channels pass through one by one and are pruned with the layers before and after;
+CARAFE's hidden width is a group of its own. The predicted kernels and offsets stay whole. Weighing
+and sampling are element-wise work, which MACs do not count.
 """
 
 import torch
@@ -40,33 +44,32 @@ class CARAFE(nn.Module):
     def from_yaml(
         cls, context: BuildContext, scale: int = 2, k: int = 5, hidden: int = 64
     ) -> "CARAFE":
-        """`[scale, k, hidden]`, unscaled."""
+        """Build the block from the row arguments `[scale, k, hidden]`; `hidden` is not scaled."""
         if k % 2 == 0:
             raise ValueError(f"k is {k}; the window needs a middle, so an odd number")
         return cls(context.c1, scale, k, hidden, context.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the file. Beyond the border are zeros."""
+        """Map (N, C, H, W) to (N, C, scale H, scale W); cells beyond the border are zero."""
         s, k = self.scale, self.k
-        weights = F.pixel_shuffle(detach_channels(self.encode(self.compress(x))), s).softmax(
-            1
-        )  # (N, k k, s H, s W)
+        logits = detach_channels(self.encode(self.compress(x)))
+        weights = F.pixel_shuffle(logits, s).softmax(1)  # (N, k k, s H, s W)
         height, width = weights.shape[2:]
         large = F.interpolate(F.pad(x, (k // 2,) * 4), scale_factor=s, mode="nearest")
         total = torch.zeros_like(large[..., :height, :width])
         for i in range(k * k):
-            top, left = s * (i // k), s * (i % k)  # a cell further is s pixels further
-            total = (
-                total + large[..., top : top + height, left : left + width] * weights[:, i : i + 1]
-            )
+            top, left = s * (i // k), s * (i % k)  # one cell is s cells of the enlarged map
+            shifted = large[..., top : top + height, left : left + width]
+            total = total + shifted * weights[:, i : i + 1]
         return total
 
 
 @BLOCKS.register()
 class DySample(nn.Module):
-    """Upsampling by point sampling.
+    """Upsampling by sampling the map at points.
 
-    With offsets of zero, where training starts nearly, it is the bilinear one."""
+    Offsets of zero, near which training starts, give bilinear upsampling.
+    """
 
     no_prune = {"offset": "where to sample"}
 
@@ -79,14 +82,13 @@ class DySample(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, scale: int = 2) -> "DySample":
-        """`[scale]`."""
+        """Build the block from the row arguments `[scale]`."""
         return cls(context.c1, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the file."""
-        shift = F.pixel_shuffle(
-            detach_channels(self.offset(x)) * 0.25, self.scale
-        )  # (N, 2, s H, s W) in cells: x, y
+        """Map (N, C, H, W) to (N, C, scale H, scale W)."""
+        offset = detach_channels(self.offset(x)) * 0.25
+        shift = F.pixel_shuffle(offset, self.scale)  # (N, 2, s H, s W) in cells: x, y
         height, width = shift.shape[2:]
         rows = (torch.arange(height, device=x.device, dtype=x.dtype) + 0.5) / height
         columns = (torch.arange(width, device=x.device, dtype=x.dtype) + 0.5) / width

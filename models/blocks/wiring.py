@@ -1,18 +1,18 @@
 """Blocks without parameters that join rows, and PyTorch's own layers under their `nn.` names.
 
     Concat     maps side by side: list of (N, Ci, H, W) -> (N, sum of Ci, H, W)
-    Shortcut   their sum: list of (N, C, H, W) -> (N, C, H, W)
+    Shortcut   sum of maps: list of (N, C, H, W) -> (N, C, H, W)
 
     - [[-1, 6], 1, Concat, [1]]  # dimension
     - [[-1, -3], 1, Shortcut, []]
     - [-1, 1, nn.Upsample, [None, 2, nearest]]
     - [-1, 1, nn.Conv2d, [64, 3, 2, 1]]  # the input channels are put in front
 
-What differs: nothing; PyTorch's layers are PyTorch's. nn.Conv2d has a bias and neither batch norm
-nor activation.
+What differs: nothing; PyTorch's layers are used as they are. nn.Conv2d has a bias and neither batch
+norm nor activation.
 
-Pruning: a join keeps its inputs apart, a sum ties them. nn.Conv2d is cut, what has no parameters
-and nn.BatchNorm2d follow; nn.ConvTranspose2d stays whole, and so does whatever goes into
+Pruning: Concat keeps its inputs apart, Shortcut ties them. nn.Conv2d is pruned; nn.BatchNorm2d and
+layers without parameters follow. nn.ConvTranspose2d stays whole, and so do all inputs of
 nn.PixelShuffle.
 """
 
@@ -26,7 +26,7 @@ from models.registry import BLOCKS, BuildContext
 
 @BLOCKS.register()
 class Concat(nn.Module):
-    """Joins maps along one dimension."""
+    """Join maps along one dimension."""
 
     def __init__(self, dimension: int = 1):
         super().__init__()
@@ -34,25 +34,25 @@ class Concat(nn.Module):
 
     @classmethod
     def from_yaml(cls, context: BuildContext, dimension: int = 1) -> "Concat":
-        """`[dimension]`."""
+        """Build the block from the row arguments `[dimension]`."""
         return cls(dimension)
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of (N, Ci, H, W) -> (N, sum of Ci, H, W)."""
+        """Map a list of (N, Ci, H, W) to (N, sum of Ci, H, W)."""
         return torch.cat(x, self.d)
 
 
 @BLOCKS.register()
 class Shortcut(nn.Module):
-    """Adds maps of one shape."""
+    """Add maps of one shape."""
 
     @classmethod
     def from_yaml(cls, context: BuildContext, dimension: int = 0) -> "Shortcut":
-        """`[dimension]`: written in YOLOv7's files, without meaning."""
+        """Build the block; YOLOv7's files write a `dimension`, which has no meaning."""
         return cls()
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of (N, C, H, W) -> (N, C, H, W)."""
+        """Map a list of (N, C, H, W) to (N, C, H, W)."""
         total = x[0]
         for other in x[1:]:
             total = total + other
@@ -62,14 +62,16 @@ class Shortcut(nn.Module):
 class _TorchLayer:
     """A layer of `torch.nn` in a YAML row.
 
-    `leading` says which arguments the model knows better than the row."""
+    `leading` names the arguments that the model provides before those of the row: none, `in` (input
+    channels), or `in, out` (input channels, and output channels scaled by the width).
+    """
 
     def __init__(self, layer: type[nn.Module], leading: str = ""):
         self.layer = layer
         self.leading = leading
 
     def from_yaml(self, context: BuildContext, *args: Any, **kwargs: Any) -> nn.Module:
-        """The row's arguments, with the input channels put in front where the layer has them."""
+        """Build the layer from the row arguments and the leading ones that the model provides."""
         if self.leading == "in":
             return self.layer(context.c1, *args, **kwargs)
         if self.leading == "in, out":
