@@ -1,4 +1,4 @@
-"""What every block has to stand in a small detector."""
+"""Checks of blocks in a small detector."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from tests.prune_toys import randomised
 
 
 def small(*rows: list[Any]) -> dict[str, Any]:
-    """A YAML: outputs 0, 1, 2 have strides 4, 8, 16 and 16, 24, 32 channels, then come the rows and
-    a head on the last one.
+    """Return a YAML with three convolutions, then the rows, then a head on the last row.
+
+    Outputs 0, 1, 2 have strides 4, 8, 16 and 16, 24, 32 channels.
     """
     return {
         "nc": 2,
@@ -32,6 +33,7 @@ def small(*rows: list[Any]) -> dict[str, Any]:
 
 
 def built(*rows: list[Any]) -> Model:
+    """Build the model of `small` with seeded weights and random statistics."""
     torch.manual_seed(0)
     model = build_model(small(*rows))
     randomised(model)
@@ -39,7 +41,7 @@ def built(*rows: list[Any]) -> Model:
 
 
 def without_gradient(model: Model, imgsz: int = 64) -> list[str]:
-    """Names of the parameters that a training step does not reach."""
+    """Return the names of the parameters that a training step does not reach."""
     images = torch.rand(2, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(1))
     maps: list[Tensor] = model.train()(images)
     sum(y.square().mean() for y in maps).backward()  # type: ignore[union-attr]
@@ -47,13 +49,18 @@ def without_gradient(model: Model, imgsz: int = 64) -> list[str]:
 
 
 def fused_difference(model: Model, imgsz: int = 64) -> float:
-    """Of the deployed form to this one in eval mode, in parts of the largest output."""
+    """Return the largest difference of the deployed model, as a share of the largest output."""
     return largest_difference(model.fuse(), model, imgsz)
 
 
 def assert_prunes(model: Model, folder: Path, imgsz: int = 64) -> tuple[Model, dict[str, str]]:
-    """Half of every group goes: the rest computes what it did, folds, and is the same from a
-    checkpoint. Gives what stays too.
+    """Prune half of every group and check the result.
+
+    The pruned model must compute what the model with zeros computes, fold, and be the same after
+    saving and loading.
+
+    Returns:
+        The pruned model, and the reason of each layer that stays whole.
     """
     found, skipped = run_preflight(model)
     rng = np.random.default_rng(0)

@@ -1,6 +1,4 @@
-"""What the tests of every custom block ask: a small detector around it, cut and compared, saved and
-read back.
-"""
+"""Checks of custom blocks in a small detector: pruned and compared, saved and read back."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +15,7 @@ from tests.prune_toys import randomised
 
 
 def toy_model(rows: Sequence[Any], levels: Sequence[int], head: str = "Detect") -> Model:
-    """A stem of stride 4 with 16 channels (rows 0 and 1), then `rows`, then a head on
-    the `levels`.
-    """
+    """Build a stem of stride 4 and 16 channels (rows 0, 1), `rows`, and a head on `levels`."""
     cfg = {
         "nc": 2,
         "activation": "nn.LeakyReLU(0.1)",
@@ -34,7 +30,7 @@ def toy_model(rows: Sequence[Any], levels: Sequence[int], head: str = "Detect") 
 
 
 def thinned(groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]:
-    """A mask without about a third of each group, drawn from a generator of its own."""
+    """Return masks that drop about a third of each group, drawn from a generator of their own."""
     generator = np.random.default_rng(0)
     masks = {}
     for group in groups:
@@ -45,8 +41,13 @@ def thinned(groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]:
 
 
 def check_cut(model: Model, tmp_path: Path) -> tuple[list[ChannelGroup], list[Skipped], Model]:
-    """Pruned, the block computes what zeros would, trains, folds, and comes back from a checkpoint
-    the same.
+    """Prune a model and check the result.
+
+    The pruned block must compute what the block with zeros computes, must train and fold, and must
+    be the same after saving and loading.
+
+    Returns:
+        Groups and skipped layers of the model, and the pruned model.
     """
     groups, skipped = run_preflight(model)
     masks = thinned(groups)
@@ -64,27 +65,20 @@ def check_cut(model: Model, tmp_path: Path) -> tuple[list[ChannelGroup], list[Sk
 
 
 def check_fuse(model: Model) -> None:
-    """The deployed model gives what the model gives."""
+    """Check that the deployed model gives the outputs of the model."""
     assert largest_difference(model.fuse(), model) < 1e-4
 
 
 def check_gradients(model: nn.Module, size: int = 64) -> None:
-    """A training step's gradient is finite and reaches every parameter."""
+    """Check that the gradient of a training step is finite and reaches every parameter."""
     model.train().zero_grad()
     maps = model(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(2)))
     torch.stack([y.square().mean() for y in maps]).sum().backward()
-    missing = [
-        name
-        for name, p in model.named_parameters()
-        if p.grad is None or not torch.isfinite(p.grad).all()
-    ]
-    assert not missing
-    silent = [
-        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()
-    ]
-    assert not silent
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert not [n for n, g in gradients.items() if g is None or not torch.isfinite(g).all()]
+    assert not [n for n, g in gradients.items() if g is not None and not g.any()]
 
 
 def skipped_layers(skipped: Sequence[Skipped]) -> set[str]:
-    """Names of the layers that stay whole, but the head's predictions."""
+    """Return the names of the layers that stay whole, without the head's predictions."""
     return {s.layer for s in skipped if s.reason != "makes the output of the model"}

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_image(path: Path, width: int, height: int, seed: int = 0) -> Path:
-    """A smooth random picture; PNG files keep its pixels exactly."""
+    """Write a smooth random image; PNG files keep its pixels exactly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     cv2.imwrite(str(path), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR))
@@ -17,8 +17,10 @@ def write_image(path: Path, width: int, height: int, seed: int = 0) -> Path:
 def write_set(
     root: Path, shapes: list[tuple[int, int]], split: str = "train", boxes: int = 2, nc: int = 3
 ) -> dict:
-    """Images of the given (width, height), `boxes` labels each; returns what a data
-    YAML would say.
+    """Write images of the given (width, height) with `boxes` labels each.
+
+    Returns:
+        The content of the data YAML.
     """
     for number, (width, height) in enumerate(shapes):
         write_image(root / "images" / split / f"{number:03d}.png", width, height, seed=number)

@@ -1,7 +1,7 @@
 """The smallest rows that show each registered block at work, for tests/test_every_block.py.
 
-The rows of a case stand behind five convolutions. Its last row is the block, of whose maps a small
-head reads `outputs`; it reads row 4 too, so that no row is there for nothing:
+The rows of a case stand behind five convolutions. The last row is the block, and a small head reads
+its maps `outputs`; the head reads row 4 too, so that no row stays unread:
 
 | row | 0 | 1 | 2 | 3 | 4 |
 |---|---|---|---|---|---|
@@ -27,34 +27,36 @@ STEM = [
 
 @dataclass(frozen=True)
 class Case:
-    """How a block is put to work, and what it is known not to do."""
+    """Rows that use a block, and the checks that the block is known not to pass."""
 
     rows: tuple[Any, ...]
+    """Rows of the YAML, of which the last is the block."""
     outputs: tuple[int, ...] = (0,)
-    """Its maps that the head reads; those of a backbone count from its first, empty ones too."""
+    """Maps of the block that the head reads; a backbone's count from 0, empty ones included."""
     whole: str = ""
-    """Why nothing of it can be pruned."""
+    """Reason why no part of the block can be pruned."""
     unprovable: str = ""
-    """Why some of its layers stay whole by what was measured, and not by a rule of its own."""
+    """Reason why some layers stay whole by measurement, and not by a rule of the block."""
     shut: str = ""
-    """Its layer that a ReLU may shut off in so small a model: it gets no gradient here; a test of
-    its own shows one.
+    """Layer that a ReLU may shut off in so small a model, so that it gets no gradient here.
+
+    A test of the block's own shows that the layer gets one.
     """
     export: str = ""
-    """Why ONNX's older exporter refuses it."""
+    """Reason why the older exporter of ONNX refuses the block."""
     needs: str = ""
-    """Package without which it cannot be built."""
+    """Package without which the block cannot be built."""
     backbone: bool = False
-    """Whether it reads the image."""
+    """Whether the block reads the image."""
 
 
 def one(name: str, *args: Any, source: Any = 3, **facts: Any) -> Case:
-    """A case of one row."""
+    """Return a case of one row."""
     return Case(([source, 1, name, list(args)],), **facts)
 
 
 def backbone(name: str, *args: Any, first: int = 1, **facts: Any) -> Case:
-    """A case of a backbone, of whose five maps all are read from the `first` that it gives."""
+    """Return a case of a backbone whose maps from number `first` on are read, of five."""
     return Case(
         ([-1, 1, name, list(args)],), outputs=tuple(range(first, 5)), backbone=True, **facts
     )
@@ -157,30 +159,31 @@ CASES: dict[str, Case] = {
     "DecoupledHead": one("DecoupledHead", "nc", "anchors", source=[2, 4]),
     "TSCODE": Case(([4, 1, "Conv", [32, 3, 2]], [[2, 4, 5], 1, "TSCODE", ["nc", "anchors"]])),
 }
-"""Every registered block. A new one belongs in here: see docs/custom_block.md."""
+"""A case of each registered block; add a new block here, see docs/custom_block.md."""
 
 
 def blocks_to_test() -> list[str]:
-    """The registered names; a size of a backbone under a name of its own is the
-    backbone once more.
-    """
+    """Return the registered names, without names for sizes of a backbone."""
     return [name for name in BLOCKS if not isinstance(BLOCKS[name], _Named)]
 
 
 def must_have_a_row(name: str) -> bool:
-    """A user's own file may have one; blocks that other tests register need none."""
+    """Return whether a block must have a case.
+
+    Blocks of a user's own files may have one; blocks that other tests register need none.
+    """
     module = getattr(BLOCKS[name], "__module__", "")
     return module.startswith("models.") and not module.startswith("models.blocks.custom.")
 
 
 def model_of(case: Case) -> dict[str, Any]:
-    """The YAML of a case."""
+    """Return the YAML of a case."""
     rows = list(case.rows)
     head = rows[-1][2] if getattr(BLOCKS[rows[-1][2]], "is_head", False) else None
     first = len(rows) - 1 + (0 if case.backbone else FIRST)
-    read = [first + i for i in case.outputs] + (
-        [] if case.backbone else [4]
-    )  # no row of the stem is left unread
+    read = [first + i for i in case.outputs]
+    if not case.backbone:
+        read.append(4)  # so that no row of the stem is left unread
     joined = [[i, 1, "Conv", [16, 1]] for i in read]
     start = first + max(case.outputs, default=0) + 1 if not case.backbone else 5
     detect = [[list(range(start, start + len(joined))), 1, "Detect", ["nc", "anchors"]]]

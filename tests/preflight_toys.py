@@ -1,4 +1,4 @@
-"""Blocks that the dependency graph cannot follow, and blocks that bring rules of their own."""
+"""Blocks that the dependency graph cannot follow, and blocks with rules of their own."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Square(nn.Module):
 
 
 class Halves(Square):
-    """C2f's way: two halves of one convolution's channels, by sizes that are Python ints."""
+    """Two halves of one convolution's channels, as in C2f, with sizes that are Python ints."""
 
     def __init__(self, channels: int):
         super().__init__(channels)
@@ -34,9 +34,9 @@ class Halves(Square):
 
 
 class Shuffle(Square):
-    """GSConv's way: a dense and a depthwise half whose channels take turns.
+    """A dense and a depthwise half whose channels alternate, as in GSConv.
 
-    The library divides by zero over it.
+    The pruning library divides by zero on this block.
     """
 
     def __init__(self, channels: int):
@@ -68,8 +68,10 @@ class FixedGate(Square):
 
 
 class Reversed(Square):
-    """Runs after any cut, and computes something else: the order of the channels, fixed by their
-    position.
+    """A sum with its own channels in reverse order.
+
+    The block still runs after any pruning, but computes something else, because the order is fixed
+    by position.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,8 +79,9 @@ class Reversed(Square):
 
 
 class Partial(nn.Module):
-    """FasterNet's PConv: a convolution over the first channels, the others pass; nothing of it can
-    be traced.
+    """A convolution over the first channels while the others pass, as FasterNet's PConv.
+
+    No part of the block can be traced.
     """
 
     width_attributes = ("first",)
@@ -105,8 +108,9 @@ class Partial(nn.Module):
 
 
 class Hidden(nn.Module):
-    """As deformable convolution: a convolution whose weights are used without calling it, its
-    inputs and outputs apart.
+    """A convolution whose weights are used without calling it, as in deformable convolution.
+
+    Inputs and outputs of the block are different channels.
     """
 
     def __init__(self, channels: int, outputs: int):
@@ -133,7 +137,10 @@ class Hidden(nn.Module):
 
 
 class Spatial(Square):
-    """LSK's way: two pictures from all channels, two gates from these, which stay two."""
+    """Two maps computed from all channels, and two gates from these maps, as in LSK.
+
+    The number of gates stays two.
+    """
 
     no_prune = {"squeeze": "two gates"}
 
@@ -144,20 +151,16 @@ class Spatial(Square):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.conv(x), self.other(x)
         both = torch.cat((a, b), 1)
-        seen = torch.cat(
-            (
-                detach_channels(both.sum(1, keepdim=True)),
-                detach_channels(both.square().sum(1, keepdim=True)),
-            ),
-            1,
-        )
-        gates = detach_channels(self.squeeze(seen).sigmoid())
+        total = detach_channels(both.sum(1, keepdim=True))
+        energy = detach_channels(both.square().sum(1, keepdim=True))
+        gates = detach_channels(self.squeeze(torch.cat((total, energy), 1)).sigmoid())
         return a * gates[:, :1] + b * gates[:, 1:]
 
 
 class Attention(Square):
-    """Every cell looks at every other: matrix products between activations, whose cost shrinks with
-    the channels.
+    """Attention of every cell to every other.
+
+    The cost of the matrix products between activations shrinks with the channels.
     """
 
     def __init__(self, channels: int):
@@ -166,15 +169,15 @@ class Attention(Square):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.query(x).flatten(2), self.key(x).flatten(2)
-        looks = detach_channels((query.transpose(1, 2) @ key).softmax(2))
-        return (self.conv(x).flatten(2) @ looks).unflatten(2, x.shape[2:])
+        weights = detach_channels((query.transpose(1, 2) @ key).softmax(2))
+        return (self.conv(x).flatten(2) @ weights).unflatten(2, x.shape[2:])
 
 
 TOYS = (Halves, Shuffle, FixedGate, Reversed, Partial, Hidden, Spatial, Attention)
 
 
 def with_row(block: str, *args: object) -> dict[str, object]:
-    """A YAML with a row of this block between convolutions."""
+    """Return a YAML with a row of this block between convolutions."""
     return {
         "nc": 2,
         "anchors": [[10, 13, 16, 30]],

@@ -1,6 +1,4 @@
-"""Small networks with the couplings of the real ones, and statistics that make a wrong
-cut visible.
-"""
+"""Small networks with the couplings of real ones, and statistics that expose wrong pruning."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +22,7 @@ from recipes.prune.context import limits_of
 
 
 def unit(c1: int, c2: int, k: int = 1, groups: int = 1) -> nn.Sequential:
+    """Return a convolution without bias, its batch norm, and SiLU."""
     return nn.Sequential(
         nn.Conv2d(c1, c2, k, padding=k // 2, groups=groups, bias=False),
         nn.BatchNorm2d(c2),
@@ -32,7 +31,7 @@ def unit(c1: int, c2: int, k: int = 1, groups: int = 1) -> nn.Sequential:
 
 
 class Chain(nn.Module):
-    """stem (8) -> mid (6) -> out (4)."""
+    """Three layers in a row: stem (8) -> mid (6) -> out (4)."""
 
     def __init__(self):
         super().__init__()
@@ -43,8 +42,9 @@ class Chain(nn.Module):
 
 
 class Csp(nn.Module):
-    """C3-like: a residual, a concatenation, and SPPF's concatenation of one tensor with pooled
-    copies of itself.
+    """A C3-like network with a residual and two concatenations.
+
+    The second one joins a tensor with pooled copies of itself, as SPPF does.
     """
 
     def __init__(self):
@@ -65,8 +65,9 @@ class Csp(nn.Module):
 
 
 class Rep(nn.Module):
-    """RepConv-like branches with an identity batch norm, then YOLOv7's implicit vectors around the
-    last convolution.
+    """RepConv-like branches with an identity batch norm.
+
+    YOLOv7's implicit vectors stand around the last convolution.
     """
 
     deploy_free = ("point",)
@@ -90,8 +91,9 @@ class Rep(nn.Module):
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Statistics, gamma and beta as after some training: with fresh ones (0, 1) many wrong cuts
-    pass.
+    """Draw statistics, gamma and beta as they are after some training.
+
+    With fresh ones (0 and 1) many wrong prunings would pass unseen.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -106,13 +108,15 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def toy(kind: type[nn.Module], seed: int = 0) -> nn.Module:
+    """Build a network of this kind with seeded weights and random statistics."""
     torch.manual_seed(seed)
     return randomised(kind(), seed)
 
 
 def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterion, size: int = 32):
-    """Return what gives a criterion its tables: gradients of the squared outputs on two random
-    images, or None for a criterion of weights alone.
+    """Return the source of a criterion's tables, or None for a criterion of weights alone.
+
+    The tables come from gradients of the squared outputs on two random images.
     """
     if not isinstance(criterion, GradientCriterion):
         return None
