@@ -5,14 +5,16 @@ arXiv 2303.03667.
 
 Structure:
 
-- `PConv`: a 3x3 convolution over the first quarter of the channels; the others pass unchanged. (N,
-  C, H, W) -> the same shape.
+- `PConv`: a 3x3 convolution over the first quarter of the channels; the others pass unchanged.
 - A FasterNet block: x + W2 act(BN(W1 PConv(x))), with W1 a 1x1 convolution to 2C and W2 one back to
   C, all without bias.
 - `FasterNet`: 4x4 patches; stages of blocks, with 2x2 convolutions (stride 2) and batch norms
   between them; and, as the detection version of the paper has it, a batch norm on each output map.
   Strides 4, 8, 16, 32; widths C, 2C, 4C, 8C; not scaled by `width_multiple`.
 - `C3_Faster`: C3 whose inner path has these blocks.
+
+Shapes: PConv keeps (N, C, H, W); C3_Faster (N, C1, H, W) -> (N, C2, H, W); FasterNet (N, C1, H, W)
+-> five maps: None, then (N, C, H/4, W/4) to (N, 8C, H/32, W/32).
 
 What differs: no drop path (T0 of the paper has none; the larger sizes train with up to 0.3) and no
 classifier.
