@@ -86,8 +86,8 @@ def choose_ota(
         return candidates
     target_image = targets[:, 0].long()
     image = target_image[candidates.target]
-    target_seat, target_table = _seats(target_image, images)
-    seat, table = _seats(image, images)
+    _, target_table = _padded_table(target_image, images)
+    column, table = _padded_table(image, images)
     real = (target_table >= 0)[:, :, None] & (table >= 0)[
         :, None
     ]  # (images, G, P): the rest is padding
@@ -101,19 +101,20 @@ def choose_ota(
 
     most = min(TOP_IOUS, iou.shape[2])
     dynamic_k = iou.topk(most).values.sum(-1, keepdim=True).long().clamp(1, most)
-    limit = cost.topk(most, largest=False).values.gather(
-        2, dynamic_k - 1
-    )  # cost of the last one taken; a stable sort is slower
+    # cost of the last prediction that is taken; a stable sort is slower
+    limit = cost.topk(most, largest=False).values.gather(2, dynamic_k - 1)
     below, level_with = cost < limit, cost == limit
-    room = dynamic_k - below.sum(-1, keepdim=True)
-    taken = (below | level_with & (level_with.cumsum(-1, dtype=torch.int32) <= room)) & real
+    ties_left = dynamic_k - below.sum(-1, keepdim=True)
+    matching_matrix = (
+        below | level_with & (level_with.cumsum(-1, dtype=torch.int32) <= ties_left)
+    ) & real
 
-    claims = taken.sum(1)
+    matched_targets = matching_matrix.sum(1)
     owner = torch.where(
-        claims > 1, cost.argmin(1), taken.byte().argmax(1)
-    )  # (images, P), seat of the target
-    keep = claims[image, seat].nonzero().squeeze(1)
-    owners = target_table[image[keep], owner[image, seat][keep]]
+        matched_targets > 1, cost.argmin(1), matching_matrix.byte().argmax(1)
+    )  # (images, P), column of the target
+    keep = matched_targets[image, column].nonzero().squeeze(1)
+    owners = target_table[image[keep], owner[image, column][keep]]
     return candidates.take(keep)._replace(target=owners)
 
 
@@ -146,17 +147,22 @@ def _class_cost(obj: Tensor, cls: Tensor, wanted: Tensor, table: Tensor) -> Tens
     return background[table][:, None] - y[table[:, None], wanted[:, :, None]].logit()
 
 
-def _seats(image: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """Seat things of several images in one padded table: image number (n,) -> seat within the image
-    (n,), table (images, most).
+def _padded_table(image: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Arrange the rows of several images in one padded table.
 
-    The table holds the thing on each seat, -1 on an empty one; the order within an image stays.
+    Args:
+        image: (n,) image number of each row.
+        images: Number of images.
+
+    Returns:
+        The column (n,) of each row in the table, and the table (images, most) of row numbers, with
+        -1 in empty columns. The order within an image stays.
     """
     counts = torch.bincount(image, minlength=images)
     order = image.sort(stable=True).indices
     first = (counts.cumsum(0) - counts)[image[order]]
-    seat = torch.empty_like(image)
-    seat[order] = torch.arange(len(image), device=image.device) - first
+    column = torch.empty_like(image)
+    column[order] = torch.arange(len(image), device=image.device) - first
     table = image.new_full((images, int(counts.max())), -1)
-    table[image, seat] = torch.arange(len(image), device=image.device)
-    return seat, table
+    table[image, column] = torch.arange(len(image), device=image.device)
+    return column, table
