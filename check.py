@@ -9,7 +9,8 @@ from utils.options.check import CheckOptions
 
 
 def main(opt: CheckOptions) -> None:
-    """Hand over to the recipe; torch is imported only now."""
+    """Check the options, then hand over to the recipe, which imports torch."""
+    opt.check()
     from recipes.check import check
 
     check(opt)

@@ -12,20 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import run_script
-from utils.options.base import option
+from utils.options.base import Options, option
 
 ROOT = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Options):
     """Options of the demo."""
 
     quick: bool = option(
-        False, "a two-minute size that shows the steps, too short for good accuracy"
+        False,
+        "a two-minute size that shows the steps, too short for good accuracy",
+        group="run",
     )
     project: str = option(
-        "runs/demo", "folder of the demo's runs; runs of the same names in it are overwritten"
+        "runs/demo",
+        "folder of the demo's runs; runs of the same names in it are overwritten",
+        group="run",
     )
 
 

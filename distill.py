@@ -11,7 +11,7 @@ from utils.options.distill import DistillOptions
 
 
 def main(opt: DistillOptions) -> None:
-    """Import the work only now, so that `--help` and wrong options answer at once."""
+    """Check the options, then hand over to the recipe, which imports torch."""
     opt.check()
     from recipes.distill import distill
 

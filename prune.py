@@ -9,7 +9,7 @@ from utils.options.prune import PruneOptions
 
 
 def main(opt: PruneOptions) -> None:
-    """Hand over to the recipe; torch is imported only now."""
+    """Hand over to the recipe, which imports torch and checks the options."""
     from recipes.prune.run import prune
 
     prune(opt)

@@ -9,7 +9,8 @@ from utils.options.report import ReportOptions
 
 
 def main(opt: ReportOptions) -> None:
-    """Hand over to the recipe; torch is imported only now."""
+    """Check the options, then hand over to the recipe, which imports torch."""
+    opt.check()
     from recipes.report import report
 
     report(opt)

@@ -8,7 +8,7 @@ from utils.options.train import TrainOptions
 
 
 def main(opt: TrainOptions) -> None:
-    """Import the work only now, so that `--help` and wrong options answer at once."""
+    """Check the options, then hand over to the recipe, which imports torch."""
     opt.check()
     from recipes.train import train
 

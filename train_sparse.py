@@ -9,7 +9,7 @@ from utils.options.sparse import SparseOptions
 
 
 def main(opt: SparseOptions) -> None:
-    """Import the work only now, so that `--help` and wrong options answer at once."""
+    """Check the options, then hand over to the recipe, which imports torch."""
     opt.check()
     from recipes.train_sparse import train_sparse
 

@@ -9,7 +9,7 @@ from utils.options.val import ValOptions
 
 
 def main(opt: ValOptions) -> None:
-    """Hand over to the recipe; torch is imported only once the options are known to be usable."""
+    """Check the options, then hand over to the recipe, which imports torch."""
     opt.check()
     from recipes.val import val
 

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,7 +91,7 @@ def measure(cfg: str, seconds: float) -> None:
         name: bare_step(build_model(cfg, nc=data.nc), layout) for name, layout in layouts.items()
     }
     model.names = data.names
-    opt = replace(TrainOptions(noplots=True, workers=1, cache="ram", epochs=1000), imgsz=(IMGSZ,))  # type: ignore[arg-type]
+    opt = TrainOptions(imgsz=IMGSZ, noplots=True, workers=1, cache="ram", epochs=1000)
     turns = BareTurns(bare, seconds)
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun(model, data, load_hyp("scratch-low"), opt, Path(folder))

@@ -147,7 +147,7 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
         set_widths(model, checkpoint["structure"])
         model.load_state_dict(state, strict=True)
         model.names = [str(name) for name in checkpoint["names"]]
-        model.imgsz = int(checkpoint.get("args", {}).get("imgsz") or model.imgsz)
+        model.imgsz = _training_size(checkpoint.get("args", {}).get("imgsz")) or model.imgsz
     except UserError:
         raise
     except DAMAGED as error:
@@ -156,6 +156,12 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
             f"checkpoint: its weights do not fit its own structure: {reason}"
         ) from error
     return model.to(next(iter(state.values())).device)
+
+
+def _training_size(stored: Any) -> int:
+    """Return the training size of stored options, 0 for none; a list holds it first."""
+    size = stored[0] if isinstance(stored, list) else stored
+    return int(size or 0)
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:

@@ -124,7 +124,7 @@ class Session:
         opt = self.run.opt
         return validation_loader(
             self.run.data,
-            imgsz=opt.val_imgsz,
+            imgsz=opt.val_imgsz or opt.imgsz,
             batch_size=2 * max(opt.batch_size // self.world.size, 1),
             cache=opt.cache or None,
             single_cls=opt.single_cls,
@@ -354,7 +354,7 @@ def with_whole_strides(opt: TrainOptions, stride: int) -> TrainOptions:
 
     Equal sizes are rounded once, so that a warning appears once.
     """
-    asked = (opt.imgsz, opt.val_imgsz)
+    asked = (opt.imgsz, opt.val_imgsz or opt.imgsz)
     rounded = {size: whole_strides(size, stride) for size in dict.fromkeys(asked)}
-    sizes = tuple(rounded[size] for size in asked)
-    return replace(opt, imgsz=sizes)  # type: ignore[arg-type]  # the pair is what the command line gives too
+    imgsz, val_imgsz = (rounded[size] for size in asked)
+    return replace(opt, imgsz=imgsz, val_imgsz=val_imgsz)

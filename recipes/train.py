@@ -101,7 +101,7 @@ def resume(
             f" --weights {path}"
         )
     old = type(opt).from_dict(checkpoint["args"])
-    old = replace(old, device=opt.device or old.device, imgsz=(old.imgsz, old.val_imgsz))  # type: ignore[arg-type]
+    old = replace(old, device=opt.device or old.device)
     hyp = Hyp(**checkpoint["hyp"])
     LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
     model = model_from_checkpoint(checkpoint)

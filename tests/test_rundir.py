@@ -132,6 +132,16 @@ def test_options_survive_the_checkpoint():
         TrainOptions, ["--img", "640", "320", "--freeze", "0", "1", "--cfg", "yolov5n"]
     )
     assert TrainOptions.from_dict(to_dict(opt)) == opt
+    stored = [
+        ({"imgsz": 64, "val_imgsz": 96}, (64, 96)),
+        ({"imgsz": [64, 32]}, (64, 32)),
+        ({"imgsz": [64]}, (64, 64)),
+        ({"imgsz": [64, 32], "val_imgsz": 96}, (64, 96)),
+        ({}, (640, 0)),
+    ]
+    for args, sizes in stored:
+        old = TrainOptions.from_dict(args)
+        assert (old.imgsz, old.val_imgsz) == sizes
     with pytest.raises(UserError, match="unknown option 'epoch'; did you mean 'epochs'"):
         TrainOptions.from_dict({"epoch": 3})
 

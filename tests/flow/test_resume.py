@@ -33,10 +33,11 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("trial", [0, 1])
-def test_killed_and_resumed_equals_uninterrupted(whole, trial):
-    """kill -9 at a random moment after the first checkpoint: `last.pt` loads, and the end is the
-    same bit for bit.
+@pytest.mark.parametrize(("trial", "pasted"), [(0, False), (1, True)])
+def test_killed_and_resumed_equals_uninterrupted(whole, trial, pasted):
+    """kill -9 at a random moment after the first checkpoint: the end is the same bit for bit.
+
+    `pasted`: the stored options hold the image sizes as a list, as a pasted command gives them.
     """
     process = start(*RUN, "--name", f"killed{trial}", folder=whole)
     weights = whole / "runs" / "train" / f"killed{trial}" / "weights"
@@ -44,8 +45,14 @@ def test_killed_and_resumed_equals_uninterrupted(whole, trial):
     time.sleep(random.Random(trial).uniform(0, 0.6))
     process.kill()
     process.wait()
-    epoch = torch.load(weights / "last.pt", weights_only=True)["epoch"]
+    content = torch.load(weights / "last.pt", weights_only=True)
+    epoch = content["epoch"]
     assert epoch < EPOCHS - 1, "the run was over before it was killed"
+    assert (content["args"]["imgsz"], content["args"]["val_imgsz"]) == (64, 64)
+    if pasted:
+        del content["args"]["val_imgsz"]
+        content["args"]["imgsz"] = [64, 64]
+        torch.save(content, weights / "last.pt")
     resumed = run("--resume", weights / "last.pt", folder=whole)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert f"after epoch {epoch}" in resumed.stdout

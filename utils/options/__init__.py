@@ -1,6 +1,7 @@
-"""Command-line options, a dataclass a script."""
+"""Command-line options: one dataclass per script."""
 
 from utils.options.base import (
+    Options,
     RunOptions,
     changed_options,
     command_line,
@@ -9,4 +10,12 @@ from utils.options.base import (
     to_dict,
 )
 
-__all__ = ["RunOptions", "changed_options", "command_line", "option", "parse_options", "to_dict"]
+__all__ = [
+    "Options",
+    "RunOptions",
+    "changed_options",
+    "command_line",
+    "option",
+    "parse_options",
+    "to_dict",
+]

@@ -2,23 +2,31 @@
 
 from dataclasses import dataclass
 
-from utils.options.base import option
+from utils.options.base import Options, option
 
 
 @dataclass(frozen=True)
-class CheckOptions:
-    """What `python -m models.check` is told."""
+class CheckOptions(Options):
+    """Options of `python -m models.check`."""
 
-    cfg: tuple[str, ...] = option((), "model YAMLs: bare names (yolov5n) or paths", positional=True)
-    nc: int | None = option(None, "number of classes; without it the YAML's", least=1)
+    cfg: tuple[str, ...] = option(
+        (), "model YAMLs: bare names (yolov5n) or paths", positional=True, group="what"
+    )
+    nc: int | None = option(None, "number of classes; without it the YAML's", group="what", least=1)
     imgsz: int = option(
         640,
         "image size in pixels at which shapes and GFLOPs are stated",
         "img",
         "img-size",
+        group="what",
         least=32,
     )
-    prune: bool = option(True, "find out what pruning can cut; without, shapes and counts only")
+    prune: bool = option(
+        True, "find out what pruning can cut; without, shapes and counts only", group="search"
+    )
     graph_time_limit: float = option(
-        120.0, "seconds for finding out which channels are coupled", least=1
+        120.0,
+        "seconds for finding out which channels are coupled",
+        group="search",
+        least=1,
     )

@@ -1,4 +1,4 @@
-"""What a script with a teacher is told (a mixin), and the options of distill.py.
+"""Options of distillation (a mixin for every script that trains), and the options of distill.py.
 
 Standard library only.
 """
@@ -21,7 +21,7 @@ SCHEDULES = registered_names(ROOT / "distill", "KD_SCHEDULES")
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """The options of distillation, for every script that trains.
+    """Options of distillation, for every script that trains.
 
     Without `teacher` nothing is distilled.
     """
@@ -30,50 +30,73 @@ class TeacherOptions:
         "",
         "trained checkpoint to learn from: ours, pruned ones too, or an official YOLOv5 /"
         " YOLOv7 .pt",
+        group="teacher",
     )
     teacher_cfg: str = option(
-        "", "accepted for old commands; a checkpoint brings its own structure"
+        "",
+        "accepted for old commands; a checkpoint brings its own structure",
+        group="teacher",
     )
     feature_loss: tuple[str, ...] = option(
         (),
         "feature losses, one or several; in short runs they may cost mAP (docs/results.md)",
+        group="teacher",
         multi=True,
         choices=FEATURE_NAMES,
     )
     feature_weight: tuple[float, ...] = option(
-        (), "one weight, or one for each feature loss; each its own if not given", multi=True
+        (),
+        "one weight, or one for each feature loss; each its own if not given",
+        group="teacher",
+        multi=True,
+        negative=False,
     )
     feature_args: tuple[str, ...] = option(
-        (), "options of feature losses as loss.name=value, see docs/distillation.md", multi=True
+        (),
+        "options of feature losses as loss.name=value, see docs/distillation.md",
+        group="teacher",
+        multi=True,
     )
     student_layers: tuple[str, ...] = option(
         (),
         "layers to compare: row numbers, tags, module paths (17,20,23); the head's inputs if not"
         " given",
+        group="teacher",
         multi=True,
     )
     teacher_layers: tuple[str, ...] = option(
-        (), "the teacher's layers, in the same order", multi=True
+        (), "the teacher's layers, in the same order", group="teacher", multi=True
     )
     logit_loss: str | None = option(
         None,
         "loss between the raw outputs, ast to begin with; needs equal anchors and classes",
+        group="teacher",
         choices=LOGIT_NAMES,
     )
-    logit_weight: float = option(1.0, "its weight")
+    logit_weight: float = option(1.0, "its weight", group="teacher", negative=False)
     kd_schedule: str = option(
         "cosine",
         "fall of the distillation weight over the run, from 1 to --kd-floor",
+        group="teacher",
         choices=SCHEDULES,
     )
-    kd_floor: float = option(0.01, "where linear and cosine end")
-    kd_stop: float = option(1.0, "share of the run after which distillation is off")
+    kd_floor: float = option(0.01, "where linear and cosine end", group="teacher", least=0, most=1)
+    kd_stop: float = option(
+        1.0,
+        "share of the run after which distillation is off",
+        group="teacher",
+        least=0,
+        most=1,
+    )
     kd_warmup: float = option(
-        0.0, "epochs over which its weight rises from 0, while adapters are new"
+        0.0,
+        "epochs over which its weight rises from 0, while adapters are new",
+        group="teacher",
+        negative=False,
     )
 
     def check_teacher(self) -> None:
-        """`UserError` for what is missing, out of range or does not fit together."""
+        """Raise `UserError` for what is missing or does not fit together; warn of what is idle."""
         if not self.teacher:
             self._check_without()
             return
@@ -83,7 +106,7 @@ class TeacherOptions:
                 " --feature-loss pkd"
             )
         _check_distinct(self.feature_loss)
-        self._check_numbers()
+        self._check_counts()
         self.loss_arguments()
         self._warn_of_no_effect()
 
@@ -100,27 +123,12 @@ class TeacherOptions:
         if not self.distils:
             LOGGER.warning("every weight of distillation is 0: the teacher is left out")
 
-    def _check_numbers(self) -> None:
+    def _check_counts(self) -> None:
         if len(self.feature_weight) not in {0, 1, len(self.feature_loss)}:
             raise UserError(
                 f"--feature-weight: {len(self.feature_weight)} weights for {len(self.feature_loss)}"
                 " feature losses; give one for all, or one for each"
             )
-        for name, values in (
-            ("feature-weight", self.feature_weight),
-            ("logit-weight", (self.logit_weight,)),
-        ):
-            if any(not 0 <= value < float("inf") for value in values):
-                raise UserError(
-                    f"--{name} {' '.join(f'{v:g}' for v in values)}: must not be negative"
-                )
-        if not 0 <= self.kd_warmup < float("inf"):
-            raise UserError(f"--kd-warmup {self.kd_warmup:g}: must not be negative")
-        for name in ("kd_floor", "kd_stop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name):g}: must be from 0 to 1"
-                )
 
     def _check_without(self) -> None:
         given = [f.name for f in fields(TeacherOptions) if getattr(self, f.name) != f.default]
@@ -132,7 +140,7 @@ class TeacherOptions:
 
     @property
     def feature_weights(self) -> dict[str, float | None]:
-        """Weight of each feature loss, None for the loss's own; one of weight 0 is left out."""
+        """Weight by feature loss, None for the loss's own; losses of weight 0 are left out."""
         weights: tuple[float | None, ...] = self.feature_weight or (None,)
         weights = weights * len(self.feature_loss) if len(weights) == 1 else weights
         return {
@@ -148,16 +156,17 @@ class TeacherOptions:
 
     @property
     def distils(self) -> bool:
-        """Whether there is a teacher and anything of weight to learn from it."""
+        """True where a teacher is given, and a loss whose weight is not 0."""
         return bool(self.teacher and (self.feature_weights or self.logit))
 
     def teaching(self) -> dict[str, Any]:
-        """These options by name, to fill another class with."""
+        """Return the values of these options by name, to fill another class with."""
         return {item.name: getattr(self, item.name) for item in fields(TeacherOptions)}
 
     def loss_arguments(self) -> dict[str, dict[str, Any]]:
-        """`--feature-args mgd.alpha=.5 mgd.form=sum` -> {"mgd": {"alpha": 0.5, "form": "sum"}}; a
-        key for every feature loss.
+        """Return the arguments of each feature loss, a key for every one.
+
+        `--feature-args mgd.alpha=.5 mgd.form=sum` gives {"mgd": {"alpha": 0.5, "form": "sum"}}.
         """
         found: dict[str, dict[str, Any]] = {name: {} for name in self.feature_loss}
         for text in self.feature_args:
@@ -174,16 +183,16 @@ class TeacherOptions:
 
     @staticmethod
     def layers(given: tuple[str, ...]) -> list[str]:
-        """`17,20,23`, `17 20 23` and mixtures as single names."""
+        """Return the single names of `17,20,23`, `17 20 23` and mixtures."""
         return [name for text in given for name in text.split(",") if name]
 
 
 @dataclass(frozen=True)
 class WithTeacherOptions(TeacherOptions, TrainOptions):
-    """train.py's options and the teacher's: what a training is told that may have a teacher."""
+    """Options of a training that may have a teacher: those of train.py and of distillation."""
 
     def check(self) -> None:
-        """`UserError` for what is missing or out of range."""
+        """Raise `UserError` for an option that is missing or out of range."""
         super().check()
         if not self.resume:
             self.check_teacher()
@@ -196,15 +205,16 @@ class WithTeacherOptions(TeacherOptions, TrainOptions):
 
 @dataclass(frozen=True)
 class DistillOptions(WithTeacherOptions):
-    """What one distillation is told; prune.py's finetune stage with a teacher fills the same class
-    in code.
+    """Options of one distillation.
+
+    The finetune stage of prune.py fills the same class in code where it has a teacher.
     """
 
     script: ClassVar[str] = "distill.py"
-    project: str = option("runs/distill", "folder of the runs")
+    project: str = option("runs/distill", "folder of the runs", group="run")
 
     def check(self) -> None:
-        """`UserError` for what is missing or out of range."""
+        """Raise `UserError` for an option that is missing or out of range."""
         super().check()
         if not (self.teacher or self.resume):
             raise UserError(
@@ -222,7 +232,7 @@ def _check_distinct(names: tuple[str, ...]) -> None:
 
 
 def _literal(text: str) -> Any:
-    """A number, True, False, None or a plain word."""
+    """Return the number, True, False or None that a text says, else the text."""
     try:
         return ast.literal_eval(
             {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)

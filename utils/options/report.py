@@ -10,16 +10,28 @@ class ReportOptions(RunOptions):
     """Options of `report.py`."""
 
     runs: tuple[str, ...] = option(
-        (), "run folders or checkpoints to compare; the first is the baseline", positional=True
+        (),
+        "run folders or checkpoints to compare; the first is the baseline",
+        positional=True,
+        group="what",
     )
     labels: tuple[str, ...] = option(
-        (), "names for the rows, in the order of the table", multi=True
+        (), "names for the rows, in the order of the table", multi=True, group="what"
     )
-    data: str = option("", "data YAML; default: what the runs were trained with")
+    data: str = option("", "data YAML; default: what the runs were trained with", group="what")
     imgsz: int = option(
-        0, "image size; 0: what each run was trained with", "img", "img-size", least=0
+        0,
+        "image size; 0: what each run was trained with",
+        "img",
+        "img-size",
+        group="what",
+        least=0,
     )
-    batch_size: int = option(32, "batch of validation and of the latency", "batch", least=1)
-    seconds: float = option(20.0, "time spent on measuring latency, all models together", least=0)
-    half: bool = option(False, "fp16, for GPUs")
-    project: str = option("runs/report", "folder of the reports")
+    batch_size: int = option(
+        32, "batch of validation and of the latency", "batch", group="what", least=1
+    )
+    seconds: float = option(
+        20.0, "time spent on measuring latency, all models together", group="what", least=0
+    )
+    half: bool = option(False, "fp16, for GPUs", group="what")
+    project: str = option("runs/report", "folder of the reports", group="run")

@@ -1,5 +1,9 @@
-"""Options of train_sparse.py: train.py's, the penalty's, and a teacher's. Standard library only."""
+"""Options of train_sparse.py: those of train.py, of the penalty and of a teacher.
 
+Standard library only.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,50 +19,65 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class SparseOptions(WithTeacherOptions):
-    """What one sparse training is told; a checkpoint of it is resumed by train_sparse.py."""
+    """Options of one sparse training; train_sparse.py resumes its checkpoints."""
 
     script: ClassVar[str] = "train_sparse.py"
-    method: str = option("slim", "penalty; prune.py takes the same name", choices=METHODS)
+    method: str = option(
+        "slim", "penalty; prune.py takes the same name", group="sparse", choices=METHODS
+    )
     reg: str = option(
-        "5e-4", "strength of the penalty, or auto: gamma at zero after 70% of this run"
+        "5e-4",
+        "strength of the penalty, or auto: gamma at zero after 70% of this run",
+        group="sparse",
     )
     reg_decay: str | None = option(
         None,
         "fall of reg over the epochs, linear if not given; group_reg has none",
+        group="sparse",
         choices=("linear", "cosine", "constant"),
     )
-    reg_end_factor: float | None = option(None, "reg of the last epoch / reg, 0.01 if not given")
+    reg_end_factor: float | None = option(
+        None,
+        "reg of the last epoch / reg, 0.01 if not given",
+        group="sparse",
+        least=0,
+        most=1,
+    )
     delta_reg: float = option(
-        1e-4, "group_reg: growth of the weakest channel's factor every --delta-every steps"
+        1e-4,
+        "group_reg: growth of the weakest channel's factor every --delta-every steps",
+        group="sparse",
+        negative=False,
     )
-    delta_every: int = option(10, "group_reg: optimizer steps between two growths")
+    delta_every: int = option(
+        10, "group_reg: optimizer steps between two growths", group="sparse", least=1
+    )
     ignore: tuple[str, ...] = option(
-        (), "layers that are left alone: row numbers, names, globs ('model.*.cv3')", multi=True
+        (),
+        "layers that are left alone: row numbers, names, globs ('model.*.cv3')",
+        group="sparse",
+        multi=True,
     )
-    hist_every: int = option(0, "epochs between two histogram pictures; 0 = about ten in a run")
+    hist_every: int = option(
+        0,
+        "epochs between two histogram pictures; 0 = about ten in a run",
+        group="sparse",
+        negative=False,
+    )
     patience: int = option(
         0,
         "epochs without a better fitness before it stops; 0 = never: fitness falls before"
         " channels do",
+        group="training",
     )
-    project: str = option("runs/sparse", "folder of the runs")
+    project: str = option("runs/sparse", "folder of the runs", group="run")
 
     def check(self) -> None:
-        """`UserError` for what is missing or out of range."""
+        """Raise `UserError` for an option that is missing or out of range."""
         super().check()
-        if self.method not in METHODS:
-            raise UserError(f"--method '{self.method}': is not known ({', '.join(METHODS)})")
-        end, reg = self.reg_end_factor, self.strength
-        if reg is not None and not 0 <= reg < float("inf"):
+        reg = self.strength
+        if reg is not None and not 0 <= reg < math.inf:
             raise UserError(f"--reg {self.reg}: must not be negative")
-        if end is not None and not 0 <= end <= 1:
-            raise UserError(f"--reg-end-factor {end:g}: must be from 0 to 1")
-        if not 0 <= self.delta_reg < float("inf"):
-            raise UserError(f"--delta-reg {self.delta_reg:g}: must not be negative")
-        if self.delta_every < 1:
-            raise UserError(f"--delta-every {self.delta_every}: must be at least 1")
-        if self.hist_every < 0:
-            raise UserError(f"--hist-every {self.hist_every}: must not be negative")
 
     @property
     def strength(self) -> float | None:
@@ -77,5 +96,5 @@ class SparseOptions(WithTeacherOptions):
 
     @property
     def end_factor(self) -> float:
-        """Of the decay in effect."""
+        """End factor of the decay in effect."""
         return 0.01 if self.reg_end_factor is None else self.reg_end_factor

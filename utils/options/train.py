@@ -4,7 +4,7 @@ Standard library only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,33 +15,42 @@ from utils.options.base import RunOptions, changed_options, option
 
 @dataclass(frozen=True)
 class TrainOptions(RunOptions):
-    """What one training run is told; `prune.py`'s finetune stage fills the same class in code."""
+    """Options of one training run; the finetune stage of prune.py fills this class in code."""
 
-    script: ClassVar[str] = "train.py"  # what to call to resume such a run
+    script: ClassVar[str] = "train.py"  # the script that resumes such a run
     weights: str = option(
         "",
         "checkpoint to start from: ours, an official YOLOv5 / YOLOv7 .pt, or empty to train from"
         " scratch",
+        group="what",
     )
     cfg: str = option(
         "",
         "model YAML: bare name (yolov5n) or path; may be left out where --weights bring their own"
         " structure",
+        group="what",
     )
-    data: str = option("", "data YAML: bare name (demo) or path")
+    data: str = option("", "data YAML: bare name (demo) or path", group="what")
     reinit: bool = option(
         False,
         "keep the structure of --weights, a pruned one for instance, and start from new weights",
+        group="what",
     )
-    hyp: str = option("scratch-low", "hyper-parameter YAML: bare name (finetune) or path")
+    hyp: str = option(
+        "scratch-low", "hyper-parameter YAML: bare name (finetune) or path", group="training"
+    )
     loss: str | None = option(
-        None, "box-to-target assignment; without it the hyp file decides", choices=("yolo", "ota")
+        None,
+        "box-to-target assignment; without it the hyp file decides",
+        group="training",
+        choices=("yolo", "ota"),
     )
-    epochs: int = option(100, "passes over the training images", least=1)
+    epochs: int = option(100, "passes over the training images", group="training", least=1)
     batch_size: int = option(
         16,
         "images a step over all ranks; gradients accumulate up to the hyp file's nbs",
         "batch",
+        group="training",
         least=1,
     )
     imgsz: int = option(
@@ -49,75 +58,101 @@ class TrainOptions(RunOptions):
         "training image size in pixels; a second value is the size of validation",
         "img",
         "img-size",
-        multi=True,
+        group="data",
+        second="val_imgsz",
         least=1,
     )
     rect: bool = option(
-        False, "rectangular training batches: less padding, no shuffling, no mosaic"
+        False,
+        "rectangular training batches: less padding, no shuffling, no mosaic",
+        group="data",
     )
     resume: str = option(
         "",
         "go on with an interrupted run: its last.pt, or alone for the latest run in --project",
+        group="run",
         bare="latest",
     )
     nosave: bool = option(
-        False, "write checkpoints only after the last epoch (the run cannot be resumed)"
+        False,
+        "write checkpoints only after the last epoch (the run cannot be resumed)",
+        group="run",
     )
-    noval: bool = option(False, "validate only after the last epoch", "notest")
+    noval: bool = option(False, "validate only after the last epoch", "notest", group="run")
     noautoanchor: bool = option(
-        False, "keep the anchors of the model YAML even where they fit the data badly"
+        False,
+        "keep the anchors of the model YAML even where they fit the data badly",
+        group="training",
     )
-    noplots: bool = option(False, "no pictures")
+    noplots: bool = option(False, "no pictures", group="run")
     cache: str = option(
         "",
         "keep decoded images in memory (ram) or as files (disk)",
         "cache-images",
+        group="data",
         bare="ram",
         choices=("", "ram", "disk"),
     )
-    image_weights: bool = option(False, "draw images with rare classes more often")
+    image_weights: bool = option(False, "draw images with rare classes more often", group="data")
     multi_scale: bool = option(
-        False, "vary the image size between half and 1.5 times from batch to batch"
+        False,
+        "vary the image size between half and 1.5 times from batch to batch",
+        group="data",
     )
-    single_cls: bool = option(False, "train all classes as one")
-    optimizer: str = option("SGD", "optimizer", choices=("SGD", "Adam", "AdamW"))
-    sync_bn: bool = option(False, "batch-norm statistics over all GPUs (torchrun only)")
+    single_cls: bool = option(False, "train all classes as one", group="data")
+    optimizer: str = option("SGD", "optimizer", group="training", choices=("SGD", "Adam", "AdamW"))
+    sync_bn: bool = option(
+        False, "batch-norm statistics over all GPUs (torchrun only)", group="training"
+    )
     lr_schedule: str = option(
         "linear",
         "fall of the learning rate from lr0 to lr0 * lrf",
+        group="training",
         choices=("linear", "cosine", "one-cycle"),
     )
-    cos_lr: bool = option(False, "the same as --lr-schedule cosine")
-    linear_lr: bool = option(False, "the same as --lr-schedule linear, which is the default")
-    label_smoothing: float = option(0.0, "replaces the hyp file's label_smoothing where above 0")
-    patience: int = option(100, "epochs without a better fitness before training stops; 0 = never")
-    freeze: tuple[int, ...] = option(
-        (), "freeze the first N rows (--freeze 10) or these rows (--freeze 0 1 2)", multi=True
+    cos_lr: bool = option(False, "the same as --lr-schedule cosine", group="training")
+    linear_lr: bool = option(
+        False, "the same as --lr-schedule linear, which is the default", group="training"
     )
-    save_period: int = option(-1, "also keep epochN.pt every so many epochs; below 1 = never")
+    label_smoothing: float = option(
+        0.0, "replaces the hyp file's label_smoothing where above 0", group="training"
+    )
+    patience: int = option(
+        100,
+        "epochs without a better fitness before training stops; 0 = never",
+        group="training",
+    )
+    freeze: tuple[int, ...] = option(
+        (),
+        "freeze the first N rows (--freeze 10) or these rows (--freeze 0 1 2)",
+        group="training",
+        multi=True,
+    )
+    save_period: int = option(
+        -1, "also keep epochN.pt every so many epochs; below 1 = never", group="run"
+    )
     amp: str = option(
         "fp16",
         "mixed precision on a GPU; the CPU always trains in float32",
+        group="training",
         choices=("fp16", "bf16", "off"),
     )
     local_rank: int = option(
-        -1, "accepted for old launch commands; torchrun sets the rank by itself"
+        -1,
+        "accepted for old launch commands; torchrun sets the rank by itself",
+        group="run",
     )
-    project: str = option("runs/train", "folder of the runs")
-    val_imgsz: int = field(init=False, default=0)  # --imgsz's second value, or the first
-
-    def __post_init__(self) -> None:
-        sizes = self.imgsz if isinstance(self.imgsz, tuple) else (self.imgsz,)
-        if len(sizes) > 2:
-            raise UserError(
-                f"--imgsz {' '.join(map(str, sizes))}: one size, or one for training and one for"
-                " validation"
-            )
-        object.__setattr__(self, "imgsz", sizes[0])
-        object.__setattr__(self, "val_imgsz", sizes[-1])
+    project: str = option("runs/train", "folder of the runs", group="run")
+    val_imgsz: int = option(
+        0,
+        "validation image size in pixels; 0: that of training",
+        group="data",
+        least=0,
+        hint="the second value of --img-size",
+    )
 
     def resume_hint(self, run_dir: Path) -> str:
-        """What is said where a run is interrupted."""
+        """Return what to do next where a run is interrupted."""
         last = run_dir / "weights" / "last.pt"
         if last.is_file():
             return (
@@ -127,7 +162,8 @@ class TrainOptions(RunOptions):
         return "stopped before the first epoch was complete, nothing is saved"
 
     def check(self) -> None:
-        """Say in one line what is missing, or what is given in vain."""
+        """Raise `UserError` for what is missing; warn of what is given in vain."""
+        super().check()
         if self.resume:
             self._warn_of_others()
             return
@@ -143,7 +179,7 @@ class TrainOptions(RunOptions):
             )
 
     def _warn_of_others(self) -> None:
-        """A resumed run goes on with its own options."""
+        """Warn of options given beside `--resume`: a resumed run goes on with its own."""
         if changed := changed_options(self, besides={"resume", "project", "device", "local_rank"}):
             LOGGER.warning(
                 f"{', '.join(changed)}: no effect with --resume, the run goes on with its own"
@@ -152,9 +188,12 @@ class TrainOptions(RunOptions):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainOptions":
-        """The options that a checkpoint holds as `args`.
+        """Return the options that a checkpoint holds as `args`.
 
-        `UserError` for one that this script does not know.
+        `imgsz` may be a list of one or two sizes, as pasted command lines give it.
+
+        Raises:
+            UserError: an option that this script does not know.
         """
         known = [item.name for item in fields(cls)]
         for name in values:
@@ -167,22 +206,21 @@ class TrainOptions(RunOptions):
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
-        sizes: Any = (
-            given.get("imgsz", 640),
-            given.pop("val_imgsz", None) or given.get("imgsz", 640),
-        )
-        return cls(**{**given, "imgsz": sizes})
+        if isinstance(sizes := given.get("imgsz"), tuple):
+            given |= {"imgsz": sizes[0], "val_imgsz": given.get("val_imgsz") or sizes[-1]}
+        return cls(**given)
 
     @property
     def fits_anchors(self) -> bool:
-        """Whether autoanchor may replace the anchors: only those of a model that is new."""
+        """True where autoanchor may replace the anchors: only those of a new model."""
         return not (self.weights or self.noautoanchor)
 
     @property
     def schedule(self) -> str:
         """Name of the learning rate schedule, whichever flag gave it.
 
-        `UserError` where flags contradict each other.
+        Raises:
+            UserError: flags contradict each other.
         """
         named = {"cosine": self.cos_lr, "linear": self.linear_lr}
         wanted = [name for name, on in named.items() if on] or [self.lr_schedule]

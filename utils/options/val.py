@@ -1,4 +1,7 @@
-"""Options of val.py: YOLOv5's and YOLOv7's flags under their own names. Standard library only."""
+"""Options of val.py: the flags of YOLOv5 and YOLOv7 under their own names.
+
+Standard library only.
+"""
 
 from dataclasses import dataclass
 
@@ -8,58 +11,70 @@ from utils.options.base import RunOptions, option
 
 @dataclass(frozen=True)
 class ValOptions(RunOptions):
-    """What one validation is told."""
+    """Options of one validation."""
 
     weights: str = option(
-        "", "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt"
+        "",
+        "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt",
+        group="what",
     )
-    data: str = option("", "data YAML: bare name (demo) or path")
-    batch_size: int = option(32, "images at a time", "batch")
+    data: str = option("", "data YAML: bare name (demo) or path", group="what")
+    batch_size: int = option(32, "images at a time", "batch", group="what", least=1)
     imgsz: int = option(
         0,
         "long side of the images in pixels; 0: what the weights were trained at",
         "img",
         "img-size",
+        group="what",
+        least=0,
     )
     conf_thres: float = option(
-        0.001, "least confidence; low, because the metrics look at the whole curve", "conf"
+        0.001,
+        "least confidence; low, because the metrics look at the whole curve",
+        "conf",
+        group="detection",
+        least=0,
+        most=1,
     )
-    iou_thres: float = option(0.6, "overlap above which NMS drops the less confident box", "iou")
-    max_det: int = option(300, "most detections of one image")
+    iou_thres: float = option(
+        0.6,
+        "overlap above which NMS drops the less confident box",
+        "iou",
+        group="detection",
+        least=0,
+        most=1,
+    )
+    max_det: int = option(300, "most detections of one image", group="detection", least=1)
     task: str = option(
         "val",
         "split to validate on, or speed: times only",
+        group="what",
         choices=("val", "train", "test", "speed"),
     )
-    single_cls: bool = option(False, "count all classes as one")
+    single_cls: bool = option(False, "count all classes as one", group="what")
     augment: bool = option(
-        False, "detect at three sizes, once mirrored, and put the boxes together"
+        False,
+        "detect at three sizes, once mirrored, and put the boxes together",
+        group="detection",
     )
-    verbose: bool = option(False, "a row of metrics for every class")
+    verbose: bool = option(False, "a row of metrics for every class", group="output")
     save_txt: bool = option(
-        False, "write labels/<image>.txt: class, x, y, w, h (normalised) a line"
+        False, "write labels/<image>.txt: class, x, y, w, h (normalised) a line", group="output"
     )
-    save_conf: bool = option(False, "with --save-txt: the confidence as sixth column")
-    save_json: bool = option(False, "write predictions.json in COCO's format")
-    half: bool = option(False, "compute in float16; no effect on the CPU")
-    noplots: bool = option(False, "no pictures")
-    project: str = option("runs/val", "folder of the runs")
+    save_conf: bool = option(
+        False, "with --save-txt: the confidence as sixth column", group="output"
+    )
+    save_json: bool = option(False, "write predictions.json in COCO's format", group="output")
+    half: bool = option(False, "compute in float16; no effect on the CPU", group="detection")
+    noplots: bool = option(False, "no pictures", group="output")
+    project: str = option("runs/val", "folder of the runs", group="run")
 
     def check(self) -> None:
-        """`UserError` where an option is missing or out of range."""
+        """Raise `UserError` where an option is missing or out of range."""
+        super().check()
         for name in ("weights", "data"):
             if not getattr(self, name):
                 raise UserError(
                     f"--{name} is missing; e.g. python val.py --weights"
                     " runs/train/exp/weights/best.pt --data demo"
-                )
-        for name, least in (("batch_size", 1), ("max_det", 1), ("imgsz", 0)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}"
-                )
-        for name in ("conf_thres", "iou_thres"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be between 0 and 1"
                 )
