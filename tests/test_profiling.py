@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from models import build_model
-from utils.profiling import count_macs, count_parameters, macs_by_module, time_forward
+from utils.profiling import (
+    count_macs,
+    count_operations,
+    count_parameters,
+    macs_by_module,
+    macs_by_part,
+    time_forward,
+)
 
 
 class Wrapped(nn.Module):
@@ -38,6 +45,9 @@ class Wrapped(nn.Module):
         (Wrapped(lambda layers, x: torch.einsum("nchw,ncwk->nchk", x, x)), 3 * 16 * 16 * 16),
         (Wrapped(lambda layers, x: F.scaled_dot_product_attention(x, x, x)), 2 * 3 * 16 * 16 * 16),
         (Wrapped(lambda layers, x: torch.baddbmm(x[0], x[0], x[0])), 3 * 16 * 16 * 16),
+        (Wrapped(lambda layers, x: torch.addbmm(x[0, 0], x[0], x[0])), 3 * 16 * 16 * 16),
+        (Wrapped(lambda layers, x: torch.mv(x[0, 0], x[0, 0, 0])), 16 * 16),
+        (Wrapped(lambda layers, x: torch.dot(x[0, 0, 0], x[0, 0, 1])), 16),
         # a shared layer counts each time it runs
         (
             Wrapped(lambda layers, x: layers["c"](layers["c"](x)), c=nn.Conv2d(3, 3, 1)),
@@ -67,6 +77,34 @@ def test_a_block_may_declare_its_own_formula() -> None:
     assert (
         count_macs(nn.Sequential(Declared(3, 4, 3), nn.Conv2d(4, 2, 1)), 16) == 21 + 2 * 14 * 14 * 4
     )
+
+
+def test_only_the_outermost_of_declared_formulas_counts() -> None:
+    class Declared(nn.Sequential):
+        def macs(self, x: Tensor, output: Tensor) -> int:
+            return 5
+
+    first, inner, between, last = (nn.Conv2d(3, 3, 1) for _ in range(4))
+    model = nn.Sequential(first, Declared(Declared(inner), between), last)
+    assert count_macs(model, 16) == 2 * 16 * 16 * 3 * 3 + 5
+    passed = macs_by_part(model, ["0", "1", "1.0", "2"], 16)
+    assert [passed[name].macs for name in ("0", "1", "1.0", "2")] == [2304, 5, 0, 2304]
+
+
+@pytest.mark.parametrize(
+    "cfg", ["yolov5n", "yolov7-tiny", "yolov7-tiny-dcn-afpn", "yolov5n-fasternet-goldyolo-asf"]
+)
+def test_rows_add_up_to_the_whole(cfg: str) -> None:
+    model = build_model(cfg, nc=2)
+    passed = macs_by_part(model, [f"model.{row.index}" for row in model.rows], 64)
+    assert sum(part.macs for part in passed.values()) == count_macs(model, 64)
+
+
+def test_elements_of_batch_norms_by_hand() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.MaxPool2d(2), norm)
+    macs = 16 * 16 * 4 * 3
+    assert count_operations(model, 16) == (macs, 4 * 16 * 16 + 4 * 8 * 8)
 
 
 def test_modules_add_up_to_the_whole() -> None:

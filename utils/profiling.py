@@ -1,6 +1,7 @@
-"""Multiply-accumulates, parameters and time of a model.
+"""Count multiply-accumulates and parameters of a model, and measure its time.
 
-MACs are exact for every kernel that multiplies matrices: convolutions, linear layers, matrix
+MACs come from torch's `FlopCounterMode`, with formulas of ours for the operators that it does not
+know. They are exact for every kernel that multiplies matrices: convolutions, linear layers, matrix
 products, attention, deformable convolutions. Element-wise work (activations, norms, pooling) is not
 counted. GFLOPs are 2 x MACs / 1e9.
 """
@@ -14,124 +15,91 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  (it registers the deformable convolution)
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.engine.modes import evaluating
 
-MACS: dict[str, Callable[[Sequence[Any], Any], int]] = {}
-"""Formula by operator name: (arguments, result) -> multiply-accumulates."""
+Shape = Sequence[int]
 
 
-def macs_of(
-    *operators: str,
-) -> Callable[[Callable[[Sequence[Any], Any], int]], Callable[[Sequence[Any], Any], int]]:
-    """Decorator that registers a formula for operators, named `namespace::operator`."""
+def _deformable(x: Shape, weight: Shape, *args: Any, out_shape: Shape, **options: Any) -> int:
+    """Return the FLOPs of a deformable convolution, which are those of the plain one.
 
-    def add(formula: Callable[[Sequence[Any], Any], int]) -> Callable[[Sequence[Any], Any], int]:
-        MACS.update(dict.fromkeys(operators, formula))
-        return formula
-
-    return add
-
-
-@macs_of("aten::convolution", "aten::_convolution", "aten::convolution_overrideable")
-def _convolution(args: Sequence[Any], result: Tensor) -> int:
-    """Each output element takes Cin/groups x kernel products; a transposed one, each input element
-    Cout/groups x kernel.
+    Interpolation of the inputs is element-wise work; the convolution that makes the offsets counts
+    by itself.
     """
-    x, weight, transposed = args[0], args[1], args[6]
-    return (x if transposed else result).numel() * weight[0].numel()
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-@macs_of("aten::mm", "aten::bmm", "aten::matmul", "aten::linear", "aten::mv", "aten::dot")
-def _product(args: Sequence[Any], result: Tensor) -> int:
-    """Each output element is a dot product over the first factor's last dimension."""
-    return result.numel() * args[0].shape[-1]
+def _product(first: Shape, *args: Any, out_shape: Shape, **options: Any) -> int:
+    """Return the FLOPs of dot products over the last dimension of the first factor."""
+    return 2 * math.prod(out_shape) * first[-1]
 
 
-@macs_of("aten::addmm", "aten::baddbmm", "aten::addbmm")
-def _product_and_sum(args: Sequence[Any], result: Tensor) -> int:
-    batch = args[1].shape[0] if args[1].dim() > result.dim() else 1  # addbmm sums over its batch
-    return batch * result.numel() * args[1].shape[-1]
+def _sum_of_products(
+    bias: Shape, first: Shape, *args: Any, out_shape: Shape, **options: Any
+) -> int:
+    """Return the FLOPs of products that are summed over a batch: (B, N, K) and (B, K, M)."""
+    return 2 * math.prod(out_shape) * first[0] * first[-1]
 
 
-@macs_of(
-    "aten::scaled_dot_product_attention",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-)
-def _attention(args: Sequence[Any], result: Any) -> int:
-    """Query (.., L, E) x key (.., S, E), then the weights x value (.., S, V)."""
-    query, key, value = args[:3]
-    return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.torchvision.deform_conv2d: _deformable,
+    torch.ops.aten.mv: _product,
+    torch.ops.aten.dot: _product,
+    torch.ops.aten.addbmm: _sum_of_products,
+}
+"""Formulas for operators that torch's counter does not know: shapes -> FLOPs."""
 
 
-@macs_of("torchvision::deform_conv2d")
-def _deformable(args: Sequence[Any], result: Tensor) -> int:
-    """As the plain convolution; interpolating its inputs is element-wise work.
-
-    The offsets' convolution counts by itself.
-    """
-    return result.numel() * args[1][0].numel()
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up the formulas of what runs; `paused` while a module that declares its own formula is
-    inside.
-    """
+class _Counter(FlopCounterMode):
+    """torch's counter, where a module with a method `macs(input, output) -> int` counts by it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-        self.norm_elements = 0
-        self.paused = 0
+        super().__init__(display=False, custom_mapping=FORMULAS)
+        self._correction = 0  # declared MACs minus those of the operators inside
+        self._entered: list[int] = []  # MACs before each declared module that runs now
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._schema.name == "aten::native_batch_norm":
-            self.norm_elements += args[0].numel()
-        formula = MACS.get(func._schema.name)
-        if formula and not self.paused:
-            self.total += formula(args, result)
-        return result
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates so far; they stand still while a declared module runs."""
+        return self._entered[0] if self._entered else self._total()
 
+    def _total(self) -> int:
+        return self.get_total_flops() // 2 + self._correction
 
-@contextmanager
-def _declared_formulas(model: nn.Module, counter: _Counter) -> Iterator[None]:
-    """Lets modules with a method `macs(input, output) -> int` count instead of the operators inside
-    them.
-    """
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._entered.append(self._total())
 
-    def enter(module: nn.Module, inputs: Any) -> None:
-        counter.paused += 1
+    def _leave(self, module: Any, inputs: Any, output: Any) -> None:
+        before = self._entered.pop()
+        if not self._entered:
+            inside = self._total() - before
+            self._correction += module.macs(inputs[0], output) - inside
 
-    def leave(module: Any, inputs: Any, output: Any) -> None:
-        counter.paused -= 1
-        if not counter.paused:
-            counter.total += module.macs(inputs[0], output)
-
-    handles = []
-    for module in model.modules():
-        if hasattr(module, "macs"):
-            handles += [
-                module.register_forward_pre_hook(enter),
-                module.register_forward_hook(leave),
-            ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @contextmanager
+    def declared_formulas(self, model: nn.Module) -> Iterator[None]:
+        """Let modules with a method `macs` count instead of the operators inside them."""
+        handles = []
+        for module in model.modules():
+            if hasattr(module, "macs"):
+                handles.append(module.register_forward_pre_hook(self._enter))
+                handles.append(module.register_forward_hook(self._leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
-    """One forward pass of shapes only: takes milliseconds at any size; parameters, buffers and
-    modes are untouched.
+    """Run a forward pass in eval mode on shapes only, at any size in milliseconds.
+
+    Parameters, buffers and modes stay untouched.
     """
     state = {
         name: tensor.to("meta")
@@ -145,25 +113,39 @@ def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
 
 
 def count_macs(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
-    """Multiply-accumulates of one image of imgsz x imgsz pixels."""
+    """Return the multiply-accumulates of one image of imgsz x imgsz pixels."""
     return count_operations(model, imgsz, channels)[0]
 
 
 def count_operations(model: nn.Module, imgsz: int = 640, channels: int = 3) -> tuple[int, int]:
-    """(Multiply-accumulates, elements that pass through batch norms) of one image of imgsz x imgsz
-    pixels.
+    """Return multiply-accumulates and elements that pass through batch norms.
+
+    Both are of one image of imgsz x imgsz pixels.
     """
     counter = _Counter()
-    with _declared_formulas(model, counter), counter:
-        run_on_meta(model, imgsz, channels)
-    return counter.total, counter.norm_elements
+    norm_elements = 0
+
+    def count_norm(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal norm_elements
+        norm_elements += output.numel()
+
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    handles = [norm.register_forward_hook(count_norm) for norm in norms]
+    try:
+        with counter.declared_formulas(model), counter:
+            run_on_meta(model, imgsz, channels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counter.macs, norm_elements
 
 
 def macs_by_module(
     model: nn.Module, imgsz: int = 640, channels: int = 3
 ) -> dict[str, tuple[int, int, int]]:
-    """(MACs, output height, output width) of every convolution and linear layer that runs, summed
-    where one runs twice.
+    """Return (MACs, output height, output width) of every convolution and linear layer that runs.
+
+    MACs are summed where a layer runs twice.
     """
     found: dict[str, tuple[int, int, int]] = {}
 
@@ -192,9 +174,7 @@ def macs_by_module(
 
 @dataclass(frozen=True)
 class Passed:
-    """What passed through a part of a model: its multiply-accumulates, and the shapes (C, H, W)
-    that came out.
-    """
+    """Multiply-accumulates of a part of a model, and the shapes (C, H, W) of its outputs."""
 
     macs: int
     shapes: tuple[tuple[int, ...], ...]
@@ -203,8 +183,9 @@ class Passed:
 def macs_by_part(
     model: nn.Module, parts: Sequence[str], imgsz: int = 640, channels: int = 3
 ) -> dict[str, Passed]:
-    """For each named submodule what it did for one image; one that does not run has no MACs and no
-    shapes.
+    """Return what each named submodule did for one image of imgsz x imgsz pixels.
+
+    A submodule that does not run has no MACs and no shapes.
     """
     counter = _Counter()
     started: dict[str, int] = {}
@@ -212,7 +193,7 @@ def macs_by_part(
 
     def watch(name: str, module: nn.Module) -> list[Any]:
         def enter(module: nn.Module, inputs: Any) -> None:
-            started[name] = counter.total
+            started[name] = counter.macs
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             shapes = tuple(
@@ -220,13 +201,12 @@ def macs_by_part(
                 for t in (output if isinstance(output, list | tuple) else [output])
                 if _is_map(t)
             )
-            found[name] = Passed(found[name].macs + counter.total - started[name], shapes)
+            found[name] = Passed(found[name].macs + counter.macs - started[name], shapes)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
-    with _declared_formulas(
-        model, counter
-    ):  # before the hooks below, so that a part's own formula is in its total
+    # before the hooks below, so that a part's own formula is in its total
+    with counter.declared_formulas(model):
         handles = [handle for name in parts for handle in watch(name, model.get_submodule(name))]
         try:
             with counter:
@@ -242,12 +222,12 @@ def _is_map(value: Any) -> bool:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, frozen ones too, buffers not."""
+    """Return the number of parameters, frozen ones too, buffers not."""
     return sum(p.numel() for p in model.parameters())
 
 
 def time_forward(model: nn.Module, x: Tensor, seconds: float = 1.0) -> float:
-    """Median time of `model(x)` in ms, after a warm-up, repeated for about `seconds`."""
+    """Return the median time of `model(x)` in ms; warm up, then repeat for about `seconds`."""
 
     def once() -> float:
         start = time.perf_counter()
