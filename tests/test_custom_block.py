@@ -101,7 +101,7 @@ def test_commands_of_the_page_have_options_that_exist():
     lines = [line.split() for block in snippets("bash") for line in block.splitlines()]
     assert [line[1:3] for line in lines if line[1] == "-m"] == [["-m", "models.check"]]
     for _, script, *words in (line for line in lines if line[1] in SCRIPTS):
-        parse_options(SCRIPTS[script], words)
+        parse_options(SCRIPTS[script], words).check()
     assert {line[1] for line in lines} == {*SCRIPTS, "-m"}
 
 
