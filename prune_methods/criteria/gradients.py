@@ -1,6 +1,4 @@
-"""Methods that ask the loss what a channel is worth: by its gradients on a few batches of training
-images.
-"""
+"""Methods that score a channel by the gradients of the loss on a few batches of training images."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -15,52 +13,53 @@ from utils.errors import UserError
 from utils.log import LOGGER
 
 Losses = Callable[[nn.Module, bool], Iterable[Tensor]]
-"""(model in eval mode, one loss an image rather than a batch) -> scalars, each with its graph."""
+"""(model in eval mode, whether each image gets a loss of its own) -> scalar losses with graphs."""
 
 
 @PRUNERS.register("group_taylor")
 class GroupTaylor(GradientCriterion):
-    """|w * g|, g the gradient of a batch, mean over batches: by how much the loss would change
-    (Molchanov et al., CVPR 2019).
+    """Score by |w * g|, the change of the loss to first order (Molchanov et al., CVPR 2019).
 
-    The absolute value comes before the mean: near a minimum the gradients of all batches together
-    cancel.
+    g is the gradient of a batch; the score is a mean over batches. The absolute value is taken
+    before the mean, because near a minimum the gradients of different batches cancel.
     """
 
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """|w * g|."""
+        """Return |w * g|."""
         return (weight * gradient).abs()
 
 
 @PRUNERS.register("group_hessian")
 class GroupHessian(GradientCriterion):
-    """w^2 * E[g^2], g the gradient of a single image: the diagonal of Optimal Brain Damage (LeCun
-    et al., 1989).
+    """Score by w^2 * E[g^2], the diagonal of Optimal Brain Damage (LeCun et al., 1989).
 
-    E[g^2] over images is the empirical Fisher information, which stands for the Hessian; over
-    batches it would shrink with them.
+    g is the gradient of a single image. E[g^2] over images is the empirical Fisher information,
+    which stands for the Hessian. Over batches the mean square would fall as the batch size grows.
     """
 
     per_image = True
 
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """(w * g)^2."""
+        """Return (w * g)^2."""
         return (weight * gradient).square()
 
 
 def gradient_evidence(
     index: ChannelIndex, criterion: GradientCriterion, losses: Losses
 ) -> Evidence:
-    """Return the mean contribution over all losses, of every layer that the criterion counts.
+    """Return the mean contribution over all losses, for every layer that the criterion counts.
 
     The passes run on a copy whose batch norms use their running statistics; frozen weights of the
-    model count too. A pass with a gradient that is not finite is left out, as training leaves out
-    such a step.
+    model count too. A pass whose gradients are not finite is left out, as training skips such a
+    step.
 
     Args:
-        index: the channels of the model as masked; the model stays as it is.
+        index: the channels of the model as masked; the model is never changed.
         criterion: the method.
-        losses: makes the passes.
+        losses: gives one scalar loss per pass.
+
+    Returns:
+        Layer name -> table of contributions, summed over kernel positions.
 
     Raises:
         UserError: where no pass has finite gradients.

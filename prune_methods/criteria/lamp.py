@@ -8,27 +8,24 @@ from prune_methods.criteria.base import PRUNERS, Array, Criterion, mean_over_lay
 
 @PRUNERS.register("lamp")
 class Lamp(Criterion):
-    """A channel's share of the energy of all channels of its group that are at least as strong
-    (equation 2, with w^2 of a slice).
+    """Score by the energy of a channel over that of all channels of its group at least as strong.
 
-    The strongest channel of a group always scores 1, so that no group is emptied by a global
-    ranking.
+    Equation 2, with the sum of w^2 of a slice in the place of a single weight. The strongest
+    channel of a group always scores 1, so that a global ranking never empties a group.
     """
 
     def saliency(self, weight: Tensor) -> Tensor:
-        """w^2."""
+        """Return w^2."""
         return weight.square()
 
     def score(self, slices: Array) -> Array:
-        """See Criterion; a group that is all zero scores 0."""
+        """Return the LAMP score of each channel, in 0..1; all are 0 in a group of zeros."""
         energy = mean_over_layers(slices)
         ascending = np.argsort(energy, kind="stable")
         ordered = energy[ascending]
-        at_least = np.cumsum(ordered[::-1])[
-            ::-1
-        ]  # sum over j >= i, added from the large end: exact enough in float64
+        # Sum over j >= i, added from the largest down: exact enough in float64.
+        at_least = np.cumsum(ordered[::-1])[::-1]
+        share = np.divide(ordered, at_least, out=np.zeros_like(ordered), where=at_least > 0)
         scores = np.empty_like(energy)
-        scores[ascending] = np.divide(
-            ordered, at_least, out=np.zeros_like(ordered), where=at_least > 0
-        )
+        scores[ascending] = share
         return scores

@@ -1,5 +1,6 @@
-"""Magnitude of a channel's weights over all layers that it couples (DepGraph, Fang et al., CVPR
-2023, arXiv 2301.12900).
+"""Magnitude of the weights of a channel in all layers of its group.
+
+After DepGraph (Fang et al., CVPR 2023, arXiv 2301.12900).
 """
 
 from torch import Tensor
@@ -16,57 +17,56 @@ from prune_methods.criteria.base import (
 
 @PRUNERS.register("l1")
 class GroupL1(Criterion):
-    """Sum of |w| of a slice, mean over the coupled layers, relative to the group's mean (Li et al.,
-    ICLR 2017, on groups).
+    """Score by the sum of |w| of a slice, as a mean over the coupled layers (Li et al., ICLR 2017).
 
-    Without the last step narrow early layers, whose filters are small, would be shredded by a
-    global ranking.
+    Scores are relative to the mean of the group. Otherwise a global ranking would remove most of
+    the narrow early layers, whose filters have few weights.
     """
 
     def score(self, slices: Array) -> Array:
-        """See Criterion."""
+        """Return the mean |w| sum of each channel over the mean of the group."""
         return relative_to_mean(mean_over_layers(slices))
 
 
 @PRUNERS.register("group_norm")
 class GroupNorm(Criterion):
-    """Sum of w^2 of a slice, mean over the coupled layers, relative to the group's mean (DepGraph,
-    equation 4).
+    """Score by the sum of w^2 of a slice, as a mean over the coupled layers (DepGraph, equation 4).
+
+    Scores are relative to the mean of the group.
     """
 
     def saliency(self, weight: Tensor) -> Tensor:
-        """w^2."""
+        """Return w^2."""
         return weight.square()
 
     def score(self, slices: Array) -> Array:
-        """See Criterion."""
+        """Return the mean energy of each channel over the mean of the group."""
         return relative_to_mean(mean_over_layers(slices))
 
 
 @PRUNERS.register("group_sl")
 class GroupSparseLearning(GroupNorm):
-    """Energy relative to the group's largest channel, after sparse training that has left each
-    group weak and strong ones.
+    """Score by the energy relative to the strongest channel of the group (DepGraph, section 3.3).
 
-    Against `group_norm`: where few channels of a group are strong all others are near 0, however
-    wide the group; relative to the mean they would seem the stronger, the more of them there are.
-    (DepGraph, section 3.3, with its group sparsity.)
+    Presumes DepGraph's group sparsity: sparse training that leaves weak and strong channels in each
+    group. Where few channels of a group are strong, all others score near 0, however wide the group
+    is. Scores of `group_norm`, relative to the mean, would instead rise with the number of weak
+    channels.
     """
 
     sparse = True
 
     def score(self, slices: Array) -> Array:
-        """See Criterion."""
+        """Return the mean energy of each channel over the largest of the group."""
         return relative_to_largest(mean_over_layers(slices))
 
 
 @PRUNERS.register("group_reg")
 class GroupGrowingReg(GroupNorm):
-    """The score of `group_norm`; what makes it another method is the growing penalty of its sparse
-    training.
+    """Score as `group_norm`, after sparse training with a penalty that grows.
 
-    (Wang et al., Neural Pruning via Growing Regularization, ICLR 2021, arXiv 2012.09243, on
-    groups.)
+    Wang et al., Neural Pruning via Growing Regularization (ICLR 2021, arXiv 2012.09243), applied to
+    groups. The penalty is in sparsity/penalties.py.
     """
 
     sparse = True

@@ -1,5 +1,6 @@
-"""The criterion of PAGCP (Ye et al., TPAMI 2023, arXiv 2303.11923); the search that uses it is
-`search/pagcp.py`.
+"""The criterion of PAGCP (Ye et al., TPAMI 2023, arXiv 2303.11923).
+
+The search that uses the criterion is in search/pagcp.py.
 """
 
 from prune_methods.criteria.base import PRUNERS, Array, Criterion
@@ -7,13 +8,15 @@ from prune_methods.criteria.base import PRUNERS, Array, Criterion
 
 @PRUNERS.register("pagcp")
 class Pagcp(Criterion):
-    """Sum of |w| of the filters that make the channel, raw: it ranks within a unit only, how many
-    go is searched for.
+    """Score by the sum of |w| of the filters that compute the channel.
+
+    Scores are not normalised, since they only rank the channels within a unit (a group). How many
+    channels of each unit are removed is the result of the search.
     """
 
     kinds = frozenset({"out", "depthwise"})
     search = True
 
     def score(self, slices: Array) -> Array:
-        """See Criterion."""
+        """Return the |w| sum of each channel over all its filters."""
         return slices.sum(0)

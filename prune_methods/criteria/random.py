@@ -5,8 +5,8 @@ from prune_methods.criteria.base import PRUNERS, Array, Criterion
 
 @PRUNERS.register("random")
 class Random(Criterion):
-    """Uniform in 0..1, drawn anew at every step; the weights do not matter."""
+    """Draw scores that do not depend on the weights, anew at every step."""
 
     def score(self, slices: Array) -> Array:
-        """See Criterion."""
+        """Return a uniform random number in 0..1 for each channel."""
         return self.generator.random(slices.shape[1])

@@ -1,5 +1,6 @@
-"""Network Slimming (Liu et al., ICCV 2017, arXiv 1708.06519): a channel is worth the scale of its
-batch norm.
+"""Network Slimming: score a channel by the scale of its batch norm.
+
+Liu et al., ICCV 2017, arXiv 1708.06519.
 """
 
 from prune_methods.criteria.base import PRUNERS, Array, Criterion, mean_over_layers
@@ -7,23 +8,21 @@ from prune_methods.criteria.base import PRUNERS, Array, Criterion, mean_over_lay
 
 @PRUNERS.register("slim")
 class Slim(Criterion):
-    """|gamma|, mean over the coupled batch norms, and no more.
+    """Score by |gamma|, as a mean over the coupled batch norms.
 
-    Not divided by the layer's mean: sparse training empties whole layers where they are not needed,
-    and dividing would hide it. A group without a batch norm cannot be scored: `countable` lists it
-    as skipped.
+    Scores are not divided by the mean of the group: sparse training empties whole layers that are
+    not needed, and the division would hide this. A group without a batch norm cannot be scored;
+    `countable` lists its layers as skipped.
     """
 
     kinds = frozenset({"norm"})
     sparse = True
 
     def score(self, slices: Array) -> Array:
-        """See Criterion."""
+        """Return the mean |gamma| of each channel."""
         return mean_over_layers(slices)
 
 
 @PRUNERS.register("group_slim")
 class GroupSlim(Slim):
-    """The score of `slim`; what makes it another method is the group lasso over coupled norms in
-    its sparse training.
-    """
+    """Score as `slim`, after sparse training with a group lasso over coupled batch norms."""
