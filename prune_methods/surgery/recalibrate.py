@@ -1,5 +1,7 @@
-"""Fresh batch norm statistics: those of the uncut model no longer fit what is left of it, nor do
-old ones what shrinks fast.
+"""Fresh batch norm statistics for models whose weights have changed.
+
+Statistics of the uncut model do not fit the pruned one, and running statistics lag behind weights
+that shrink fast in sparse training.
 """
 
 from collections import deque
@@ -19,11 +21,17 @@ FRESH_IMAGES = 128
 
 
 def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int:
-    """Replace the running statistics by their plain average over up to `batches` batches; weights
-    stay as they are.
+    """Replace the running statistics by their plain average over a few batches, in place.
 
-    Only batch norms run in train mode. Batches have `.images`, uint8 (N, 3, H, W). Modes and
-    momenta are restored; gives the number of batches used. With none the model stays as it is.
+    Weights do not change. Only batch norms run in train mode; modes and momenta are restored.
+
+    Args:
+        model: the model.
+        loader: batches with `.images`, uint8 (N, 3, H, W).
+        batches: batches to use at most.
+
+    Returns:
+        The number of batches used; with 0 the model does not change.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
@@ -34,7 +42,7 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int
             if not used:
                 for norm in norms:
                     norm.reset_running_stats()
-                    norm.momentum = None  # torch's word for a cumulative average
+                    norm.momentum = None  # torch then takes a cumulative average
                     norm.train()
             model(unit_range(batch.images.to(device)))
             used += 1
@@ -44,15 +52,15 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int
 
 
 class FreshStatistics(Hook):
-    """Gives the averaged model batch norm statistics of its own weights at the end of each epoch;
-    for sparse training.
+    """Recalibrate the averaged (EMA) model at the end of each epoch of sparse training.
 
-    Running statistics are those of some dozens of steps ago. A penalty that shrinks weights by a
-    percent a step makes each of them a little too large, and the errors multiply through the
-    layers: validated so, a model that works looks broken (YOLOv5n on BCCD, 440 steps of
-    `group_reg`: mAP50-95 .01 with the old statistics, .53 with fresh ones). They are taken from the
-    epoch's last batches, as they were trained on, at least 128 images of them if it has as many.
-    Training itself sees none of it.
+    Running statistics describe the weights of some dozens of steps ago. A penalty that shrinks
+    weights by a percent a step makes each statistic a little too large, and the errors multiply
+    through the layers, so that validation reports a working model as broken (YOLOv5n on BCCD, 440
+    steps of `group_reg`: mAP50-95 .01 with the old statistics, .53 with fresh ones).
+
+    Fresh statistics come from the last batches of the epoch, as they were trained on: at least 128
+    images, or the whole epoch if shorter. The model in training does not change.
     """
 
     main_only = True
@@ -62,18 +70,18 @@ class FreshStatistics(Hook):
         self._images = 0
 
     def on_epoch_start(self, trainer: TrainerState) -> None:
-        """Nothing is kept of an epoch that began anew with a smaller batch."""
+        """Forget the batches of an epoch that starts again with a smaller batch size."""
         self._forget()
 
     def on_batch_end(self, trainer: TrainerState) -> None:
-        """Keep the last batches, as the loader gave them."""
+        """Keep the batch, and drop old ones that `FRESH_IMAGES` does not need."""
         self._recent.append(trainer.data)
         self._images += len(trainer.data.images)
         while self._images - len(self._recent[0].images) >= FRESH_IMAGES:
             self._images -= len(self._recent.popleft().images)
 
     def on_train_epoch_end(self, trainer: TrainerState) -> None:
-        """Before validation and checkpoint."""
+        """Recalibrate before validation and checkpoint."""
         recalibrate_bn(trainer.ema.model, self._recent, len(self._recent))
         self._forget()
 
