@@ -1,5 +1,6 @@
-"""What sparse training leaves to look at: `bn/stats.csv`, pictures, TensorBoard histograms, sparse
-checkpoints, a verdict.
+"""Records of sparse training: `bn/stats.csv`, pictures, TensorBoard histograms, sparse checkpoints.
+
+At the end a verdict says what the training has brought.
 """
 
 import csv
@@ -28,11 +29,10 @@ NORM_COLUMNS = ("norm_mean", *(f"norm_p{p:02}" for p in PERCENTILES))
 
 
 class BNStatsLogger(Hook):
-    """Statistics of |gamma| of the averaged model by layer and epoch; for quadratic penalties of
-    the group norms too.
+    """Record statistics of |gamma| of the averaged (EMA) model by layer and epoch.
 
-    Give it after its `Sparsity`. `hist_every` epochs lie between two histogram pictures, 0 = about
-    ten in a run.
+    Quadratic penalties have statistics of their group norms recorded as well. The hook comes after
+    its `Sparsity` in the list of hooks.
     """
 
     main_only = True
@@ -40,15 +40,23 @@ class BNStatsLogger(Hook):
     def __init__(
         self, sparsity: Sparsity, folder: Path, *, hist_every: int = 0, pictures: bool = True
     ):
+        """Prepare the records.
+
+        Args:
+            sparsity: the hook to observe.
+            folder: folder of the run; files go to `bn/` inside.
+            hist_every: epochs from one histogram picture to the next, 0 = about ten in a run.
+            pictures: write pictures and TensorBoard histograms too.
+        """
         self.sparsity, self.folder = sparsity, folder / "bn"
         self.hist_every, self.pictures = hist_every, pictures
-        self.layers: list[np.ndarray] = []  # an epoch: (layers, columns), float32
-        self.pooled: list[np.ndarray] = []  # an epoch: (1, columns), over all channels
+        self.layers: list[np.ndarray] = []  # float32 (layers, columns) for each epoch
+        self.pooled: list[np.ndarray] = []  # (1, columns) over all channels for each epoch
         self.before: Tensor | None = None  # all gammas before the first step
         self._writer: Any = None
 
     def on_fit_start(self, trainer: TrainerState) -> None:
-        """Keep the gammas of the start, open the event file."""
+        """Keep the gammas of the start and open the event file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.before is None:
             self.before = torch.cat(list(self.sparsity.gammas.values())).cpu()
@@ -56,12 +64,11 @@ class BNStatsLogger(Hook):
             self._writer = _event_writer(self.folder, trainer.epoch)
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """A row a layer, and where it is time a picture."""
+        """Record a row for each layer, and draw a histogram where one is due."""
         gammas = {name: gamma.cpu() for name, gamma in self.sparsity.gammas.items()}
         norms = {name: norm.cpu() for name, norm in self.sparsity.group_norms().items()}
-        self.layers.append(
-            np.stack([_statistics(gammas[n], norms.get(n)) for n in gammas]).astype(np.float32)
-        )
+        rows = [_statistics(gammas[n], norms.get(n)) for n in gammas]
+        self.layers.append(np.stack(rows).astype(np.float32))
         every = torch.cat(list(gammas.values()))
         every_norm = torch.cat(list(norms.values())) if norms else None
         self.pooled.append(_statistics(every, every_norm)[None].astype(np.float32))
@@ -80,7 +87,7 @@ class BNStatsLogger(Hook):
             )
 
     def on_fit_end(self, trainer: TrainerState) -> None:
-        """The two pictures of the whole run and the verdict."""
+        """Draw the two pictures of the whole run and log the verdict."""
         if self._writer is not None:
             self._writer.close()
         if not self.layers:
@@ -90,6 +97,7 @@ class BNStatsLogger(Hook):
         LOGGER.info(self.verdict(trainer))
 
     def _plot_run(self) -> None:
+        """Draw `heatmap.png` and `evolution.png`."""
         layers, pooled = np.stack(self.layers), np.concatenate(self.pooled)
         median, share = (layers[:, :, GAMMA_COLUMNS.index(column)] for column in ("p50", "lt_0.01"))
         plot_heatmap(median, share, SMALL, list(self.sparsity.gammas), self.folder / "heatmap.png")
@@ -99,12 +107,12 @@ class BNStatsLogger(Hook):
         )
 
     def verdict(self, trainer: TrainerState) -> str:
-        """Return the verdict, with the speed-up that cutting the channels below .01 gives."""
+        """Return the verdict, with the speed-up of cutting all channels with |gamma| below .01."""
         found, penalty = self.sparsity, self.sparsity.penalty
         assert found.start is not None and found.reg is not None
         strength, forecast = penalty.strength(found.reg), found.forecast
-        # A clipped quadratic penalty may well be what makes the gradient so long: more of it would
-        # not get through.
+        # A clipped quadratic penalty may itself be what makes the gradient long: clipping would
+        # undo any increase of its strength.
         held_back = penalty.quadratic and found.clip < 0.9
         column = "metrics/mAP_0.5:0.95"
         maps = [float(row[column]) for row in trainer.history if column in row]
@@ -125,7 +133,7 @@ class BNStatsLogger(Hook):
         ).verdict()
 
     def state_dict(self) -> dict[str, Any]:
-        """All statistics up to now."""
+        """Return all statistics so far."""
         return {
             "layers": [torch.from_numpy(table) for table in self.layers],
             "pooled": [torch.from_numpy(table) for table in self.pooled],
@@ -133,18 +141,18 @@ class BNStatsLogger(Hook):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore what `state_dict` returned."""
         self.layers = [table.numpy() for table in state["layers"]]
         self.pooled = [table.numpy() for table in state["pooled"]]
         self.before = state["before"]
 
     def _write_csv(self, widths: dict[str, int]) -> None:
-        """All epochs anew, so that a resumed run's file has no gap; `widths` are the channels of
-        each layer.
+        """Write the rows of all epochs, so that the file of a resumed run has no gap.
+
+        `widths` are the channels of each layer.
         """
-        columns = GAMMA_COLUMNS + (
-            NORM_COLUMNS if self.layers[0].shape[1] > len(GAMMA_COLUMNS) else ()
-        )
+        has_norms = self.layers[0].shape[1] > len(GAMMA_COLUMNS)
+        columns = GAMMA_COLUMNS + (NORM_COLUMNS if has_norms else ())
         with atomic_open(self.folder / "stats.csv", "w") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["epoch", "layer", "channels", *columns])
@@ -154,26 +162,36 @@ class BNStatsLogger(Hook):
 
 
 class SparsestCheckpoints(Hook):
-    """`weights/sparse_30.pt`: the best checkpoint of those with 30 to 40 % of |gamma| below .01,
-    and so on for each decile.
+    """Keep the best checkpoint of each decile of sparsity.
 
-    Pruning wants a sparse one, and the overall best is often from before gamma fell. `save(path,
-    model, **fields)`. Without validation the latest of each decile is kept.
+    `weights/sparse_30.pt` is the best with 30 to 40 % of |gamma| below .01, and so on. Pruning
+    needs a sparse checkpoint, and the best of the whole run often dates from before gamma fell.
+    Without validation the latest checkpoint of each decile is kept.
     """
 
     main_only = True
 
     def __init__(self, sparsity: Sparsity, folder: Path, save: Callable[..., None]):
+        """Prepare the hook.
+
+        Args:
+            sparsity: the hook that knows the share of small gammas.
+            folder: where the checkpoints go.
+            save: writes a checkpoint: `save(path, model, **fields)`.
+        """
         self.sparsity, self.folder, self.save = sparsity, folder, save
         self.best: dict[int, float] = {}  # decile in percent -> fitness
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
-        """Keep the averaged model if it is the best of its decile; below 10 % best.pt will do."""
+        """Save the averaged model if it is the best of its decile.
+
+        Below 10 % nothing is saved: best.pt serves.
+        """
         decile = int(self.sparsity.share * 10) * 10
-        fitness = float("-inf") if trainer.result is None else float(trainer.result.fitness)
-        if decile == 0 or (
-            trainer.result is not None and fitness <= self.best.get(decile, float("-inf"))
-        ):
+        result = trainer.result
+        fitness = float("-inf") if result is None else float(result.fitness)
+        beaten = result is not None and fitness <= self.best.get(decile, float("-inf"))
+        if decile == 0 or beaten:
             return
         if not (all_finite(trainer.ema.model) and all_finite(trainer.task)):
             return
@@ -185,7 +203,7 @@ class SparsestCheckpoints(Hook):
         )
 
     def on_fit_end(self, trainer: TrainerState) -> None:
-        """Say which there are."""
+        """Log which checkpoints were kept, with their fitness."""
         if self.best:
             names = ", ".join(
                 f"sparse_{decile}.pt ({fitness:.3f})"
@@ -197,20 +215,21 @@ class SparsestCheckpoints(Hook):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The fitness to beat in each decile."""
+        """Return the best fitness of each decile."""
         return {"best": dict(self.best)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         self.best = dict(state["best"])
 
 
 def free_speed_up(model: nn.Module, penalty: Penalty) -> float:
-    """MACs before over after cutting only channels with every coupled |gamma| below .01; each group
-    keeps its largest.
+    """Return MACs before over after a cut of the channels whose coupled |gamma| are all below .01.
+
+    Each group keeps the channel with the largest |gamma|. Channels without a gamma are kept.
     """
     index = penalty.index
-    largest = np.full(index.total + 1, -1.0)  # -1: no gamma to judge by
+    largest = np.full(index.total + 1, -1.0)  # -1: the channel has no gamma
     for name in penalty.norms:
         gamma = model.get_submodule(name).weight
         assert isinstance(gamma, Tensor)
@@ -224,16 +243,19 @@ def free_speed_up(model: nn.Module, penalty: Penalty) -> float:
 
 
 def _statistics(gamma: Tensor, norm: Tensor | None) -> np.ndarray:
-    """`GAMMA_COLUMNS`, and `NORM_COLUMNS` where there are norms, of one layer or of all."""
+    """Return `GAMMA_COLUMNS`, and `NORM_COLUMNS` where `norm` is given, of one layer or of all."""
     size = gamma.abs().double().numpy()
-    found = [size.mean(), *np.percentile(size, PERCENTILES), (size < SMALL).mean()]
+    row = [size.mean(), *np.percentile(size, PERCENTILES), (size < SMALL).mean()]
     if norm is not None:
-        found += [float(norm.double().mean()), *np.percentile(norm.double().numpy(), PERCENTILES)]
-    return np.array(found)
+        row += [float(norm.double().mean()), *np.percentile(norm.double().numpy(), PERCENTILES)]
+    return np.array(row)
 
 
 def _event_writer(folder: Path, epoch: int) -> Any:
-    """A TensorBoard run of its own beside the scalars', None where TensorBoard is not installed."""
+    """Return a TensorBoard writer for the histograms, or None without TensorBoard installed.
+
+    The histograms are a TensorBoard run of their own, beside the run of the scalars.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""Sparse training as a hook: a penalty on every step, its schedule, and figures of its effect."""
+"""Sparse training as a hook: add a penalty at every step, schedule it, and report its effect."""
 
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ class Sparsity(Hook):
     """Add `penalty` to the gradients once an optimizer step, after unscale and before clip.
 
     Make the hook before the optimizer is built: weight decay is switched off for the layers that
-    the penalty pulls (`decay_free`). Figures are those of the averaged model, which is validated,
+    the penalty pulls (`decay_free`). Figures describe the averaged (EMA) model, which is validated,
     saved and pruned.
     """
 
@@ -37,20 +37,21 @@ class Sparsity(Hook):
         Args:
             model: the model in training.
             penalty: the term.
-            reg: its strength; None settles on zero at 70 % of the run.
-            decay: fall of reg over the epochs: linear, cosine or constant.
+            reg: strength of the penalty; None lets `Penalty.auto_reg` choose, so that gamma is at
+                zero after 70 % of the run.
+            decay: how reg falls over the epochs: linear, cosine or constant.
             end_factor: reg of the last epoch over reg.
         """
         self.penalty, self.reg, self.decay, self.end_factor = penalty, reg, decay, end_factor
         self.start: float | None = None  # mean |gamma| before the first step
         self.forecast: Forecast | None = None  # unknown under Adam
         self.strength = 0.0  # of this epoch
-        self._clipped = torch.zeros(2)  # sum and number of the clipping factors looked at
+        self._clipped = torch.zeros(2)  # sum and number of the clipping factors sampled so far
         for name in penalty.layers:
             cast(Any, model.get_submodule(name)).decay_free = True
 
     def on_fit_start(self, trainer: TrainerState) -> None:
-        """Bind to the tensors in training and say how far this run can get."""
+        """Bind the penalty to the tensors in training and log how far gamma can fall."""
         self.penalty.bind(trainer.task.model)
         self._clipped = self._clipped.to(trainer.device)
         self._averages = trainer.ema.model
@@ -61,22 +62,24 @@ class Sparsity(Hook):
         self._estimate(trainer)
 
     def on_epoch_start(self, trainer: TrainerState) -> None:
-        """One strength an epoch."""
+        """Set the strength of the epoch."""
         assert self.reg is not None
         self.strength = self.reg * self._factor(trainer.epoch)
 
     def on_grads_ready(self, trainer: TrainerState) -> None:
-        """The one place where sparse training differs from training."""
+        """Add the penalty; only here does sparse training differ from training.
+
+        Every `READ_EVERY` steps the factor by which clipping will shorten the gradient is sampled.
+        """
         self.penalty.add(self.strength)
         if trainer.step % READ_EVERY == 0:
             norm = get_total_norm([p.grad for p in trainer.task.parameters() if p.grad is not None])
             factor = (MAX_GRAD_NORM / norm).clamp(max=1)
-            self._clipped += torch.stack([factor, torch.ones_like(factor)]).where(
-                norm.isfinite(), 0.0
-            )
+            sample = torch.stack([factor, torch.ones_like(factor)])
+            self._clipped += sample.where(norm.isfinite(), 0.0)
 
     def on_fit_end(self, trainer: TrainerState) -> None:
-        """Whoever trains this model next decides on its weight decay anew."""
+        """Remove the marks that switched weight decay off, for a later training of the model."""
         for name in self.penalty.layers:
             del cast(Any, trainer.task.model.get_submodule(name)).decay_free
 
@@ -92,20 +95,19 @@ class Sparsity(Hook):
 
     @property
     def clip(self) -> float:
-        """Mean factor of clipping the gradient over the run, 0 to 1: gamma moves that much less
-        far.
-        """
+        """Mean factor by which clipping shortened the gradient, and so the pull on gamma, 0..1."""
         total, steps = self._clipped.tolist()
         return total / steps if steps else 1.0
 
     def group_norms(self) -> dict[str, Tensor]:
-        """Norms of the coupled slices by batch norm in the averaged model; nothing for slim and
-        group_slim.
+        """Return the norms of the coupled slices by batch norm, in the averaged model.
+
+        The dict is empty for slim and group_slim.
         """
         return self.penalty.group_norms(self._averages)
 
     def metrics(self) -> dict[str, float]:
-        """Columns of results.csv and a line on the console."""
+        """Log strength and sparsity, and return them as columns of results.csv."""
         strength = self.penalty.mean_strength(self.strength)
         LOGGER.info(
             f"Sparsity: reg {strength:.3g}, {self.share:.1%} of |gamma| below {SMALL:g}, mean"
@@ -118,7 +120,7 @@ class Sparsity(Hook):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was settled at the start, and what the penalty has grown to."""
+        """Return the settings of the run, the clipping factors and the penalty's own state."""
         penalty = self.penalty.state_dict()
         return {
             "reg": self.reg,
@@ -128,12 +130,12 @@ class Sparsity(Hook):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         self.reg, self.start, self._clipped = state["reg"], state["start"], state["clipped"]
         self.penalty.load_state_dict(state["penalty"])
 
     def _estimate(self, trainer: TrainerState) -> None:
-        """Say how far the penalty gets in this run, and settle `--reg auto`."""
+        """Log how far gamma can fall in this run, and choose the strength for `--reg auto`."""
         assert self.start is not None
         if "momentum" not in trainer.optimizer.param_groups[0]:
             if self.reg is None:
@@ -152,5 +154,5 @@ class Sparsity(Hook):
 
 
 def _gammas(model: nn.Module, norms: list[str]) -> dict[str, Tensor]:
-    """Batch norm -> its gammas, the model's own tensors."""
+    """Return the gammas of each batch norm; the tensors share memory with the model."""
     return {name: cast(Tensor, model.get_submodule(name).weight).detach() for name in norms}

@@ -1,6 +1,4 @@
-"""Pictures of batch norm scales during sparse training: a histogram, layers over epochs, the
-distribution over epochs.
-"""
+"""Pictures of batch norm scales in sparse training: histogram, layers and distribution by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +9,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 BINS = 80
-ROWS_NAMED = 70  # with more layers only every so many rows of the heat map carry their name
+ROWS_NAMED = 70  # names that the heat map shows at most; with more layers only every n-th row
 
 
 def plot_histogram(
     before: np.ndarray, now: np.ndarray, small: float, title: str, path: Path
 ) -> None:
-    """Channels by |gamma|: outline of the start, bars of now, both (channels,); log counts, since
-    few channels are large.
+    """Draw a histogram of |gamma|: an outline for the start of the run, bars for now.
+
+    Counts are logarithmic, since few channels are large.
+
+    Args:
+        before: float (channels,), gammas at the start.
+        now: float (channels,), gammas now.
+        small: |gamma| below which a channel counts as gone.
+        title: the time of `now`, such as "epoch 7".
+        path: file to write.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
@@ -56,7 +62,15 @@ def plot_histogram(
 def plot_heatmap(
     median: np.ndarray, share: np.ndarray, small: float, names: Sequence[str], path: Path
 ) -> None:
-    """Layer x epoch: median |gamma|, and the share below `small`; both (epochs, layers)."""
+    """Draw two heat maps, a row a layer and a column an epoch.
+
+    Args:
+        median: float (epochs, layers), median |gamma|.
+        share: float (epochs, layers), share of channels below `small`, 0..1.
+        small: |gamma| below which a channel counts as gone.
+        names: names of the layers.
+        path: file to write.
+    """
     layers = len(names)
     figure = Figure(figsize=(13, max(4.0, 0.16 * layers + 1.5)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -88,10 +102,14 @@ def plot_heatmap(
 def plot_evolution(
     gammas: np.ndarray, norms: np.ndarray, percentiles: Sequence[int], small: float, path: Path
 ) -> None:
-    """Percentiles over epochs.
+    """Draw the distribution of |gamma| over the epochs, and of the group norms where given.
 
-    `gammas` (epochs, mean, percentiles and share below `small`), `norms` (epochs, mean and
-    percentiles; or no columns).
+    Args:
+        gammas: float (epochs, columns): mean, percentiles, share below `small`.
+        norms: float (epochs, columns): mean, percentiles; no columns without group norms.
+        percentiles: which ones, ascending and symmetric around 50.
+        small: |gamma| below which a channel counts as gone.
+        path: file to write.
     """
     panels = 2 if norms.shape[1] else 1
     figure = Figure(figsize=(8.5, 4.2 * panels), layout="constrained")
@@ -125,7 +143,16 @@ def _bands(
     label: str,
     colour: str,
 ) -> None:
-    """Median and mean as lines, pairs of percentiles as bands around them."""
+    """Draw median and mean as lines, and pairs of percentiles as bands around them.
+
+    Args:
+        axis: where to draw.
+        mean: float (epochs,).
+        values: float (epochs, percentiles).
+        percentiles: which ones, ascending and symmetric around 50.
+        label: name of the value axis.
+        colour: of bands and median.
+    """
     epochs, count = np.arange(len(mean)), len(percentiles)
     for i in range(count // 2):
         low, high = values[:, i], values[:, count - 1 - i]
