@@ -1,6 +1,6 @@
 """Images with boxes, one sample at a time.
 
-A sample's randomness is f(seed, epoch, index), whoever computes it.
+The randomness of a sample is f(seed, epoch, index), in any process.
 """
 
 import os
@@ -17,13 +17,13 @@ from data.augment import blend, jitter_colours, letterbox, mosaic, random_matrix
 from data.cache import scan
 from data.files import short_hash, stamp, user_cache_folder
 from data.images import read_image, resize_long_side
-from utils.config import Hyp
+from data.options import LoaderOptions
 from utils.files import atomic_open
 from utils.log import LOGGER
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks for.
+    """A sample that is asked for: number of the epoch and of the image.
 
     The epoch travels with the index, so that workers that live on always know it.
     """
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a loader yields."""
+    """A batch as a loader yields it."""
 
     images: torch.Tensor  # (N, 3, H, W) uint8 RGB
     targets: torch.Tensor  # (M, 6) float32: image, class, xywh normalised
@@ -53,65 +53,39 @@ class Batch(NamedTuple):
 class DetectionDataset(Dataset):
     """Samples of one split.
 
-    `.files`, `.labels` ((n, 5) float32: class, xywh normalised) and `.shapes` ((images, 2): width,
-    height) describe the usable images in the same order; `.report` lists everything odd that the
-    scan found.
-
-    `rect_batch` > 0 sorts the images by proportions and gives each run of that many the smallest
-    common shape. Mosaic and mixup need square samples and are off then, and from epoch
-    `mosaic_epochs` on.
+    Attributes:
+        files: usable images.
+        labels: of each image (n, 5) float32: class, xywh normalised.
+        shapes: (images, 2): width, height.
+        report: everything odd that the scan found.
     """
 
-    def __init__(
-        self,
-        images: Sequence[Path],
-        nc: int,
-        *,
-        imgsz: int = 640,
-        hyp: Hyp | None = None,
-        augment: bool = False,
-        rect_batch: int = 0,
-        cache: str | None = None,
-        single_cls: bool = False,
-        seed: int = 0,
-        stride: int = 32,
-        pad: float = 0.0,
-        mosaic_epochs: float = float("inf"),
-    ):
+    def __init__(self, images: Sequence[Path], nc: int, options: LoaderOptions):
+        """Scan the images; `nc` is the number of classes. `UserError` where none is usable."""
         found = scan(images, nc)
-        self.files, self.labels, self.shapes, self.report = (
-            found.files,
-            found.labels,
-            found.shapes,
-            found.report,
-        )
-        self.imgsz, self.hyp, self.augment, self.seed, self.epoch = (
-            imgsz,
-            hyp or Hyp(),
-            augment,
-            seed,
-            0,
-        )
-        self.mosaic_epochs = 0 if rect_batch else mosaic_epochs
-        if single_cls:
+        self.files, self.labels = found.files, found.labels
+        self.shapes, self.report = found.shapes, found.report
+        self.options, self.hyp = options, options.hyp
+        self.imgsz, self.augment = options.imgsz, options.augment
+        self.epoch = 0
+        if options.single_cls:
             for labels in self.labels:
                 labels[:, 0] = 0
         self._batch_shapes: list[tuple[int, int]] = []
-        self._rect_batch = rect_batch
-        if rect_batch:
+        if options.rect:
             self._sort_by_aspect()
-            self._batch_shapes = rect_shapes(self.shapes, rect_batch, imgsz, stride, pad)
+            self._batch_shapes = rect_shapes(self.shapes, options)
         self._corners = [corners_of(labels) for labels in self.labels]
-        self._disk = user_cache_folder() / f"images-{imgsz}" if cache == "disk" else None
-        self._ram: list[np.ndarray] = (
-            self._read_all() if cache == "ram" and self._fits_ram() else []
-        )
+        self._disk = user_cache_folder() / f"images-{self.imgsz}"
+        self._use_disk = options.cache == "disk"
+        in_memory = options.cache == "ram" and self._fits_ram()
+        self._ram: list[np.ndarray] = self._read_all() if in_memory else []
 
     def __len__(self) -> int:
         return len(self.files)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of samples that are asked for by a bare index."""
+        """Set the epoch of samples that are asked for by a bare index."""
         self.epoch = epoch
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
@@ -127,26 +101,27 @@ class DetectionDataset(Dataset):
         return self._sample(index, image, boxes, (ratio, pad))
 
     def _augmented(self, epoch: int, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.options.seed, epoch, index])
         out, hyp = self._out_shape(index), self.hyp
-        image, boxes = self._composed(index, epoch, rng)
-        image, boxes = warp(image, boxes, random_matrix(*image.shape[:2], out, hyp, rng), out)
-        if epoch < self.mosaic_epochs and rng.random() < hyp.mixup:
+        image, boxes = self._warped(index, epoch, rng, out)
+        if epoch < self.options.mosaic_epochs and rng.random() < hyp.mixup:
             other = int(rng.integers(len(self)))
-            second, second_boxes = self._composed(other, epoch, rng)
-            second, second_boxes = warp(
-                second, second_boxes, random_matrix(*second.shape[:2], out, hyp, rng), out
-            )
-            image, boxes = blend((image, boxes), (second, second_boxes), rng)
+            image, boxes = blend((image, boxes), self._warped(other, epoch, rng, out), rng)
         return self._sample(index, jitter_colours(image, hyp, rng), boxes, ((1.0, 1.0), (0, 0)))
+
+    def _warped(
+        self, index: int, epoch: int, rng: np.random.Generator, out: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return an image or mosaic, turned, scaled and moved at random, of shape `out`."""
+        image, boxes = self._composed(index, epoch, rng)
+        height, width = image.shape[:2]
+        return warp(image, boxes, random_matrix(height, width, out, self.hyp, rng), out)
 
     def _composed(
         self, index: int, epoch: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The image itself or, with the probability of the hyp file, a mosaic of it and three
-        others.
-        """
-        if epoch >= self.mosaic_epochs or rng.random() >= self.hyp.mosaic:
+        """Return the image or, with the probability of the hyp file, a mosaic with three others."""
+        if epoch >= self.options.mosaic_epochs or rng.random() >= self.hyp.mosaic:
             return self._pixels(index)
         members = rng.permutation([index, *rng.integers(len(self), size=3)])
         return mosaic([self._pixels(int(i)) for i in members], self.imgsz, rng)
@@ -162,25 +137,22 @@ class DetectionDataset(Dataset):
         return Sample(to_planes(image), normalised, str(self.files[index]), ((h0, w0), undo))
 
     def _pixels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image with its long side at imgsz, and its boxes as class, x1, y1, x2, y2 in that image's
-        pixels.
+        """Return the image with its long side at imgsz, and its boxes in its pixels.
+
+        A box is class, x1, y1, x2, y2.
         """
-        image = (
-            self._ram[index]
-            if self._ram
-            else self._from_disk(index)
-            if self._disk
-            else self._read(index)
-        )
+        if self._ram:
+            image = self._ram[index]
+        else:
+            image = self._from_disk(index) if self._use_disk else self._read(index)
         height, width = image.shape[:2]
         return image, self._corners[index] * np.array([1, width, height, width, height], np.float32)
 
     def _out_shape(self, index: int) -> tuple[int, int]:
-        return (
-            self._batch_shapes[index // self._rect_batch]
-            if self._rect_batch
-            else (self.imgsz, self.imgsz)
-        )
+        """Return (height, width) of the sample of an image."""
+        if self.options.rect:
+            return self._batch_shapes[index // self.options.rect_batch]
+        return self.imgsz, self.imgsz
 
     def _sort_by_aspect(self) -> None:
         order = np.argsort(self.shapes[:, 1] / self.shapes[:, 0], kind="stable")
@@ -192,20 +164,15 @@ class DetectionDataset(Dataset):
         return resize_long_side(read_image(self.files[index]), self.imgsz, smooth=not self.augment)
 
     def _read_all(self) -> list[np.ndarray]:
-        images = [
-            self._read(i)
-            for i in tqdm(
-                range(len(self)), "Caching images in memory", leave=False, disable=len(self) < 1000
-            )
-        ]
-        LOGGER.info(
-            f"Cached {len(images)} images in memory"
-            f" ({sum(image.nbytes for image in images) / 1e6:.0f} MB)"
-        )
+        few = len(self) < 1000
+        bar = tqdm(range(len(self)), "Caching images in memory", leave=False, disable=few)
+        images = [self._read(i) for i in bar]
+        size = sum(image.nbytes for image in images)
+        LOGGER.info(f"Cached {len(images)} images in memory ({size / 1e6:.0f} MB)")
         return images
 
     def _fits_ram(self) -> bool:
-        """At most half of the machine's memory goes into the cache."""
+        """Tell whether all images take at most half of the machine's memory; warn where not."""
         need = float((3 * self.imgsz**2 * self.shapes.min(1) / self.shapes.max(1)).sum())
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if need > memory / 2:
@@ -216,8 +183,7 @@ class DetectionDataset(Dataset):
         return need <= memory / 2
 
     def _from_disk(self, index: int) -> np.ndarray:
-        """The resized image from the user's cache folder, written there the first time."""
-        assert self._disk
+        """Return the resized image from the user's cache folder, written there the first time."""
         source = self.files[index]
         file = self._disk / f"{short_hash(f'{source} {stamp(source)} {self.augment}')}.npy"
         try:
@@ -233,18 +199,18 @@ class DetectionDataset(Dataset):
                 f"--cache disk: {self._disk}: {error.strerror}; reading the images as they are from"
                 " now on"
             )
-            self._disk = None
+            self._use_disk = False
         return image
 
 
-def rect_shapes(
-    shapes: np.ndarray, batch_size: int, imgsz: int, stride: int, pad: float
-) -> list[tuple[int, int]]:
-    """(height, width) of each batch of images sorted by height / width.
+def rect_shapes(shapes: np.ndarray, options: LoaderOptions) -> list[tuple[int, int]]:
+    """Return (height, width) of each batch of images that are sorted by height / width.
 
-    The smallest that holds its images with the long side at imgsz, rounded up to the stride after
-    adding `pad` strides (YOLOv5's rule).
+    The shape is the smallest that holds the images with the long side at imgsz, rounded up to the
+    stride after adding `pad` strides (YOLOv5's rule). `shapes` are (images, 2): width, height.
     """
+    imgsz, stride, pad = options.imgsz, options.stride, options.pad
+    batch_size = options.rect_batch
     aspect = shapes[:, 1] / shapes[:, 0]
     result = []
     for start in range(0, len(aspect), batch_size):
@@ -256,7 +222,7 @@ def rect_shapes(
 
 
 def corners_of(labels: np.ndarray) -> np.ndarray:
-    """(n, 5) class, x, y, w, h -> class, x1, y1, x2, y2."""
+    """Turn boxes (n, 5) of class, x, y, w, h into class, x1, y1, x2, y2."""
     half = labels[:, 3:5] / 2
     return np.concatenate([labels[:, :1], labels[:, 1:3] - half, labels[:, 1:3] + half], 1)
 

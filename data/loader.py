@@ -1,4 +1,4 @@
-"""Batches: which samples in which order, on which rank.
+"""Order samples into batches, and hand the batches out by worker processes.
 
 Neither order nor content depends on the number of workers.
 """
@@ -14,18 +14,25 @@ from torch.utils.data import DataLoader, Sampler
 
 from data.config import DataConfig
 from data.dataset import Batch, DetectionDataset, SampleKey, collate
-from utils.config import Hyp
+from data.options import LoaderOptions
 from utils.errors import UserError
 from utils.log import LOGGER
 
-FRACTION_STREAM = (
-    1_000_003  # keeps the draw of the fraction apart from the order of epoch 0, 1, ...
-)
+FRACTION_STREAM = 1_000_003  # keeps the draw of the fraction apart from the order of epoch 0, 1 ...
 
 
 class BatchPlan(Sampler[list[SampleKey]]):
-    """Batches of (epoch, index) for one rank; every rank gets equally many, the last samples are
-    repeated where needed.
+    """Yield batches of (epoch, index) for one rank.
+
+    Every rank gets equally many samples; the last ones are repeated where needed.
+
+    Args:
+        count: number of samples of the split.
+        batch_size: samples of a batch, on one rank.
+        shuffle: draw a new order each epoch.
+        weights: probability of each sample, (count,); samples are drawn with replacement.
+        seed: of the order.
+        rank, world_size: place of this process among all.
     """
 
     def __init__(
@@ -39,14 +46,10 @@ class BatchPlan(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.count, self.batch_size, self.shuffle, self.weights, self.seed = (
-            count,
-            batch_size,
-            shuffle,
-            weights,
-            seed,
-        )
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.shuffle, self.weights = shuffle, weights
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
 
     def __len__(self) -> int:
         per_rank = -(-self.count // self.world_size)
@@ -54,9 +57,8 @@ class BatchPlan(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.pad(self._order(), (0, -self.count % self.world_size), mode="edge")
-        mine = [
-            SampleKey(self.epoch, index) for index in order[self.rank :: self.world_size].tolist()
-        ]
+        own = order[self.rank :: self.world_size].tolist()
+        mine = [SampleKey(self.epoch, index) for index in own]
         for start in range(0, len(mine), self.batch_size):
             yield mine[start : start + self.batch_size]
 
@@ -68,15 +70,15 @@ class BatchPlan(Sampler[list[SampleKey]]):
 
 
 class DetectionLoader(DataLoader):
-    """A `DataLoader` that is told the epoch; it reseeds order and augmentation."""
+    """A `DataLoader` whose order and augmentation depend on the epoch: see `set_epoch`."""
 
     dataset: DetectionDataset  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, dataset: DetectionDataset, plan: BatchPlan, workers: int):
         self.plan = plan
-        options: dict[str, Any] = (
-            {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
-        )
+        options: dict[str, Any] = {}
+        if workers:
+            options = {"persistent_workers": True, "prefetch_factor": 4}
         super().__init__(
             dataset,  # type: ignore[arg-type]
             batch_sampler=plan,
@@ -88,9 +90,9 @@ class DetectionLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The batches of the epoch.
+        """Yield the batches of the epoch.
 
-        A `UserError` of a worker comes wrapped into a traceback, at whose end it is.
+        A `UserError` of a worker arrives at the end of a traceback's text, and is taken from there.
         """
         try:
             yield from super().__iter__()
@@ -98,7 +100,7 @@ class DetectionLoader(DataLoader):
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
     def set_epoch(self, epoch: int) -> None:
-        """Call before iterating."""
+        """Set the number of the epoch, before iterating."""
         self.plan.epoch = epoch
         self.dataset.set_epoch(epoch)
 
@@ -118,72 +120,39 @@ def expect_hang_ups(worker: int) -> None:
     sys.excepthook = hook
 
 
-def build_loader(
-    data: DataConfig,
-    split: str,
-    *,
-    imgsz: int,
-    batch_size: int,
-    hyp: Hyp | None = None,
-    augment: bool = False,
-    rect: bool = False,
-    cache: str | None = None,
-    single_cls: bool = False,
-    image_weights: bool = False,
-    workers: int = 0,
-    seed: int = 0,
-    stride: int = 32,
-    pad: float = 0.0,
-    rank: int = 0,
-    world_size: int = 1,
-    epochs: int | None = None,
-) -> DetectionLoader:
-    """Loader of one split; yields `Batch`.
+def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoader:
+    """Return the loader of one split, which yields `Batch`.
 
-    `augment` also shuffles (not with `rect`). `cache` is `ram`, `disk` (the user's cache folder) or
-    None. With `epochs`, the last `hyp.close_mosaic` of them go without mosaic and mixup.
-    `data.fraction` holds for the training split. `workers` is capped at the number of batches.
-    `UserError` where the split is missing or no image is usable.
+    Args:
+        data: the data set; its `fraction` holds for the training split.
+        split: `train`, `val` or `test`.
+        **options: fields of `LoaderOptions`; `imgsz` and `batch_size` are needed.
+
+    Raises:
+        UserError: where the split is missing, no image is usable, or options do not go together.
     """
-    if cache not in {None, "ram", "disk"}:
-        raise UserError(f"--cache {cache}: not known (ram or disk)")
+    opt = LoaderOptions(**options)
+    opt.check()
     images = data.images(split)
     if split == "train" and data.fraction < 1:
-        images = _fraction(images, data.fraction, seed)
-    hyp = hyp or Hyp()
-    dataset = DetectionDataset(
-        images,
-        data.nc,
-        imgsz=imgsz,
-        hyp=hyp,
-        augment=augment,
-        rect_batch=batch_size * world_size if rect else 0,
-        cache=cache,
-        single_cls=single_cls,
-        seed=seed,
-        stride=stride,
-        pad=pad,
-        mosaic_epochs=(
-            float("inf") if epochs is None or not hyp.close_mosaic else epochs - hyp.close_mosaic
-        ),
-    )
-    weights = image_sampling_weights(dataset.labels, data.nc) if image_weights else None
-    if rect and weights is not None:
+        images = _fraction(images, data.fraction, opt.seed)
+    dataset = DetectionDataset(images, data.nc, opt)
+    weights = image_sampling_weights(dataset.labels, data.nc) if opt.image_weights else None
+    if opt.rect and weights is not None:
         raise UserError(
             "--image-weights: cannot go with --rect, whose batches are made of images of like"
             " proportions"
         )
-    shuffle = augment and not rect
     plan = BatchPlan(
         len(dataset),
-        batch_size,
-        shuffle=shuffle,
+        opt.batch_size,
+        shuffle=opt.augment and not opt.rect,
         weights=weights,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
+        seed=opt.seed,
+        rank=opt.rank,
+        world_size=opt.world_size,
     )
-    return DetectionLoader(dataset, plan, min(workers, len(plan)))
+    return DetectionLoader(dataset, plan, min(opt.workers, len(plan)))
 
 
 def validation_loader(
@@ -202,6 +171,7 @@ def validation_loader(
 
 
 def _fraction(images: list, fraction: float, seed: int) -> list:
+    """Return a share of the images, drawn by the seed, in their order."""
     count = max(1, round(len(images) * fraction))
     chosen = np.random.default_rng([seed, FRACTION_STREAM]).permutation(len(images))[:count]
     LOGGER.info(
@@ -211,7 +181,7 @@ def _fraction(images: list, fraction: float, seed: int) -> list:
 
 
 def image_sampling_weights(labels: list[np.ndarray], nc: int) -> np.ndarray:
-    """Probability of each image: the sum over its objects of 1 / (objects of that class).
+    """Return the probability of each image: the sum over its objects of 1 / (objects of the class).
 
     Backgrounds are not drawn.
     """

@@ -12,6 +12,7 @@ import data.dataset as dataset_module
 from data.config import load_data
 from data.dataset import SampleKey, rect_shapes
 from data.loader import BatchPlan, build_loader, image_sampling_weights, validation_loader
+from data.options import LoaderOptions
 from tests.data_sets import write_set
 from utils.config import Hyp
 from utils.errors import UserError
@@ -142,13 +143,17 @@ def test_mosaic_and_mixup_stop_for_the_last_epochs(data):
         assert torch.equal(batch.images[square[0]], plain[batch.files[square[0]]]) != mixed
 
 
+def rect(batch_size, pad=0.0):
+    return LoaderOptions(imgsz=64, batch_size=batch_size, rect=True, stride=32, pad=pad)
+
+
 def test_rect_shapes_by_hand():
     shapes = np.array(
         [[100, 40], [100, 50], [100, 100], [50, 100]]
     )  # width, height; sorted by height / width
-    assert rect_shapes(shapes, 2, 64, 32, 0.0) == [(32, 64), (64, 64)]
-    assert rect_shapes(shapes, 2, 64, 32, 0.5) == [(64, 96), (96, 96)]
-    assert rect_shapes(shapes, 1, 64, 32, 0.0) == [(32, 64), (32, 64), (64, 64), (64, 32)]
+    assert rect_shapes(shapes, rect(2)) == [(32, 64), (64, 64)]
+    assert rect_shapes(shapes, rect(2, pad=0.5)) == [(64, 96), (96, 96)]
+    assert rect_shapes(shapes, rect(1)) == [(32, 64), (32, 64), (64, 64), (64, 32)]
 
 
 def test_rect_batches_hold_their_images(data):
