@@ -1,4 +1,4 @@
-"""What some methods need beside weights: gradients or outputs on images, or sparse training."""
+"""Inputs that some methods need beside weights: gradients or outputs on images, sparse training."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -36,13 +36,16 @@ from utils.losses import DetectionLoss, build_loss
 from utils.options.base import changed_options
 from utils.options.prune import PruneOptions
 
-SPARSE_SHARE = 0.05  # of all channels; ordinary training leaves next to none
+SPARSE_SHARE = 0.05  # of all channels are small after sparse training; next to none without it
 
 
 def evidence_source(
     run: PruneRun, prunable: Prunable, criterion: Criterion
 ) -> EvidenceSource | None:
-    """Return what gathers gradients or outputs of the masked model; None for weights alone."""
+    """Return the source of gradients or outputs of the masked model.
+
+    None for a criterion that looks at weights alone.
+    """
     if isinstance(criterion, GradientCriterion):
         model = cast(Model, prunable.model)
         losses = detection_losses(model, run.plain_loader, run.opt)
@@ -71,10 +74,10 @@ def evidence_source(
 
 
 def masked_model(run: PruneRun, prunable: Prunable, masks: Masks) -> nn.Module:
-    """Return a copy with the masked channels at zero and batch norm statistics of its own.
+    """Return a copy whose masked channels are zero and whose batch norm statistics are fresh.
 
-    The pruned model will have statistics of its own too: the old ones would give the loss, the
-    gradients and the outputs of a broken model. Where nothing is masked the statistics stay.
+    The pruned model will have fresh statistics too; with the old ones, loss, gradients and outputs
+    would be those of a broken model. Where nothing is masked, the statistics do not change.
     """
     masked = prunable.zero_channels(masks)
     if not all(mask.all() for mask in masks.values()):
@@ -99,7 +102,7 @@ def calibration_images(model: nn.Module, run: PruneRun) -> Iterator[Tensor]:
 
 
 def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -> Losses:
-    """Return what yields the detection loss of the first `--calib-batches` batches.
+    """Return a function that yields the detection losses of the first `--calib-batches` batches.
 
     The loss of a batch is multiplied by its size, as in training.
     """
@@ -109,8 +112,8 @@ def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -
         device = next(measured.parameters()).device
         for batch in islice(loader, opt.calib_batches):
             images, targets = unit_range(batch.images.to(device)), batch.targets.to(device)
-            whole = [(images, targets)]
-            for part, labels in single_images(images, targets) if per_image else whole:
+            parts = single_images(images, targets) if per_image else [(images, targets)]
+            for part, labels in parts:
                 yield loss(measured(part)[1], labels)[0]
 
     return losses
@@ -119,7 +122,7 @@ def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -
 def calibration_loss(model: Model, opt: PruneOptions) -> DetectionLoss:
     """Return the loss of the finetune, for any cut of the model.
 
-    Autobalance is off: it would move with every pass.
+    Autobalance is off, because its weights would change with every pass.
     """
     hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz)
     hyp = hyp.replace(autobalance=False)
@@ -135,11 +138,11 @@ def single_images(images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Ten
 
 
 def warn_if_dense(model: Model, opt: PruneOptions) -> None:
-    """One line where a method that presumes sparse training meets weights that had none, or less
-    than others of the same run.
+    """Warn where the method presumes sparse training and the weights had none.
 
-    Told by the options in the checkpoint (only train_sparse.py has `method` and `reg`), else by the
-    batch norms: an imported checkpoint may be sparse.
+    Sparse training shows in the options in the checkpoint (only those of train_sparse.py have
+    `method` and `reg`), or in the batch norms, as an imported checkpoint may be sparse too.
+    Otherwise a sparser checkpoint of the same run is suggested, where there is one.
     """
     args: dict[str, Any] = (
         {} if is_official(Path(opt.weights)) else load_checkpoint(opt.weights).get("args", {})
@@ -156,10 +159,10 @@ def warn_if_dense(model: Model, opt: PruneOptions) -> None:
 
 
 def suggest_sparser(model: Model, weights: str) -> str | None:
-    """One line where sparse training left a sparser checkpoint beside the given one, and its path:
-    of those the fittest.
+    """Log the fittest of the sparser checkpoints beside the given one, and return its path.
 
-    The given one is pruned all the same: how much mAP the sparsity is worth is the user's choice.
+    The given checkpoint is pruned all the same: how much mAP the sparsity is worth is the user's
+    choice. None where sparse training left no sparser checkpoint.
     """
     share = sparse_share(model)
     files = {
@@ -184,7 +187,7 @@ def suggest_sparser(model: Model, weights: str) -> str | None:
 
 
 def sparse_share(model: nn.Module) -> float:
-    """Share of |gamma| < 0.01 over all batch norms, 0..1."""
+    """Return the share of |gamma| < 0.01 over all batch norms, 0..1."""
     gammas = [
         m.weight.detach().abs().flatten()
         for m in model.modules()

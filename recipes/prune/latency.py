@@ -29,12 +29,12 @@ from utils.options.prune import PruneOptions
 from utils.timing import alternate, median_ms
 
 COPIES = 12  # narrowed models that the time model is fitted to: three for each of its four terms
-LEAST_ROUNDS = 5
-CUTS = 5  # measured ones at most; each costs --latency-seconds
-NOISY = 0.15  # a ratio less certain than this share of it says little
-OVERSHOOT = 0.02  # a cut this much quicker than asked for needs no correction
+LEAST_ROUNDS = 5  # runs of each model, however long they take
+CUTS = 5  # cuts that are measured at most; each takes --latency-seconds
+NOISY = 0.15  # relative error above which a ratio is reported as too uncertain
+OVERSHOOT = 0.02  # a cut that is quicker than the target by at most this share is not corrected
 LARGEST_BATCH = 32
-CPU_MACS = 16e9  # of one forward pass that a CPU is given at most: about a second on one core
+CPU_MACS = 16e9  # MACs of a forward pass on a CPU at most: about a second on one core
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LatencySetup:
     seconds: float
 
     def __str__(self) -> str:
-        """For log and report."""
+        """Return the conditions for log and report."""
         cpu = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         return f"batch {self.batch} at {self.imgsz} px, {device_name(self.device)}, fp32{cpu}"
 
@@ -70,7 +70,7 @@ class Timing:
     rounds: int
 
     def __str__(self) -> str:
-        """One line without the setting."""
+        """Return the times on one line, without the conditions."""
         text = (
             f"{self.base_ms:.1f} -> {self.pruned_ms:.1f} ms, {self.ratio:.2f}x ± {self.error:.2f}"
             f" (median of {self.rounds})"
@@ -121,7 +121,8 @@ def timing_of(base: Sequence[float], pruned: Sequence[float]) -> Timing:
 def both_ratios(model: Model, smaller: Model, opt: PruneOptions) -> list[str]:
     """Return lines for log and report: MACs and measured time of base against pruned model.
 
-    A warning follows where few of the MACs became time; none at all with `--latency-seconds 0`.
+    A warning is added where the saving of time falls far behind the saving of MACs. With
+    `--latency-seconds 0` nothing is measured, and the list is empty.
     """
     if not opt.latency_seconds:
         return []
@@ -171,9 +172,9 @@ def time_model(
         f"Timing {len(cost.layers)} layers in {len(keeps)} models of different widths: {setup}"
     )
     runs = {str(n): work(n, keep) for n, keep in enumerate(keeps)}
-    # `warm`: an untimed run comes before each timed one, and both leave a sample
+    # `warm`: an untimed run precedes each timed one, and both leave a sample.
     alternate(runs, setup.seconds, LEAST_ROUNDS, setup.device, clock, warm=True)
-    # noise only adds, and the first round warms up
+    # The minimum is taken because noise only adds time; the first sample is a warm-up.
     seconds = np.stack([np.min(samples[name][1:], axis=0) for name in runs])
     found = fit_time_model(cost, everything, keeps, seconds)
     errors = [abs(found(keep) / own.sum() - 1) for keep, own in zip(keeps, seconds, strict=True)]
@@ -186,14 +187,16 @@ def time_model(
 
 @torch.inference_mode()
 def _run(layers: LayerClock, images: Tensor) -> np.ndarray:
+    """Return the seconds of each layer in one forward pass."""
     return layers.run(images)
 
 
 def cost_fn_of(prunable: Prunable, opt: PruneOptions) -> TimeModel | None:
-    """Return the measured time by mask for `--target latency`, None for MACs.
+    """Return the fitted model of time for `--target latency`, None for MACs.
 
-    `UserError` where not even the narrowest model within the limits is predicted to be quick
-    enough.
+    Raises:
+        UserError: where the options exclude each other, or not even the narrowest model within the
+            limits is predicted to be quick enough.
     """
     if opt.target == "macs":
         return None
@@ -220,9 +223,9 @@ def cost_fn_of(prunable: Prunable, opt: PruneOptions) -> TimeModel | None:
 
 
 def latency_plan(prunable: Prunable, search: Callable[[float], Plan], opt: PruneOptions) -> Plan:
-    """Return masks that meet `--speed-up` in measured time.
+    """Return a plan that meets `--speed-up` in measured time.
 
-    `search(goal)` gives a plan for a goal of the time model.
+    `search(goal)` returns a plan for a speed-up that the time model predicts.
     """
     model = cast(Model, prunable.model)
     setup = latency_setup(model, opt)
@@ -238,8 +241,13 @@ def close_the_loop(
 ) -> Plan:
     """Return the plan that meets `target` in measured time with the fewest MACs removed.
 
-    The quickest plan is returned where none meets the target. `search(goal)` gives a plan for a
-    goal of the time model, `measure(plan)` the real times.
+    Cuts are searched for and measured in turn, `CUTS` at most; each measurement corrects the goal
+    of the next search. Where no plan meets the target, the quickest is returned.
+
+    Args:
+        search: goal -> plan; the goal is a speed-up that the time model predicts.
+        measure: plan -> measured times.
+        target: speed-up to reach in measured time.
     """
     goal = target
     tried: list[Plan] = []
@@ -254,21 +262,23 @@ def close_the_loop(
         )
         tolerance = timing.error / timing.ratio
         tried.append(replace(plan, target=target, reached=timing.ratio, tolerance=tolerance))
-        enough = target * (1 + max(OVERSHOOT, tried[-1].tolerance))
-        if (tried[-1].met and timing.ratio <= enough) or (not plan.met and not tried[-1].met):
+        close = timing.ratio <= target * (1 + max(OVERSHOOT, tolerance))
+        met = tried[-1].met
+        out_of_reach = not plan.met and not met
+        if (met and close) or out_of_reach:
             break
         pairs.append((plan.reached, timing.ratio))
         goal = next_goal(pairs, target * (1 + OVERSHOOT / 2))
-    met = [plan for plan in tried if plan.met]
-    return min(met, key=lambda p: p.speed_up) if met else max(tried, key=lambda p: p.reached or 0)
+    good = [plan for plan in tried if plan.met]
+    return min(good, key=lambda p: p.speed_up) if good else max(tried, key=lambda p: p.reached or 0)
 
 
 def next_goal(pairs: Sequence[tuple[float, float]], aim: float) -> float:
     """Return the speed-up to predict so that `aim` is measured.
 
-    Where pairs lie on both sides of `aim`, the goal lies between the two nearest to each other, so
-    that noise cannot lead further away than the cuts tried. Until then the last shortfall is made
-    up for in proportion.
+    Where measured pairs lie on both sides of `aim`, the goal is interpolated between the nearest
+    two, so that noise cannot lead beyond the cuts tried. Until then the last goal is corrected in
+    proportion to its error.
 
     Args:
         pairs: (predicted, measured) speed-ups so far, the last one last.

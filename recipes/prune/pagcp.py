@@ -1,4 +1,4 @@
-"""`prune.py --method pagcp`: losses on training images, progress, and a state to go on from."""
+"""`prune.py --method pagcp`: losses on training images, progress, and a state for resuming."""
 
 import hashlib
 import json
@@ -38,14 +38,22 @@ DECIDES = (
     "round_to",
     "ignore",
 )
-"""Options that decide which cuts are tried; the others only say when to end."""
+"""Options that decide which cuts are tried; all others only decide when the search ends."""
 
 
 def pagcp_plan(run: PruneRun, prunable: Prunable, criterion: Criterion, on_step: OnStep) -> Plan:
     """Search on the first `--calib-batches` batches of plain training images.
 
-    The state of the search goes to the run folder, so that an interrupted one can go on.
-    `UserError` where no unit bears the smallest cut.
+    The state of the search goes to the run folder, so that an interrupted search can go on.
+
+    Args:
+        run: options, images and folder of the run.
+        prunable: the model and its channels; a unit is a group.
+        criterion: ranks the channels within a unit.
+        on_step: called after every step.
+
+    Raises:
+        UserError: where even the smallest cut of any unit raises a loss too much.
     """
     opt, model = run.opt, cast(Model, prunable.model)
     batches = list(islice(run.plain_loader, opt.calib_batches))
@@ -82,13 +90,20 @@ def settings_of(opt: PruneOptions) -> PagcpSettings:
 
 
 class CalibrationLosses:
-    """`TaskLosses` of the cut and deployed model: box, obj and cls, mean over the images.
+    """`TaskLosses` of the cut and deployed model: box, obj and cls, as means over the images.
 
-    The losses of a batch are not negative, so their sum so far tells early that a task will end
-    above its ceiling.
+    The losses of a batch are never negative. A pass therefore ends early, with None, as soon as the
+    sum so far of any task is above its ceiling.
     """
 
     def __init__(self, prunable: Prunable, batches: Sequence[Any], loss: DetectionLoss):
+        """Keep the images.
+
+        Args:
+            prunable: the model and its channels.
+            batches: training images with targets.
+            loss: loss of the finetune.
+        """
         self.prunable, self.batches, self.loss = prunable, batches, loss
         self.images = sum(len(batch.images) for batch in batches)
 
@@ -103,20 +118,27 @@ class CalibrationLosses:
             raw_maps = smaller(unit_range(batch.images.to(device)))[1]
             parts = self.loss(raw_maps, batch.targets.to(device))[1]
             sums += torch.stack([parts[task] for task in TASKS]).double() * len(batch.images)
-            # the one wait for the device, once a batch; NaN ends the pass too
+            # The comparison waits for the device, once a batch. NaN ends the pass too.
             if most is not None and not (sums <= most).all():
                 return None
         return (sums / self.images).cpu().numpy()
 
 
 class Remembered:
-    """Losses that are computed once only: a JSON file keeps every answer for a run of the same key.
+    """`TaskLosses` that keep every answer in a JSON file, so that each is computed only once.
 
-    The search is deterministic, so an interrupted one asks the same questions again and goes on
-    where it stopped.
+    The search is deterministic: when an interrupted search is started again, it asks for the same
+    losses, and quickly gets to where it stopped.
     """
 
     def __init__(self, losses: TaskLosses, path: Path, key: str):
+        """Read the answers of an earlier search.
+
+        Args:
+            losses: computes the answers that are not known.
+            path: the JSON file.
+            key: digest of what the answers depend on; a file with another key is ignored.
+        """
         self.losses, self.path, self.key = losses, path, key
         self.known: dict[str, list[float] | None] = self._read()
 
@@ -133,6 +155,7 @@ class Remembered:
         return None if answer is None else np.array(answer)
 
     def _read(self) -> dict[str, list[float] | None]:
+        """Return the answers in the file; none where it is damaged or has another key."""
         if not self.path.exists():
             return {}
         try:
@@ -154,13 +177,10 @@ def state_key(
     model: nn.Module, batches: Sequence[Any], loss: DetectionLoss, opt: PruneOptions
 ) -> str:
     """Return a digest of everything that the losses and the tried cuts depend on."""
-    digest = hashlib.sha256(
-        repr((loss.hyp, loss.ota, [getattr(opt, name) for name in DECIDES])).encode()
-    )
-    tensors = [
-        *model.state_dict().values(),
-        *(part for batch in batches for part in (batch.images, batch.targets)),
-    ]
+    settings = (loss.hyp, loss.ota, [getattr(opt, name) for name in DECIDES])
+    digest = hashlib.sha256(repr(settings).encode())
+    data = (part for batch in batches for part in (batch.images, batch.targets))
+    tensors = [*model.state_dict().values(), *data]
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -168,11 +188,10 @@ def state_key(
 
 
 class Progress:
-    """A bar a round with losses, speed-up and time left, and a line in the log for each unit that
-    is cut.
-    """
+    """Show a bar a round with losses, speed-up and time left; log each unit that is cut."""
 
     def __init__(self, units: int):
+        """Open the bar; `units` is the number of units in a round."""
         self.bar = tqdm(total=units, file=sys.stdout, leave=False, dynamic_ncols=True)
         self.round = 1
 
@@ -183,7 +202,7 @@ class Progress:
         self.bar.close()
 
     def __call__(self, visit: Visit) -> None:
-        """After every unit."""
+        """Show a unit that the search has visited."""
         if visit.round != self.round:
             self.round = visit.round
             self.bar.reset()

@@ -1,5 +1,6 @@
-"""What the preflight found, for people: every module with parameters and what becomes of it, on the
-console and as files.
+"""The findings of the preflight for people, on the console and as files.
+
+Every module with parameters is listed with what pruning can do to it.
 """
 
 import textwrap
@@ -17,16 +18,21 @@ from recipes.prune.report import write_csv
 from utils.tables import console_table
 
 PRUNABLE = "prunable"
-TIED = 3  # names of tied layers that a line shows
-DETAIL = 72  # characters of a reason that a line shows; the files have all
-SHORT = 20  # skipped layers that a run prints
+TIED = 3  # names of tied layers that a line shows at most
+DETAIL = 72  # characters of a reason that a line shows; files have the whole reason
+SHORT = 20  # skipped layers that a run prints at most
 
 
 @dataclass(frozen=True)
 class LayerFate:
-    """One row of the table.
+    """One row of the table: what pruning can do to a layer.
 
-    `channels` are outputs; `status` is prunable, ignored or not prunable.
+    Attributes:
+        layer: name of the module or bare parameter.
+        kind: its class.
+        channels: number of output channels.
+        status: prunable, ignored or not prunable.
+        detail: the layers that it is tied to, or the reason.
     """
 
     layer: str
@@ -37,7 +43,7 @@ class LayerFate:
 
 
 def layer_fates(prunable: Prunable) -> list[LayerFate]:
-    """Return a row for each module with parameters, in the model's order.
+    """Return a row for each module with parameters, in the order of the model.
 
     Bare parameters have rows of their own.
     """
@@ -47,18 +53,18 @@ def layer_fates(prunable: Prunable) -> list[LayerFate]:
     }
     reasons |= {s.layer: s.reason for s in prunable.skipped}
     blocks = inexact_blocks(prunable.model)
-    found = []
+    rows = []
     for name, kind, channels in _holders(prunable.model):
         status, detail = _fate(name, channels, places.get(name, []), reasons.get(name))
         around = next((block for block in blocks if name.startswith(f"{block}.")), None)
         if status == PRUNABLE and around is not None:
             detail += f"; inexact: {blocks[around]}"
-        found.append(LayerFate(name, kind, channels, status, detail))
-    return found
+        rows.append(LayerFate(name, kind, channels, status, detail))
+    return rows
 
 
 def _places(prunable: Prunable) -> dict[str, list[tuple[ChannelGroup, Member]]]:
-    """Return the groups in which each layer's outputs are, and its member there."""
+    """Return for each layer the groups that its outputs belong to, with its member in each."""
     places: dict[str, list[tuple[ChannelGroup, Member]]] = {}
     for group in prunable.groups:
         for member in group.members:
@@ -68,7 +74,7 @@ def _places(prunable: Prunable) -> dict[str, list[tuple[ChannelGroup, Member]]]:
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, str, int]]:
-    """(Name, class, output channels) of what holds parameters."""
+    """Yield (name, class, output channels) of layers with parameters and of bare parameters."""
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if own and type(module).__module__.startswith("torch.nn"):
@@ -82,7 +88,14 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, str, int]]:
 def _fate(
     name: str, channels: int, places: Sequence[tuple[ChannelGroup, Member]], reason: str | None
 ) -> tuple[str, str]:
-    """(Status, detail) of one row."""
+    """Return (status, detail) of one row.
+
+    Args:
+        name: the layer.
+        channels: number of its outputs.
+        places: the groups that its outputs belong to, with its member in each.
+        reason: why it is not pruned, where known.
+    """
     if not places:
         reason = reason or "has no channels that can be followed"
         return "ignored" if IGNORED in reason else "not prunable", reason
@@ -98,6 +111,7 @@ def _fate(
 
 
 def _shortened(names: Sequence[str]) -> str:
+    """Return the first `TIED` names, and the number of the others."""
     more = f" and {len(names) - TIED} more" if len(names) > TIED else ""
     return ", ".join(names[:TIED]) + more
 
@@ -112,11 +126,12 @@ def table(rows: Sequence[LayerFate]) -> str:
 
 
 def _line(text: str) -> str:
+    """Shorten a text to `DETAIL` characters."""
     return textwrap.shorten(text, DETAIL, placeholder=" ...")
 
 
 def totals(prunable: Prunable) -> str:
-    """Return one line of counts."""
+    """Return one line with the numbers of channels, groups and skipped layers."""
     channels = sum(g.size for g in prunable.groups)
     return (
         f"{channels} channels in {len(prunable.groups)} groups can be cut,"
@@ -125,7 +140,7 @@ def totals(prunable: Prunable) -> str:
 
 
 def short_form(prunable: Prunable) -> str:
-    """Return counts, and the layers that stay whole, a line each."""
+    """Return the counts, and a line for each of the first `SHORT` layers that are not pruned."""
     skipped = prunable.skipped
     width = max((len(s.layer) for s in skipped), default=0)
     lines = [f"  {s.layer:<{width}}  {_line(s.reason)}" for s in skipped[:SHORT]]

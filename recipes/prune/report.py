@@ -1,6 +1,4 @@
-"""What a pruning run leaves to read: channels layer by layer, a row a step, the table before and
-after.
-"""
+"""Files that a pruning run writes for people: channels by layer, a row a step, and the report."""
 
 import csv
 import json
@@ -24,25 +22,14 @@ BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points sta
 
 
 def write_steps(steps: Iterable[Step], results: Mapping[Step, EvalResult], path: Path) -> None:
-    """`prune.csv`: a row a step; mAP where just this step was validated."""
+    """Write `prune.csv`, a row a step; mAP is empty for steps that were not validated."""
+    head = ("step", "channels", "speed_up", "parameters", "gflops", "mAP_0.5", "mAP_0.5:0.95")
     rows = []
     for s in steps:
         maps = [f"{results[s].map50:.5f}", f"{results[s].map:.5f}"] if s in results else ["", ""]
-        rows.append(
-            [
-                s.step,
-                s.channels,
-                f"{s.speed_up:.4f}",
-                s.parameters,
-                f"{2 * s.macs / 1e9:.4f}",
-                *maps,
-            ]
-        )
-    write_csv(
-        path,
-        ("step", "channels", "speed_up", "parameters", "gflops", "mAP_0.5", "mAP_0.5:0.95"),
-        rows,
-    )
+        gflops = f"{2 * s.macs / 1e9:.4f}"
+        rows.append([s.step, s.channels, f"{s.speed_up:.4f}", s.parameters, gflops, *maps])
+    write_csv(path, head, rows)
 
 
 def layer_widths(model: nn.Module) -> dict[str, int]:
@@ -55,7 +42,10 @@ def layer_widths(model: nn.Module) -> dict[str, int]:
 
 
 def write_channels(before: Model, after: Model, folder: Path, picture: bool = True) -> None:
-    """`channels.csv`: layer, before, after, share kept; and the same as a bar chart."""
+    """Write `channels.csv` (layer, before, after, share kept) and the same as a bar chart.
+
+    The chart, `channels.png`, is left out without `picture`.
+    """
     old, new = layer_widths(before), layer_widths(after)
     rows = [(name, width, new[name], f"{new[name] / width:.4f}") for name, width in old.items()]
     write_csv(folder / "channels.csv", ("layer", "before", "after", "kept"), rows)
@@ -64,8 +54,9 @@ def write_channels(before: Model, after: Model, folder: Path, picture: bool = Tr
 
 
 def plot_channels(old: Mapping[str, int], new: Mapping[str, int], path: Path) -> None:
-    """Horizontal bars, a layer each, from the input at the top to the output: width before (pale)
-    and after.
+    """Draw a horizontal bar a layer, from the input at the top to the output.
+
+    Each bar shows the output channels before (pale) and after.
     """
     names = list(old)
     figure = Figure(figsize=(9, 1.4 + BAR_INCHES * len(names)), layout="constrained")
@@ -91,8 +82,9 @@ def plot_channels(old: Mapping[str, int], new: Mapping[str, int], path: Path) ->
 
 @dataclass(frozen=True)
 class StageRow:
-    """A model at one stage of the run; sizes are those of its deployed form, GFLOPs are stated at
-    the report's image size.
+    """A model at one stage of the run.
+
+    Sizes are those of the deployed form; GFLOPs are stated at the report's image size.
     """
 
     stage: str
@@ -104,8 +96,9 @@ class StageRow:
 
 
 class Report:
-    """The table of `prune_report.md`, a row a stage; `prune_report.json` has the same for programs
-    and for resuming.
+    """The table of `prune_report.md`, a row a stage.
+
+    `prune_report.json` has the same figures for programs and for resuming.
     """
 
     def __init__(self, imgsz: int):
@@ -115,13 +108,13 @@ class Report:
         self.remarks: list[str] = []  # printed under the table
 
     def add(self, stage: str, model: Model, result: EvalResult) -> None:
-        """Measure the model and keep its validation."""
+        """Measure the model, and add a row with the result of its validation."""
         info = model.info(self.imgsz)
         sizes = int(info["deployed_parameters"]), float(info["gflops_fused"]), int(info["macs"])
         self.rows.append(StageRow(stage, *sizes, float(result.map50), float(result.map)))
 
     def conclude(self, plan: Plan) -> None:
-        """What became of the target, as the first remark."""
+        """Say whether the target was met, as the first remark."""
         state = "met" if plan.met else "NOT met"
         target = f"{plan.target:g}x" if plan.reached is None else f"{plan.target:g}x in time"
         self.remarks.insert(
@@ -129,15 +122,8 @@ class Report:
         )
 
     def markdown(self) -> str:
-        """The table, and how the figures are meant."""
-        head = [
-            "Stage",
-            "Parameters",
-            f"GFLOPs @{self.imgsz}",
-            "Speed-up",
-            "mAP50",
-            "mAP50-95",
-        ]
+        """Return the table with the remarks and the meaning of the figures."""
+        head = ["Stage", "Parameters", f"GFLOPs @{self.imgsz}", "Speed-up", "mAP50", "mAP50-95"]
         cells = [
             [
                 row.stage,
@@ -157,7 +143,7 @@ class Report:
         return "\n\n".join([table, *self.remarks, meaning]) + "\n"
 
     def write(self, folder: Path) -> None:
-        """`prune_report.md` and `prune_report.json`."""
+        """Write `prune_report.md` and `prune_report.json`."""
         write_atomic(folder / "prune_report.md", "# Pruning\n\n" + self.markdown())
         content = {
             "imgsz": self.imgsz,
@@ -168,18 +154,16 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> "Report":
-        """What `write` wrote."""
+        """Return the report that `write` wrote."""
         content = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
         report = cls(content["imgsz"])
-        report.rows, report.remarks = (
-            [StageRow(**row) for row in content["stages"]],
-            list(content["remarks"]),
-        )
+        report.rows = [StageRow(**row) for row in content["stages"]]
+        report.remarks = list(content["remarks"])
         return report
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table with its head."""
+    """Write a table with its head as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)

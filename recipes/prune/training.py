@@ -1,6 +1,6 @@
-"""The trainings inside `prune.py`: sparse training before the cut, the finetune after it.
+"""The trainings inside `prune.py`: sparse training before the cut, the finetune after the cut.
 
-Both can be interrupted.
+Both can be interrupted and resumed.
 """
 
 import copy
@@ -44,12 +44,12 @@ SHARED = (
 
 
 class PruneStage:
-    """What sets a training inside a pruning run apart: it is gone on with by the whole run."""
+    """Options of a training inside a pruning run, which is resumed by resuming the whole run."""
 
     script: ClassVar[str] = "prune.py"
 
     def resume_hint(self, run_dir: Path) -> str:
-        """See TrainOptions."""
+        """Return how to go on after an interruption; see TrainOptions."""
         return f"go on with: python prune.py --resume {run_dir.parent}"
 
 
@@ -71,8 +71,8 @@ class WithTeacherFinetune(PruneStage, DistillOptions):
 def sparse_train(run: PruneRun, model: Model) -> Model:
     """Train sparse for `--sparse-epochs` in `sparse/`; return the last model.
 
-    All epochs are trained, and the last model has the least left in channels that go: fitness may
-    well fall as long as channels do.
+    There is no early stop, and the last model is taken instead of the fittest one: fitness may fall
+    while channels fade, and the last model depends least on the channels that will be removed.
     """
     opt = run.opt
     common = _shared(run, opt.weights, opt.sparse_epochs, "sparse") | {"patience": 0}
@@ -103,14 +103,19 @@ def finetune(run: PruneRun, smaller: Model) -> FitResult:
 
 
 def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
-    """Options and folder of the run that `--resume` names, by its folder or by a checkpoint of one
-    of its trainings.
+    """Return the options and the folder of the run that `--resume` names.
 
-    The options are those that it was begun with; only the device may be another.
+    A run is named by its folder, or by a checkpoint of one of its trainings. The options are those
+    that the run was started with; only the device may be another.
+
+    Raises:
+        UserError: where the folder is not that of a run of prune.py.
     """
     opt.check_resume()
     given, path = opt.resume, Path(opt.resume)
-    folder = path.absolute().parent.parent.parent if path.suffix == ".pt" else path.absolute()
+    folder = path.absolute()
+    if path.suffix == ".pt":  # <run>/<training>/weights/last.pt
+        folder = folder.parent.parent.parent
     if not (folder / "opt.yaml").is_file():
         raise UserError(
             f"--resume {given}: has no opt.yaml of prune.py; give the folder of a run, as"
@@ -131,8 +136,9 @@ def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
 
 
 def forget_earlier(folder: Path) -> None:
-    """What an earlier run of this name has left must not be taken for interrupted trainings, or the
-    cut, of this one.
+    """Delete what an earlier run of this name has left and this one would go on from.
+
+    That is its report, which marks a finished cut, and the last checkpoints of its trainings.
     """
     (folder / REPORT_JSON).unlink(missing_ok=True)
     for stage in ("sparse", "finetune"):
@@ -151,7 +157,7 @@ def _shared(run: PruneRun, weights: str, epochs: int, name: str) -> dict[str, An
 def _trained(
     model: Model, data: DataConfig, options: TrainOptions, hooks: HookFactory
 ) -> FitResult:
-    """Train the model, or go on with what is in the folder already."""
+    """Train the model in its run folder, or go on with the training that the folder holds."""
     run_dir = make_run_dir(options.project, options.name, exist_ok=True)
     last = run_dir / "weights" / "last.pt"
     if last.is_file():
@@ -165,4 +171,5 @@ def _trained(
 
 
 def _resumed(options: TrainOptions, last: Path) -> TrainOptions:
+    """Return options of the same class that resume a checkpoint."""
     return type(options)(resume=str(last), device=options.device)
