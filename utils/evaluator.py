@@ -1,4 +1,4 @@
-"""The evaluation loop. Training, pruning and val.py call this one function."""
+"""Evaluate a model on a data set: the one loop of training, pruning and val.py."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,9 +32,37 @@ HEADER = f"{'Class':>22}" + "".join(
 )
 
 
+LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How `evaluate` detects, and what it measures.
+
+    Attributes:
+        conf_thres: Lowest confidence of a detection, 0..1.
+        iou_thres: IoU above which non-maximum suppression drops a box, 0..1.
+        max_det: Most detections of an image.
+        single_cls: Count every detection as class 0.
+        augment: Join the predictions on three views of each image.
+        half: Run the model in float16; without effect on the CPU.
+        progress: Show a progress bar.
+        coco: Compute COCO's metric too.
+    """
+
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    single_cls: bool = False
+    augment: bool = False
+    half: bool = False
+    progress: bool = True
+    coco: bool = False
+
+
 @dataclass(frozen=True)
 class EvalResult(APResult):
-    """Metrics of one pass over a data set, and what went with it."""
+    """Metrics of one pass over a data set, with its losses and times."""
 
     seen: int  # images
     losses: dict[str, float]  # mean over batches by name; empty without a loss
@@ -49,7 +77,7 @@ class EvalResult(APResult):
 
     @property
     def fitness(self) -> float:
-        """What `best.pt` is chosen by."""
+        """Figure that `best.pt` is chosen by."""
         return fitness(self.map50, self.map)
 
 
@@ -58,78 +86,92 @@ def evaluate(
     loader: Iterable[Any],
     *,
     names: list[str],
-    loss: Callable[[list[Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]] | None = None,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.6,
-    max_det: int = 300,
-    single_cls: bool = False,
-    augment: bool = False,
-    half: bool = False,
-    progress: bool = True,
-    coco: bool = False,
+    loss: LossFunction | None = None,
     on_batch: Callable[[Any, list[Tensor]], None] | None = None,
+    **settings: Any,
 ) -> EvalResult:
     """Detect in every image of `loader` and compare with its labels.
 
-    `model`: anything that returns `(decoded, raw maps)` in eval mode, training form or fused; its
-    modes are restored. `loader` gives batches with `.images` (uint8), `.targets`, `.shapes` (see
-    docs/architecture.md). Boxes are compared in pixels of the original files. `single_cls` counts
-    every detection as class 0, `augment` looks at three views of each image, `half` computes in
-    float16 (not on the CPU), `coco` adds COCO's metric. `on_batch(batch, detections)` gets each
-    image's (n, 6) xyxy, confidence, class, on the CPU, in pixels of `batch.images`.
+    Boxes are compared in pixels of the original files.
+
+    Args:
+        model: Any module that returns `(decoded, raw maps)` in eval mode, in training form or
+            fused; its modes are restored.
+        loader: Batches with `.images` (uint8), `.targets` and `.shapes`; see
+            docs/architecture.md.
+        names: Class names by id.
+        loss: The detection loss, `loss(raw, targets)` -> (scalar, parts by name), or None. The
+            parts are averaged over the batches; not with `augment`.
+        on_batch: Called as `on_batch(batch, detections)` after each batch. The detections of an
+            image are (n, 6) rows xyxy, confidence, class, on the CPU, in pixels of `batch.images`.
+        **settings: Fields of `EvalSettings`.
     """
-    assert not (augment and loss), "augmented predictions have no raw maps for a loss"
+    opt = EvalSettings(**settings)
+    assert not (opt.augment and loss), "augmented predictions have no raw maps for a loss"
     device = next(iter(model.parameters()), torch.empty(0)).device
-    clock, tally = _Clock(device), _Tally(len(names))
-    sums: dict[str, Tensor] = {}
-    batches = 0
+    clock, tally, losses = _Clock(device), _Tally(len(names)), _LossMeans()
     with evaluating(model), torch.no_grad():
-        for batch in tqdm(
-            loader, desc=HEADER, disable=not progress, leave=False, dynamic_ncols=True
-        ):
-            with clock("pre"):
-                images = unit_range(batch.images.to(device, non_blocking=True))
-            with (
-                clock("inference"),
-                torch.autocast(device.type, torch.float16, enabled=half and device.type != "cpu"),
-            ):
-                decoded, raw = (predict_augmented(model, images), []) if augment else model(images)
+        for batch in _with_progress(loader, opt.progress):
+            decoded, raw = _predict(model, batch.images, opt, clock)
             if loss is not None:
-                for name, part in loss([level.float() for level in raw], batch.targets.to(device))[
-                    1
-                ].items():
-                    sums[name] = sums.get(name, 0) + part
-            with clock("nms"):
-                found = non_max_suppression(
-                    decoded,
-                    conf_thres,
-                    iou_thres,
-                    agnostic=single_cls,
-                    multi_label=True,
-                    max_det=max_det,
-                )
-                detections = [boxes.cpu() for boxes in found]
-            for boxes in detections if single_cls else ():
-                boxes[:, 5] = 0
+                losses.add(loss([level.float() for level in raw], batch.targets.to(device))[1])
+            detections = _select(decoded, opt, clock)
             tally.add_batch(batch, detections)
-            batches += 1
             if on_batch is not None:
                 on_batch(batch, detections)
     return EvalResult(
         **vars(tally.metrics(names)),
         seen=tally.seen,
-        losses={name: float(total) / batches for name, total in sums.items()},
-        speed={
-            name: clock.seconds[name] / max(tally.seen, 1) * 1000
-            for name in ("pre", "inference", "nms")
-        },
-        coco=coco_metric(tally.detections, tally.labels, len(names)) if coco else None,
+        losses=losses.means(),
+        speed=clock.milliseconds(tally.seen),
+        coco=coco_metric(tally.detections, tally.labels, len(names)) if opt.coco else None,
         confusion=tally.confusion,
     )
 
 
+def _with_progress(loader: Iterable[Any], shown: bool) -> Iterable[Any]:
+    return tqdm(loader, desc=HEADER, disable=not shown, leave=False, dynamic_ncols=True)
+
+
+def _predict(
+    model: nn.Module, images: Tensor, opt: EvalSettings, clock: "_Clock"
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the decoded predictions and the raw maps of a batch; no maps of augmented images.
+
+    Args:
+        model: The model, in eval mode.
+        images: (N, 3, H, W) uint8.
+        opt: The settings of the evaluation.
+        clock: Takes the times of `pre` and `inference`; its device is the model's.
+    """
+    device = clock.device
+    half = opt.half and device.type != "cpu"
+    with clock("pre"):
+        images = unit_range(images.to(device, non_blocking=True))
+    with clock("inference"), torch.autocast(device.type, torch.float16, enabled=half):
+        return (predict_augmented(model, images), []) if opt.augment else model(images)
+
+
+def _select(decoded: Tensor, opt: EvalSettings, clock: "_Clock") -> list[Tensor]:
+    """Return the detections of each image by non-maximum suppression: (n, 6), on the CPU."""
+    with clock("nms"):
+        found = non_max_suppression(
+            decoded,
+            opt.conf_thres,
+            opt.iou_thres,
+            agnostic=opt.single_cls,
+            multi_label=True,
+            max_det=opt.max_det,
+        )
+        detections = [boxes.cpu() for boxes in found]
+    if opt.single_cls:
+        for boxes in detections:
+            boxes[:, 5] = 0
+    return detections
+
+
 def log_table(result: EvalResult, per_class: bool = False) -> None:
-    """Print the header, the row of all classes, and on request a row a class."""
+    """Log the header and the row of all classes; `per_class` adds a row for each class."""
     LOGGER.info(HEADER)
     LOGGER.info(
         _row("all", result.seen, result.instances, result.mp, result.mr, result.map50, result.map)
@@ -141,30 +183,29 @@ def log_table(result: EvalResult, per_class: bool = False) -> None:
 
 
 def _row(name: str, images: int, instances: int, *figures: float) -> str:
+    """Return a row of the table; a name of more than 22 characters is cut."""
     name = name if len(name) <= 22 else name[:21] + "…"
-    return f"{name:>22}{images:>11}{instances:>11}" + "".join(
-        f"{figure:>11.3g}" for figure in figures
-    )
+    columns = "".join(f"{figure:>11.3g}" for figure in figures)
+    return f"{name:>22}{images:>11}{instances:>11}{columns}"
 
 
 class _Tally:
-    """Detections and labels of the images seen so far, on the CPU, in pixels of the
-    original files.
-    """
+    """Collect detections and labels of the images, on the CPU, in pixels of the original files."""
 
     def __init__(self, nc: int):
-        self.detections: list[Tensor] = []  # (n, 6) an image
-        self.labels: list[Tensor] = []  # (m, 5) an image: class, xyxy
-        self.right: list[Tensor] = []  # (n, 10) an image
+        self.detections: list[Tensor] = []  # (n, 6) of each image: xyxy, confidence, class
+        self.labels: list[Tensor] = []  # (m, 5) of each image: class, xyxy
+        self.right: list[Tensor] = []  # (n, 10) of each image: right at each IoU threshold
         self.confusion = ConfusionMatrix(nc)
         self._thresholds = torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
 
     @property
     def seen(self) -> int:
+        """Number of images."""
         return len(self.labels)
 
     def add_batch(self, batch: Any, detections: list[Tensor]) -> None:
-        """Take in one batch; `detections` are in pixels of the letterboxed images."""
+        """Add one batch; `detections` are in pixels of the letterboxed images."""
         height, width = batch.images.shape[2:]
         targets = batch.targets.cpu()
         scale = targets.new_tensor([width, height, width, height])
@@ -179,24 +220,41 @@ class _Tally:
             self.confusion.update(boxes, labels)
 
     def metrics(self, names: list[str]) -> APResult:
-        """Metrics of all images together."""
+        """Return the metrics of all images together."""
         boxes = torch.cat([torch.zeros(0, 6), *self.detections]).numpy()
         labels = torch.cat([torch.zeros(0, 5), *self.labels]).numpy()
-        right = torch.cat(
-            [torch.zeros(0, len(IOU_THRESHOLDS), dtype=torch.bool), *self.right]
-        ).numpy()
+        none_right = torch.zeros(0, len(IOU_THRESHOLDS), dtype=torch.bool)
+        right = torch.cat([none_right, *self.right]).numpy()
         return ap_per_class(right, boxes[:, 4], boxes[:, 5], labels[:, 0].astype(np.int64), names)
 
 
-class _Clock:
-    """Sums up seconds by name.
+class _LossMeans:
+    """Average the parts of the loss over the batches."""
 
-    On a GPU it waits for the device at both ends, else it would time the launch only.
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Add the parts of one batch, scalars by name."""
+        for name, part in parts.items():
+            self._sums[name] = self._sums.get(name, 0) + part
+        self._batches += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each part by name."""
+        return {name: float(total) / self._batches for name, total in self._sums.items()}
+
+
+class _Clock:
+    """Sum up the seconds of each stage.
+
+    A GPU is waited for at both ends of a stage: otherwise only the launch would be timed.
     """
 
     def __init__(self, device: torch.device):
         self.seconds = {"pre": 0.0, "inference": 0.0, "nms": 0.0}
-        self._device = device
+        self.device = device
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -204,7 +262,11 @@ class _Clock:
         yield
         self.seconds[name] += self._now() - start
 
+    def milliseconds(self, images: int) -> dict[str, float]:
+        """Return the milliseconds per image of each stage."""
+        return {name: seconds / max(images, 1) * 1000 for name, seconds in self.seconds.items()}
+
     def _now(self) -> float:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter()
