@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,32 @@ from models import Model
 from utils.engine.tasks import DetectionTask
 from utils.errors import UserError, suggest
 from utils.options.distill import TeacherOptions, WithTeacherOptions
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Layers of a student paired with layers of its teacher."""
+
+    feature_hooks: FeatureHooks
+    """The student's layers, in the order of the teacher's."""
+    teacher: Teacher
+    """The frozen teacher, with the layers that it is read at."""
+    channels: list[tuple[int, int]]
+    """(student, teacher) channels of each pair."""
+
+
+@dataclass(frozen=True)
+class DistillLosses:
+    """Distillation losses of a run with their weights and schedule."""
+
+    features: Mapping[str, Sequence[nn.Module]]
+    """Instances of each feature loss by name, one for each pair of layers."""
+    weights: Mapping[str, float]
+    """Weight of each loss by name, the logit loss included."""
+    logit: tuple[str, nn.Module] | None = None
+    """Name and instance of the logit loss, or None."""
+    schedule: Callable[[int, int], float] = lambda step, steps: 1.0
+    """`schedule(step, steps)` returns the factor of a batch."""
 
 
 class DistillTask(DetectionTask):
@@ -44,12 +71,8 @@ class DistillTask(DetectionTask):
         loss: Callable[..., Any],
         world_size: int = 1,
         *,
-        teacher: Teacher,
-        feature_hooks: FeatureHooks,
-        features: Mapping[str, Sequence[nn.Module]],
-        logit: tuple[str, nn.Module] | None = None,
-        weights: Mapping[str, float],
-        schedule: Callable[[int, int], float] = lambda step, steps: 1.0,
+        pairing: Pairing,
+        losses: DistillLosses,
     ):
         """Hold the models and losses of a distillation run.
 
@@ -57,20 +80,16 @@ class DistillTask(DetectionTask):
             model: The student.
             loss: The detection loss: `loss(raw, targets)` -> (scalar, parts by name).
             world_size: Number of data-parallel processes.
-            teacher: The frozen teacher, with the layers that it is read at.
-            feature_hooks: The student's layers, in the order of the teacher's.
-            features: For each feature loss its instances, one for each pair of layers.
-            logit: Name and instance of the logit loss, or None.
-            weights: Weight of each loss by name, the logit loss included.
-            schedule: `schedule(step, steps)` returns the factor of a batch.
+            pairing: The student's layers and the teacher.
+            losses: The distillation losses.
         """
         super().__init__(model, loss, world_size)
-        self.teacher, self.feature_hooks = teacher, feature_hooks
+        self.teacher, self.feature_hooks = pairing.teacher, pairing.feature_hooks
         self.features = nn.ModuleDict(
-            {name: nn.ModuleList(pairs) for name, pairs in features.items()}
+            {name: nn.ModuleList(pairs) for name, pairs in losses.features.items()}
         )
-        self.logit_name, self.logit = logit or ("", None)
-        self.weights, self.schedule = dict(weights), schedule
+        self.logit_name, self.logit = losses.logit or ("", None)
+        self.weights, self.schedule = dict(losses.weights), losses.schedule
         self.factor = 1.0
 
     def start_batch(self, number: int, total: int) -> None:
@@ -148,17 +167,6 @@ class DistillTask(DetectionTask):
         return 0.0 * sum(p.sum() for p in self.features.parameters())
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Layers of a student paired with layers of its teacher."""
-
-    feature_hooks: FeatureHooks
-    """The student's layers; the teacher has its own."""
-    teacher: Teacher
-    channels: list[tuple[int, int]]
-    """(student, teacher) channels of each pair."""
-
-
 def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
     """Find the layers of both models and check that student and teacher fit together.
 
@@ -195,6 +203,14 @@ def build_task(
     """
     assert isinstance(model, Model) and model is pairing.feature_hooks.model
     pairing.teacher.model.to(next(model.parameters()).device)
+    losses = _build_losses(model, loss, pairing, opt)
+    return DistillTask(model, loss, world_size, pairing=pairing, losses=losses)
+
+
+def _build_losses(
+    model: Model, loss: Any, pairing: Pairing, opt: WithTeacherOptions
+) -> DistillLosses:
+    """Build the losses that the options ask for; the arguments are those of `build_task`."""
     arguments = opt.loss_arguments()
     weights: dict[str, float] = {
         name: FEATURE_LOSSES[name].default_weight if weight is None else weight
@@ -209,23 +225,15 @@ def build_task(
     logit = None
     if opt.logit:
         logit = (opt.logit, LOGIT_LOSSES[opt.logit](LogitSetup.of(model.head, loss.hyp)))
+        weights[opt.logit] = opt.logit_weight
+    return DistillLosses(features, weights, logit, partial(_factor, opt))
 
-    def schedule(step: int, steps: int) -> float:
-        warmup = opt.kd_warmup * steps / opt.epochs
-        return kd_weight(
-            opt.kd_schedule, step, steps, floor=opt.kd_floor, stop=opt.kd_stop, warmup=warmup
-        )
 
-    return DistillTask(
-        model,
-        loss,
-        world_size,
-        teacher=pairing.teacher,
-        feature_hooks=pairing.feature_hooks,
-        features=features,
-        logit=logit,
-        weights=weights | ({opt.logit: opt.logit_weight} if opt.logit else {}),
-        schedule=schedule,
+def _factor(opt: WithTeacherOptions, step: int, steps: int) -> float:
+    """Return the factor of batch `step` of `steps` by the schedule of the options."""
+    warmup = opt.kd_warmup * steps / opt.epochs
+    return kd_weight(
+        opt.kd_schedule, step, steps, floor=opt.kd_floor, stop=opt.kd_stop, warmup=warmup
     )
 
 

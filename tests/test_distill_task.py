@@ -9,7 +9,7 @@ from torch import nn
 
 from distill.diagnostics import Diagnostics, report_gradient, share_report
 from distill.feature_hooks import FeatureHooks, find_layer, head_inputs
-from distill.task import DistillTask, build_task, pair_up, paired_channels
+from distill.task import DistillLosses, DistillTask, Pairing, build_task, pair_up, paired_channels
 from distill.teacher import Teacher, check_heads, check_size, take_anchors
 from models import build_model
 from recipes.distill import task_for
@@ -84,12 +84,17 @@ def with_gap(models, world_size=1, **more):
         student,
         build_loss(student, HYP.scaled(3, 3, 64)),
         world_size,
-        teacher=Teacher(models[1], head_inputs(models[1])),
-        feature_hooks=FeatureHooks(student, head_inputs(student), "--student-layers"),
-        features={"gap": [Gap() for _ in range(3)]},
-        logit=("square", SimpleSquare()),
-        weights={"gap": 0.5, "square": 0.25},
-        **more,
+        pairing=Pairing(
+            FeatureHooks(student, head_inputs(student), "--student-layers"),
+            Teacher(models[1], head_inputs(models[1])),
+            channels=[],
+        ),
+        losses=DistillLosses(
+            {"gap": [Gap() for _ in range(3)]},
+            {"gap": 0.5, "square": 0.25},
+            logit=("square", SimpleSquare()),
+            **more,
+        ),
     )
 
 
