@@ -1,7 +1,7 @@
-"""Boxes as tensors: formats, overlaps, and the way back out of a letterbox.
+"""Compute overlaps of boxes, clip boxes, and map them out of a letterbox.
 
-`xyxy` are two corners, `xywh` a centre and a size; units are free (pixels or 0..1) as long as both
-sides use the same.
+`xyxy` are two corners, `xywh` a centre and a size. Units are free (pixels or 0..1), but the same in
+both arguments.
 """
 
 import math
@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 Letterbox = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
+"""`((height, width), ((ratio_h, ratio_w), (pad_w, pad_h)))`: original size, resize factors, padding
+in pixels."""
 
 
 def bbox_iou(
@@ -30,16 +32,22 @@ def bbox_iou(
     kind: Literal["iou", "giou", "ciou"] = "ciou",
     eps: float = 1e-7,
 ) -> Tensor:
-    """Overlap of box i with box i: (..., 4) and (..., 4) to (...), differentiable in both.
+    """Return the overlap of each pair of boxes, (...); differentiable in both.
 
-    - `iou`: 0..1.
-    - `giou`: Rezatofighi et al. 2019, minus the empty share of the enclosing box; -1..1.
-    - `ciou`: Zheng et al. 2020, minus the squared centre distance over the enclosing diagonal,
-      minus the aspect term alpha v. As in the paper and in YOLOv5, alpha is a constant for the
-      gradient.
+    Args:
+        a: Boxes, (..., 4).
+        b: Boxes, (..., 4), paired with `a` element by element.
+        xywh: The boxes are centre and size; otherwise two corners.
+        kind: Measure of overlap.
+            `iou`: intersection over union, 0..1.
+            `giou`: IoU minus the empty share of the enclosing box, -1..1 (Rezatofighi et al. 2019).
+            `ciou`: IoU minus the squared distance of the centres over the squared diagonal of the
+            enclosing box, minus the aspect term alpha v (Zheng et al. 2020). As in the paper and
+            in YOLOv5, alpha is a constant for the gradient.
+        eps: Keeps divisions by zero out.
     """
-    # sizes come from the xywh form where it is given: high - low would lose digits, and the aspect
-    # term feels them
+    # sizes are taken from the xywh form where it is given: high - low would lose digits, which
+    # changes the aspect term
     (a_low, a_high), (b_low, b_high) = (
         (box_convert(box, "cxcywh", "xyxy") if xywh else box).split(2, -1) for box in (a, b)
     )
@@ -64,24 +72,26 @@ def bbox_iou(
     )
     v = 4 / math.pi**2 * (b_angle - a_angle).square()
     with torch.no_grad():
-        alpha = v / (v - iou + (1 + eps)).clamp(
-            min=eps
-        )  # rounding lets the iou of equal boxes exceed 1
+        # the clamp: by rounding the iou of equal boxes may exceed 1
+        alpha = v / (v - iou + (1 + eps)).clamp(min=eps)
     return iou - distance2 / diagonal2 - alpha * v
 
 
 def clip_boxes(boxes: Tensor, height: float, width: float) -> Tensor:
-    """Corners (..., 4) in pixels, kept inside an image of `height` x `width`."""
+    """Return corners (..., 4) in pixels, clipped to an image of `height` x `width`."""
     limit = boxes.new_tensor([width, height, width, height])
     return boxes.clamp(min=0).minimum(limit)
 
 
 def scale_boxes(boxes: Tensor, shapes: Letterbox) -> Tensor:
-    """Corners (..., 4) in pixels of the letterboxed image to pixels of the original file, clipped
-    to it.
+    """Map corners from a letterboxed image to the original file, and clip them to it.
 
-    `shapes` is the loader's `((height, width), ((ratio_h, ratio_w), (pad_w, pad_h)))`: original
-    size, resize factors, padding.
+    Args:
+        boxes: Corners (..., 4), pixels of the letterboxed image.
+        shapes: Size of the original and how it was letterboxed.
+
+    Returns:
+        Corners (..., 4), pixels of the original file.
     """
     (height, width), ((ratio_h, ratio_w), (pad_w, pad_h)) = shapes
     pad = boxes.new_tensor([pad_w, pad_h, pad_w, pad_h])

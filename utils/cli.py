@@ -1,4 +1,4 @@
-"""How a script runs: options first, then the work, errors as one line."""
+"""Run a script: parse the options, do the work, print a user's error as one line."""
 
 import sys
 from collections.abc import Callable
@@ -11,10 +11,15 @@ T = TypeVar("T")
 
 
 def run_script(kind: type[T], work: Callable[[T], object], description: str | None) -> None:
-    """Parse `kind` from the command line and call `work` with it.
+    """Parse the options from the command line and call `work` with them.
 
     A `UserError` is printed as one line with exit code 2. Interrupts exit with 130 (SIGINT) or 143
-    (SIGTERM), as shells expect; what to do next is printed by whoever was interrupted.
+    (SIGTERM), as shells expect; the interrupted code itself prints how to go on.
+
+    Args:
+        kind: Class of the options.
+        work: Called with the parsed options.
+        description: Text at the head of `--help`.
     """
     try:
         work(parse_options(kind, description=description or ""))

@@ -1,7 +1,6 @@
-"""YAML files, the names users give them, and hyper-parameters.
+"""Read YAML files, find them by name, and check hyper-parameters.
 
-No code ever comes from a YAML: `yaml.safe_load` reads it, and every key is checked against what is
-known.
+A YAML never runs code: `yaml.safe_load` reads the file, and every key must be a known one.
 """
 
 import dataclasses
@@ -24,9 +23,10 @@ CONFIG_FOLDERS = {
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """Read one YAML mapping.
+    """Return the mapping of a YAML file.
 
-    `UserError` names file and line where it is missing, broken or no mapping.
+    Raises:
+        UserError: Where the file is missing, broken or no mapping; names the file and the line.
     """
     path = Path(path)
     try:
@@ -41,29 +41,30 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         what = getattr(error, "problem", None) or "not valid YAML"
         raise UserError(f"{path}{where}: broken YAML: {what}") from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: expected 'key: value' lines, found"
-            f" {'nothing' if content is None else type(content).__name__}"
-        )
+        found = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     return content
 
 
 def save_yaml(content: dict[str, Any], path: Path) -> None:
     """Write a mapping in the order of its keys."""
-    path.write_text(
-        yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None),
-        encoding="utf-8",
-    )
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    path.write_text(text, encoding="utf-8")
 
 
 def resolve(name: Path | str, kind: str) -> Path:
-    """Find a YAML by path, bare name or a path pasted from YOLOv5 / YOLOv7
-    (`cfg/training/yolov7-tiny.yaml`).
+    """Return the YAML file that a user names.
 
-    An existing file wins. Otherwise the basename is looked up under our own config folder of that
-    kind; dots, dashes and underscores are alike and a leading `hyp.` is dropped
+    An existing file wins. Otherwise the basename is looked up in the project's config folder of
+    that kind; dots, dashes and underscores are alike, and a leading `hyp.` is dropped
     (`hyp.scratch.p5.yaml` -> `scratch-p5`). A pasted `cfg/deploy/` path finds the `-deploy` form.
-    `UserError` with a suggestion where nothing fits.
+
+    Args:
+        name: Path, bare name, or a path of YOLOv5 or YOLOv7 (`cfg/training/yolov7-tiny.yaml`).
+        kind: Key of `CONFIG_FOLDERS`.
+
+    Raises:
+        UserError: Where no file fits; suggests a similar name.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
@@ -83,15 +84,19 @@ def resolve(name: Path | str, kind: str) -> Path:
 
 
 def _key(stem: str) -> str:
+    """Return a file's stem in the form that names are compared in."""
     return re.sub(r"[._\-]+", "-", stem.lower())
 
 
 @dataclass(frozen=True)
 class Hyp:
-    """Hyper-parameters as YOLOv5 and YOLOv7 users know them; frozen, every key checked.
+    """Hyper-parameters under the names of YOLOv5 and YOLOv7; frozen, every value checked.
 
-    Gains (`box`, `cls`, `obj`) are as in the files: for 3 layers, 80 classes and 640 px. `scaled()`
-    gives those of training.
+    The gains `box`, `cls` and `obj` are those of the YAML files, for 3 layers, 80 classes and
+    640 px. `scaled()` returns the gains of a training run.
+
+    Raises:
+        UserError: For a value of the wrong type or out of range.
     """
 
     # optimiser
@@ -131,10 +136,9 @@ class Hyp:
     fliplr: float = 0.5
     mosaic: float = 1.0
     mixup: float = 0.0
-    copy_paste: float = (
-        0.0  # needs segment labels, which box labels do not have: without effect, a warning says so
-    )
-    paste_in: float = 0.0  # the same
+    # both need segment labels, which box labels do not have: without effect, with a warning
+    copy_paste: float = 0.0
+    paste_in: float = 0.0
     close_mosaic: int = 0  # last epochs without mosaic and mixup
 
     def __post_init__(self) -> None:
@@ -150,9 +154,10 @@ class Hyp:
                 raise UserError(f"hyp: {name}: {getattr(self, name)} must be above 0")
 
     def scaled(self, num_layers: int = 3, num_classes: int = 80, imgsz: int = 640) -> "Hyp":
-        """The gains as training uses them, by YOLOv5's and YOLOv7's rule.
+        """Return the hyper-parameters with the gains of a training run.
 
-        box x 3/layers, cls x classes/80 x 3/layers, obj x (imgsz/640)^2 x 3/layers.
+        The rule is that of YOLOv5 and YOLOv7: box x 3/layers, cls x classes/80 x 3/layers,
+        obj x (imgsz/640)^2 x 3/layers.
         """
         per_layer = 3 / num_layers
         return self.replace(
@@ -162,16 +167,20 @@ class Hyp:
         )
 
     def replace(self, **changes: Any) -> "Hyp":
-        """A copy with some values changed; hyper-parameters are never mutated."""
+        """Return a copy with some values changed; hyper-parameters are never mutated."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by name, without those that are unset."""
+        """Return the plain values by name, without the unset ones."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """The value in the field's own type, or a `UserError`."""
+    """Return the value in the type of the field.
+
+    Raises:
+        UserError: Where the value cannot be read in that type.
+    """
     if field.name == "anchors" and value is None:
         return None
     kind = type(field.default) if field.default is not None else float
@@ -188,17 +197,17 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             return value
     except (TypeError, ValueError):
         pass
-    raise UserError(
-        f"hyp: {field.name}: {value!r} is not a"
-        f" {'finite number' if kind is float else kind.__name__}"
-    )
+    wanted = "finite number" if kind is float else kind.__name__
+    raise UserError(f"hyp: {field.name}: {value!r} is not a {wanted}")
 
 
 def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
-    """Hyper-parameters from a bare name (`scratch-low`), a path, a mapping, or as they are.
+    """Return the hyper-parameters of a bare name (`scratch-low`), a path or a mapping.
 
-    YOLOv7's `loss_ota: 1` reads as `loss: ota`. An unknown key is a `UserError` with a suggestion
-    and the file's name.
+    A `Hyp` is returned unchanged. YOLOv7's `loss_ota: 1` is read as `loss: ota`.
+
+    Raises:
+        UserError: For an unknown key or a wrong value; names the file and suggests a key.
     """
     if isinstance(source, Hyp):
         return source
@@ -217,5 +226,6 @@ def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
 
 
 def _hyp_file(source: Path | str) -> tuple[str, dict[str, Any]]:
+    """Return the path of a file of hyper-parameters and its mapping."""
     path = resolve(source, "hyp")
     return str(path), load_yaml(path)

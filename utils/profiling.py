@@ -57,7 +57,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 class _Counter(FlopCounterMode):
-    """torch's counter, where a module with a method `macs(input, output) -> int` counts by it."""
+    """Count FLOPs as torch does, but a module with `macs(input, output) -> int` by that method."""
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=FORMULAS)
@@ -70,6 +70,7 @@ class _Counter(FlopCounterMode):
         return self._entered[0] if self._entered else self._total()
 
     def _total(self) -> int:
+        """Return the MACs so far, those inside a running declared module included."""
         return self.get_total_flops() // 2 + self._correction
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
@@ -107,9 +108,8 @@ def run_on_meta(model: nn.Module, imgsz: int, channels: int = 3) -> None:
     }
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with torch.no_grad(), evaluating(model):
-        functional_call(
-            model, state, (torch.empty(1, channels, imgsz, imgsz, dtype=dtype, device="meta"),)
-        )
+        image = torch.empty(1, channels, imgsz, imgsz, dtype=dtype, device="meta")
+        functional_call(model, state, (image,))
 
 
 def count_macs(model: nn.Module, imgsz: int = 640, channels: int = 3) -> int:
@@ -143,9 +143,10 @@ def count_operations(model: nn.Module, imgsz: int = 640, channels: int = 3) -> t
 def macs_by_module(
     model: nn.Module, imgsz: int = 640, channels: int = 3
 ) -> dict[str, tuple[int, int, int]]:
-    """Return (MACs, output height, output width) of every convolution and linear layer that runs.
+    """Return (MACs, output height, output width) of each convolution and linear layer that runs.
 
-    MACs are summed where a layer runs twice.
+    MACs are those of one image of imgsz x imgsz pixels, summed where a layer runs twice. Height and
+    width of an output without them, as of a linear layer, are 1.
     """
     found: dict[str, tuple[int, int, int]] = {}
 
@@ -158,12 +159,9 @@ def macs_by_module(
 
         return hook
 
-    layers = [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    ]
-    handles = [layer.register_forward_hook(note(name)) for name, layer in layers]
+    kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
     try:
         run_on_meta(model, imgsz, channels)
     finally:
@@ -183,7 +181,7 @@ class Passed:
 def macs_by_part(
     model: nn.Module, parts: Sequence[str], imgsz: int = 640, channels: int = 3
 ) -> dict[str, Passed]:
-    """Return what each named submodule did for one image of imgsz x imgsz pixels.
+    """Return MACs and output shapes of each named submodule for one image of imgsz x imgsz pixels.
 
     A submodule that does not run has no MACs and no shapes.
     """
@@ -196,11 +194,8 @@ def macs_by_part(
             started[name] = counter.macs
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            shapes = tuple(
-                tuple(t.shape[1:])
-                for t in (output if isinstance(output, list | tuple) else [output])
-                if _is_map(t)
-            )
+            outputs = output if isinstance(output, list | tuple) else [output]
+            shapes = tuple(tuple(t.shape[1:]) for t in outputs if _is_map(t))
             found[name] = Passed(found[name].macs + counter.macs - started[name], shapes)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
@@ -218,11 +213,12 @@ def macs_by_part(
 
 
 def _is_map(value: Any) -> bool:
+    """Return True for a tensor with dimensions beside the batch."""
     return isinstance(value, Tensor) and value.dim() > 1
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, frozen ones too, buffers not."""
+    """Return the number of parameters, with the frozen ones and without buffers."""
     return sum(p.numel() for p in model.parameters())
 
 

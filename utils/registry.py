@@ -1,6 +1,6 @@
-"""Name -> class tables.
+"""Tables from names to classes.
 
-A newcomer adds a block, a pruner or a loss by dropping in one file that registers it.
+One new file that registers its class adds a block, a pruner or a loss.
 """
 
 import ast
@@ -27,14 +27,13 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self._items: dict[str, Any] = {}
-        self.fallback: Callable[[str], Any] = lambda name: (
-            None
-        )  # what a name means that is not registered, or None
+        # called with a name that is not registered; returns its item or None
+        self.fallback: Callable[[str], Any] = lambda name: None
 
     def register(self, *names: str) -> Callable[[Any], Any]:
-        """Decorator; registers under every name given, or under the class's own name.
+        """Return a decorator that registers an item under each name, or under the item's own name.
 
-        A name taken twice is our bug.
+        A name must be free: a second registration fails an assertion.
         """
 
         def add(item: Any) -> Any:
@@ -46,15 +45,19 @@ class Registry:
         return add
 
     def __getitem__(self, name: str) -> Any:
-        """The registered item; `UserError` with a suggestion where the name is unknown."""
-        if name not in self._items:
-            if found := self.fallback(name):
-                return found
-            raise UserError(
-                f"unknown {self.kind} '{name}'{suggest(name, self._items)} (known:"
-                f" {', '.join(self.names())})"
-            )
-        return self._items[name]
+        """Return the item of a name.
+
+        Raises:
+            UserError: Where the name is unknown; suggests a similar one.
+        """
+        if name in self._items:
+            return self._items[name]
+        if found := self.fallback(name):
+            return found
+        raise UserError(
+            f"unknown {self.kind} '{name}'{suggest(name, self._items)} (known:"
+            f" {', '.join(self.names())})"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self._items
@@ -66,15 +69,15 @@ class Registry:
         return len(self._items)
 
     def names(self) -> list[str]:
-        """All names in the order of registration."""
+        """Return all names in the order of registration."""
         return list(self._items)
 
 
 def import_files_of(package: ModuleType) -> None:
-    """Import every module of a package, so that its registrations run; not its `__main__`, which is
-    a script.
+    """Import every module of a package, so that its registrations run.
 
-    Names come from our folders, never from a user's string.
+    A `__main__` is left out: importing it would run a script. The names of the modules come from
+    the package's folder, never from a user.
     """
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not info.name.endswith(".__main__"):
@@ -82,21 +85,28 @@ def import_files_of(package: ModuleType) -> None:
 
 
 def registered_names(folder: Path, registry: str) -> list[str]:
-    """Names that `@<registry>.register("name")` decorators in a folder's files give, read from the
-    source without importing it.
+    """Return the names that the files of a folder register, without importing them.
 
-    Lets `--help` list every method without paying for torch.
+    The names are read from the decorators in the source, so that `--help` lists every method
+    without importing torch.
+
+    Args:
+        folder: Folder whose files are searched, subfolders included.
+        registry: Name of the registry in the source: `PRUNERS` finds `@PRUNERS.register("l1")`.
     """
     names: list[str] = []
     for file in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                for call in node.decorator_list:
-                    if (
-                        isinstance(call, ast.Call)
-                        and ast.unparse(call.func) == f"{registry}.register"
-                    ):
-                        names += [
-                            str(a.value) for a in call.args if isinstance(a, ast.Constant)
-                        ] or [node.name]
+                names += _decorator_names(node, f"{registry}.register")
+    return names
+
+
+def _decorator_names(node: ast.ClassDef | ast.FunctionDef, decorator: str) -> list[str]:
+    """Return the names that a decorator's calls register a class or function under."""
+    names: list[str] = []
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
+            given = [str(word.value) for word in call.args if isinstance(word, ast.Constant)]
+            names += given or [node.name]
     return names

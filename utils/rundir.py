@@ -1,4 +1,4 @@
-"""Run folders: `runs/train/exp`, `exp2`, ... and the record of how a run was made."""
+"""Create run folders (`runs/train/exp`, `exp2`, ...) and record how a run was made."""
 
 import platform
 import subprocess
@@ -23,11 +23,15 @@ RECORDED_PACKAGES = (
 
 
 def make_run_dir(project: Path | str, name: str, exist_ok: bool = False) -> Path:
-    """Create `project/name`, or `name2`, `name3`, ... where it exists and `exist_ok` is not set.
+    """Create a run folder and return its path; no two processes get the same folder.
 
-    Safe against a second process.
+    Args:
+        project: Folder of the runs.
+        name: Name of the run; `name2`, `name3`, ... where the folder exists already.
+        exist_ok: Take `project/name` also where it exists.
 
-    `UserError` where the folder cannot be created.
+    Raises:
+        UserError: Where the folder cannot be created.
     """
     number = 1
     while True:
@@ -49,7 +53,11 @@ def make_run_dir(project: Path | str, name: str, exist_ok: bool = False) -> Path
 
 
 def latest_checkpoint(project: Path | str) -> Path:
-    """The youngest `last.pt` below a folder of runs; `UserError` where there is none."""
+    """Return the latest `last.pt` below a folder of runs.
+
+    Raises:
+        UserError: Where there is none.
+    """
     found = sorted(Path(project).rglob("weights/last.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(
@@ -60,7 +68,7 @@ def latest_checkpoint(project: Path | str) -> Path:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What else decides a run's result: versions, commit, device, threads."""
+    """Return what decides a result beside the options: versions, commit, device, threads."""
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
@@ -71,17 +79,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with `-dirty` where files differ from it; None without git."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    """Return the commit of this checkout, with `-dirty` where files differ; None without git."""
+    words = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(ROOT), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -95,6 +95,7 @@ def save_options(options: Any, path: Path, **more: Any) -> None:
 
 
 def _version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
