@@ -43,7 +43,9 @@ def make_targets(boxes: int = BOXES) -> Tensor:
 
 def make_loss(model: Any, kind: str) -> DetectionLoss:
     """Return the loss of a kind (`yolo` or `ota`) with YOLOv5's gains."""
-    return build_loss(model, Hyp().scaled(len(model.head.anchors), CLASSES, SIZE), kind)
+    loss = build_loss(model, Hyp().scaled(len(model.head.anchors), CLASSES, SIZE), kind)
+    assert isinstance(loss, DetectionLoss)
+    return loss
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def library(model: Model) -> tuple[Any, int]:
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=200,
-        ignored_layers=list(model.head.m),
+        ignored_layers=list(model.head.get_submodule("m").children()),
         output_transform=raw_outputs,
         in_channel_groups={},
         out_channel_groups={},

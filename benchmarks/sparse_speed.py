@@ -73,7 +73,7 @@ def library_penalties(model: Model) -> dict[str, Callable[[], None]]:
             model,
             (torch.rand(1, 3, 64, 64),),
             importance,
-            ignored_layers=list(model.head.m),
+            ignored_layers=list(model.head.get_submodule("m").children()),
             output_transform=raw_outputs,
             in_channel_groups={},
             out_channel_groups={},

@@ -102,7 +102,10 @@ def check_anchors(
     decision: only for a new model that is trained from a YAML.
     """
     head, rng = model.head, np.random.default_rng(seed)
-    anchors = (head.anchors * head.stride.view(-1, 1, 1)).reshape(-1, 2).cpu().numpy()
+    if head.anchors_px is None:
+        LOGGER.info(f"autoanchor: skipped, the head {type(head).__name__} has no anchors")
+        return 1.0
+    anchors = head.anchors_px.reshape(-1, 2).cpu().numpy()
     wh = box_sizes(dataset, imgsz, rng)
     if not len(wh):
         LOGGER.warning("autoanchor: no boxes to compare the anchors with")
@@ -118,7 +121,7 @@ def check_anchors(
             f"autoanchor: kept the anchors: BPR {recall:.4f}, new ones would give {new_recall:.4f}"
         )
         return recall
-    head.set_anchors(torch.tensor(better, dtype=torch.float32).view_as(head.anchors))
+    head.set_anchors(torch.tensor(better, dtype=torch.float32).view_as(head.anchors_px))
     LOGGER.info(
         f"autoanchor: new anchors {better.round().astype(int).tolist()}: BPR {recall:.4f} ->"
         f" {new_recall:.4f}"

@@ -46,7 +46,7 @@ class Teacher:
                 layer.
         """
         with self.feature_hooks.reading() as features:
-            _, raw = self.model(images)
+            raw = self.model(images).raw
         return raw, features
 
 
@@ -70,16 +70,16 @@ def check_heads(student: Model, teacher: Model) -> None:
     """Check that the raw outputs of both models can be compared one by one.
 
     Raises:
-        UserError: Where strides, number of classes, or anchors differ.
+        UserError: Where strides, number of classes, or anchors differ, or a head has no anchors.
     """
+    ours, theirs = _anchors("student", student), _anchors("teacher", teacher)
     strides = [[int(s) for s in model.stride] for model in (student, teacher)]
     if strides[0] != strides[1]:
         raise _unlike("strides", f"{strides[1]}", f"{strides[0]}")
     if student.nc != teacher.nc:
         raise _unlike("classes", f"{teacher.nc}", f"{student.nc}")
-    if student.head.na != teacher.head.na:
-        raise _unlike("anchors a level", f"{teacher.head.na}", f"{student.head.na}")
-    ours, theirs = (model.head.anchors_px.detach().cpu() for model in (student, teacher))
+    if ours.shape[1] != theirs.shape[1]:
+        raise _unlike("anchors a level", f"{theirs.shape[1]}", f"{ours.shape[1]}")
     if not torch.allclose(ours, theirs, rtol=ANCHOR_RTOL):
         raise _unlike("anchors", _rounded(theirs), _rounded(ours))
     if student.names != teacher.names:
@@ -94,12 +94,23 @@ def take_anchors(student: Model, teacher: Model) -> None:
 
     The anchors are taken only where both heads have as many levels and anchors, and equal strides.
     """
-    alike = student.head.anchors.shape == teacher.head.anchors.shape
-    if alike and torch.equal(student.stride.cpu(), teacher.stride.cpu()):
-        student.head.set_anchors(teacher.head.anchors_px)
-        LOGGER.info(
-            f"Anchors: the student takes the teacher's, {_rounded(teacher.head.anchors_px)} px"
+    ours, theirs = student.head.anchors_px, teacher.head.anchors_px
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return
+    if torch.equal(student.stride.cpu(), teacher.stride.cpu()):
+        student.head.set_anchors(theirs)
+        LOGGER.info(f"Anchors: the student takes the teacher's, {_rounded(theirs)} px")
+
+
+def _anchors(role: str, model: Model) -> Tensor:
+    """Return the anchors (nl, na, 2) in pixels; `UserError` if the head has none."""
+    anchors = model.head.anchors_px
+    if anchors is None:
+        raise UserError(
+            f"--logit-loss: the {role}'s head {type(model.head).__name__} has no anchors; raw"
+            " outputs are compared anchor by anchor. Use --feature-loss"
         )
+    return anchors.detach().cpu()
 
 
 def _unlike(what: str, teacher: str, student: str) -> UserError:

@@ -1,7 +1,6 @@
-"""The only place that writes or reads weights: plain data and tensors, written atomically, with the
-structure that pruning left.
+"""Write and read checkpoints: plain data and tensors, written atomically, with pruned widths.
 
-See docs/checkpoint_format.md.
+No other file writes or reads weights. See docs/checkpoint_format.md.
 """
 
 import pickle
@@ -33,18 +32,23 @@ DAMAGED = (
     AssertionError,
     ArithmeticError,
 )
-"""What a damaged file can raise in torch's reader, which checks little, and where its values are
-used.
-"""
+"""Errors that a damaged file raises in torch's reader, or wherever its values are used."""
 REQUIRED = ("format", "model_cfg", "structure", "state_dict", "names", "stride", "anchors")
 
 
 def save_checkpoint(path: Path | str, model: Model, **fields: Any) -> None:
-    """Write a model and `fields` (hyp, args, epoch, best_fitness, history, train_state ...: plain
-    data and tensors) to one file.
+    """Write a model and `fields` to one file.
 
-    The file appears whole or not at all: an earlier one stays valid whatever happens. `UserError`
-    where the disk refuses.
+    The file appears whole or not at all: an earlier one stays valid whatever happens.
+
+    Args:
+        path: File to write.
+        model: Model in its training form.
+        fields: hyp, args, epoch, best_fitness, history, train_state ...: plain data and tensors.
+
+    Raises:
+        UserError: The model is fused, or the disk refuses.
+        TypeError: A field holds something else than plain data and tensors.
     """
     if model.deployed:
         raise UserError(
@@ -65,19 +69,18 @@ def save_checkpoint(path: Path | str, model: Model, **fields: Any) -> None:
         "structure": changed,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         "names": list(model.names),
-        "stride": model.stride.tolist(),
-        "anchors": model.head.anchors_px.flatten(1).tolist(),
+        **model.head.state(),
     }
     write_atomically(content, Path(path))
 
 
 def save_model(model: Model, path: Path | str, **fields: Any) -> None:
-    """`save_checkpoint` with the model first, for whoever has only a model."""
+    """Write a model by `save_checkpoint`; the model is the first argument."""
     save_checkpoint(path, model, **fields)
 
 
 def write_atomically(content: Any, path: Path) -> None:
-    """`torch.save` whole or not at all."""
+    """Write the whole content by `torch.save`, or nothing; `UserError` if the disk refuses."""
     try:
         with atomic_open(path) as file:
             torch.save(content, file)
@@ -106,9 +109,10 @@ def _check_plain(value: Any, place: str) -> None:
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read and check a checkpoint of ours; nothing but plain data and tensors can be in it.
+    """Read and check a checkpoint of ours, which holds only plain data and tensors.
 
-    `UserError` where it is none.
+    Raises:
+        UserError: The file is missing, damaged, or no checkpoint of ours.
     """
     path = Path(path)
     wrong = f"{path}: this is no checkpoint of ours"
@@ -136,15 +140,19 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
 
 
 def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
-    """The model of a loaded checkpoint: built from its YAML, set to its widths, loaded strictly.
+    """Build the model of a loaded checkpoint, in training mode.
 
-    In training mode.
+    The model is built from the YAML in the checkpoint, set to its widths and loaded strictly.
+
+    Raises:
+        UserError: The weights do not fit the structure.
     """
     state: dict[str, Tensor] = checkpoint["state_dict"]
     try:
         with awaiting_weights():
             model = build_model(checkpoint["model_cfg"])
         set_widths(model, checkpoint["structure"])
+        model.head.load_state(checkpoint)
         model.load_state_dict(state, strict=True)
         model.names = [str(name) for name in checkpoint["names"]]
         model.imgsz = _training_size(checkpoint.get("args", {}).get("imgsz")) or model.imgsz
@@ -165,8 +173,10 @@ def _training_size(stored: Any) -> int:
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
-    """A model in its training form (in train mode) from our checkpoint or an official pickled
-    `.pt`.
+    """Load a model, in training form and mode, from our checkpoint or an official pickled `.pt`.
+
+    Raises:
+        UserError: The file is missing, damaged, or neither of the two.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,7 +191,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
 
 
 def model_from_official(path: Path | str) -> Model:
-    """Our model with the weights of an official checkpoint (EMA preferred), in float32."""
+    """Build our model with the weights of an official checkpoint (EMA preferred), in float32.
+
+    Raises:
+        UserError: The weights do not fit the model that the file describes.
+    """
     official = read_official(path)
     model = build_model(official.cfg, nc=official.nc)
     state = {k: v for k, v in official.state_dict.items() if k.rsplit(".", 1)[-1] != "anchor_grid"}
@@ -193,7 +207,7 @@ def model_from_official(path: Path | str) -> Model:
             f" '{odd[0]}'"
         )
     model.load_state_dict(state, strict=False)
-    model.head.set_anchors(model.head.anchors_px)  # brings what depends on the anchors up to date
+    model.head.refresh()
     model.names = official.names
     return model
 
@@ -203,10 +217,12 @@ def transfer_weights(
     state_dict: Mapping[str, Tensor],
     exclude: Iterable[str] = ("anchors", "anchor_grid"),
 ) -> tuple[int, int]:
-    """Copy the weights that agree in name and shape, but those whose name contains a word of
-    `exclude`.
+    """Copy the weights that agree in name and shape with entries of the model.
 
-    Gives (copied, number of the model's entries), as in `Transferred 342/349 items`.
+    Names that contain a word of `exclude` are left out.
+
+    Returns:
+        Number of copied entries and of all entries, as in `Transferred 342/349 items`.
     """
     words = tuple(exclude)
     own = model.state_dict()

@@ -107,7 +107,7 @@ def check_keys(cfg: dict[str, Any], where: str) -> None:
             raise UserError(
                 f"{where}: unknown key '{key}'{suggest(str(key), KEYS)} (known: {', '.join(KEYS)})"
             )
-    for key in ("nc", "anchors", "backbone", "head"):
+    for key in ("nc", "backbone", "head"):
         if key not in cfg:
             raise UserError(
                 f"{where}: '{key}' is missing; a model YAML has nc, anchors, backbone and head"
@@ -129,7 +129,8 @@ def check_keys(cfg: dict[str, Any], where: str) -> None:
                 f"{where}: {key}: {value!r} is not"
                 f" {'an integer' if kinds == (int,) else 'a number'} above 0"
             )
-    _check_anchors(cfg["anchors"], where)
+    if "anchors" in cfg:
+        _check_anchors(cfg["anchors"], where)
 
 
 def _check_anchors(anchors: Any, where: str) -> None:
@@ -260,7 +261,7 @@ def _context(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> BuildConte
         in_channels=tuple(x.shape[1] for x in inputs),
         in_strides=tuple(TRACE_SIZE / x.shape[2] for x in inputs),
         nc=cfg["nc"],
-        anchors=cfg["anchors"],
+        anchors=cfg.get("anchors"),
         width=cfg.get("width_multiple", 1.0),
         act=cfg.get("activation") or "SiLU",
         repeats=max(round(repeats * depth), 1) if repeats > 1 else 1,
@@ -289,6 +290,8 @@ def _build(
 
 def _named(value: Any, names: dict[str, Any]) -> Any:
     """Return what a word such as `None`, `nc` or `anchors` stands for; else the value itself."""
+    if value == "anchors" and names["anchors"] is None:
+        raise UserError("'anchors' is missing; the top of the YAML gives them to the head")
     return names.get(value, value) if isinstance(value, str) else value
 
 

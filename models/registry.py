@@ -115,6 +115,8 @@ class BuildContext:
     @property
     def head_channels(self) -> int:
         """Output channels of each detection layer, na x (5 + nc): never scaled by the width."""
+        if self.anchors is None:
+            return 0
         na = self.anchors if isinstance(self.anchors, int) else len(self.anchors[0]) // 2
         return na * (self.nc + 5)
 

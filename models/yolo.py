@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import models.blocks
 import models.heads
-from models.heads.detect import Detect, ImplicitA, ImplicitM
+from models.heads.base import Head
+from models.heads.detect import ImplicitA, ImplicitM
 from models.parser import RowSpec, parse
 from models.pruning_rules import detach_channels
 from models.registry import ACTIVATIONS
@@ -27,13 +28,13 @@ import_files_of(models.heads)
 
 @dataclass(frozen=True)
 class Row(RowSpec):
-    """One YAML row of a built model."""
+    """Describe one YAML row of a built model."""
 
     module: nn.Module
 
 
 class Model(nn.Module):
-    """A detector built from a parsed YAML.
+    """Run the rows of a parsed YAML, the detection head last.
 
     `model[i]` is the module of output i (the further outputs of one row are an `nn.Identity` each),
     so that `model.N` means the same in `from`, in layer options and in parameter names.
@@ -45,7 +46,7 @@ class Model(nn.Module):
         plan = parse(self.cfg, where)
         self.model = nn.ModuleList(plan.modules)
         self.specs: tuple[RowSpec, ...] = tuple(plan.specs)
-        if not self.specs or not isinstance(self.model[self.specs[-1].index], Detect):
+        if not self.specs or not isinstance(self.model[self.specs[-1].index], Head):
             raise UserError(
                 f"{where}: the last row must be a detection head, as [[17, 20, 23], 1, Detect, [nc,"
                 " anchors]]"
@@ -64,23 +65,24 @@ class Model(nn.Module):
         self.has_idle_layers = bool(self._unread)
 
     @property
-    def head(self) -> Detect:
-        """The detection head, the last row."""
-        return cast(Detect, self.model[self.specs[-1].index])
+    def head(self) -> Head:
+        """Detection head: the module of the last row."""
+        return cast(Head, self.model[self.specs[-1].index])
 
     @property
     def stride(self) -> Tensor:
-        """(nl,) pixels per cell of each level."""
+        """Pixels a cell of each level, (nl,)."""
         return self.head.stride
 
     @property
     def rows(self) -> list[Row]:
-        """The YAML's rows with their modules."""
+        """Rows of the YAML with their modules."""
         return [Row(**vars(spec), module=self.model[spec.index]) for spec in self.specs]
 
     def forward(self, x: Tensor) -> Any:
-        """Images (N, 3, H, W) in 0..1 -> what the head gives: raw maps in training, (boxes, raw
-        maps) in eval; see `Detect`.
+        """Map images (N, 3, H, W) in 0..1 to the output of the head.
+
+        The output is a list of raw maps in training and `Detections(decoded, raw)` in eval mode.
         """
         outputs: dict[int, Any] = {-1: x}
         result: Any = x
@@ -104,11 +106,10 @@ class Model(nn.Module):
         return result
 
     def fuse(self) -> "Model":
-        """A new deployed model in eval mode: batch norms, branches and implicits folded.
+        """Return a new deployed model in eval mode: batch norms, branches and implicits folded.
 
-        This one stays as it is.
-
-        Its weights are stored channels last, which is quicker for images that are.
+        This model stays as it is. The weights of the new one are stored channels last, which is
+        quicker for images stored likewise.
         """
         deployed = copy.deepcopy(self).eval()
         with torch.no_grad():
@@ -118,15 +119,17 @@ class Model(nn.Module):
         return deployed.requires_grad_(False)
 
     def info(self, imgsz: int = 640) -> dict[str, float]:
-        """Sizes of this model and of its deployed form; GFLOPs are 2 x MACs at imgsz x imgsz.
+        """Return sizes of this model and of its deployed form; GFLOPs are 2 x MACs at imgsz^2 px.
 
-        - `layers`: modules, where all activations of a kind count as one (how YOLOv5's 214 layers
-          come out).
-        - `fused_parameters`: as published tables count: deployed, and the implicit vectors that the
-          official fuse leaves there.
+        - `layers`: number of modules; all activations of a kind count as one, as in the 214 layers
+          of YOLOv5.
+        - `parameters`, `gflops`: of this form.
+        - `fused_parameters`: as published tables count: of the deployed model, plus the implicit
+          vectors that the official fuse leaves in place.
+        - `deployed_parameters`, `gflops_fused`: of the deployed model.
         - `gflops_published`: this form with 4 MACs per batch norm element, as counters based on
-          `thop` print. Display only.
-        - `macs`: of the deployed model; what a speed-up is measured in.
+          `thop` print. For display only.
+        - `macs`: of the deployed model; speed-ups are ratios of `macs`.
         """
         deployed = self.fuse()
         (macs, norm_elements), deployed_macs = (
@@ -149,7 +152,7 @@ class Model(nn.Module):
         }
 
     def summary(self, imgsz: int = 640) -> str:
-        """`Model summary: 214 layers, 7235389 parameters, 16.4 GFLOPs`."""
+        """Return a line as `Model summary: 214 layers, 7235389 parameters, 16.4 GFLOPs`."""
         gflops = 2 * count_macs(self, imgsz) / 1e9
         return (
             f"Model summary: {self._count_layers()} layers, {count_parameters(self)} parameters,"
@@ -164,7 +167,7 @@ class Model(nn.Module):
 
 
 def fuse_children(module: nn.Module) -> None:
-    """Replace every descendant that has a `fuse()` by what it gives, the innermost first.
+    """Replace every descendant that has a `fuse()` by its fused form, the innermost first.
 
     The module must be in eval mode.
     """
@@ -178,8 +181,9 @@ def fuse_children(module: nn.Module) -> None:
 def build_model(
     cfg: Mapping[str, Any] | Path | str, nc: int | None = None, anchors: Any = None
 ) -> Model:
-    """A new model from a bare name (`yolov5n`), a path, or a parsed YAML; `nc` and `anchors` win
-    over the YAML's.
+    """Build a new model from a bare name (`yolov5n`), a path, or a parsed YAML.
+
+    `nc` and `anchors` replace those of the YAML.
     """
     if isinstance(cfg, Mapping):
         where, content = "model", dict(cfg)

@@ -62,7 +62,7 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
         else:
             model = source if source.nc == len(names) else with_classes(source, len(names))
             copied, total = transfer_weights(model, source.state_dict(), exclude=())
-            model.head.set_anchors(model.head.anchors_px)
+            model.head.refresh()
         if opt.reinit:
             LOGGER.info(f"The structure is that of {opt.weights}, the weights are new")
         else:
@@ -106,7 +106,7 @@ def with_new_weights(source: Model) -> Model:
         corner = tuple(slice(size) for size in old.shape)
         weights[name] = uncut[name][corner]
     model.load_state_dict(weights)
-    model.head.set_anchors(source.head.anchors_px)
+    model.head.load_state(source.head.state())
     return model
 
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from distill import LOGIT_LOSSES, LogitSetup
 from distill.align_soft_target import soft_target_loss
+from models.heads.detect import Detect
 from tests.conftest import ROOT
 from utils.config import Hyp
 from utils.errors import UserError
@@ -67,7 +68,9 @@ def test_names_are_read_without_importing():
 
 def test_setup_of_a_head_has_the_detection_losses_gains_and_balance():
     hyp = Hyp(box=0.04, obj=0.9, cls=0.2).scaled(3, 5, 320)
-    head = SimpleNamespace(anchors=ANCHORS.clone(), stride=torch.tensor([8.0, 16, 32]), nc=5)
+    strides = [8.0, 16.0, 32.0]
+    head = Detect([8] * 3, strides, 5, ANCHORS.shape[1])
+    head.set_anchors(ANCHORS * torch.tensor(strides).view(-1, 1, 1))
     found = LogitSetup.of(head, hyp)
     assert (found.nc, found.box, found.obj, found.cls) == (5, hyp.box, hyp.obj, hyp.cls)
     assert torch.equal(

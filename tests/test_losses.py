@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from models.heads.detect import Detect
 from tests import reference_losses
 from utils.config import Hyp
 from utils.errors import UserError
@@ -23,11 +24,9 @@ STRIDES = (8, 16, 32)
 def model_of(nc, anchors=V5_ANCHORS, strides=STRIDES):
     stride = torch.tensor([float(s) for s in strides])
     grid_anchors = torch.tensor(anchors).float().view(len(strides), 3, 2) / stride[:, None, None]
-    return SimpleNamespace(
-        head=SimpleNamespace(
-            anchors=grid_anchors, stride=stride, nl=len(strides), na=3, nc=nc, no=nc + 5
-        )
-    )
+    head = Detect((8,) * len(strides), strides, nc, [list(level) for level in anchors])
+    assert torch.equal(head.anchors, grid_anchors)
+    return SimpleNamespace(head=head)
 
 
 def random_maps(

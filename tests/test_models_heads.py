@@ -37,7 +37,7 @@ def test_decoding_by_hand() -> None:
         [1.0, -1.0, 2.0, -2.0]
     )  # anchor 1, row 1, column 2 of level 1 (stride 16)
     y[0, 1, 1, 2, 4] = 3.0
-    box = head.decode(y, 1)[0, 1 * 6 + 1 * 3 + 2].tolist()
+    box = head.decode_level(y, 1)[0, 1 * 6 + 1 * 3 + 2].tolist()
 
     def sigmoid(v: float) -> float:
         return 1 / (1 + math.exp(-v))

@@ -1,8 +1,8 @@
-"""The detection loss of YOLOv5 and YOLOv7: box (CIoU), objectness and class terms over
-anchor-matched predictions.
+"""The detection loss of YOLOv5 and YOLOv7: box (CIoU), objectness and class terms.
 
-`kind="yolo"` trains every candidate of YOLOv5's matching rule, `kind="ota"` those that YOLOv7's OTA
-chooses among them.
+The loss is computed over anchor-matched predictions. `kind="yolo"` trains every candidate of
+YOLOv5's matching rule, `kind="ota"` the candidates that YOLOv7's OTA chooses. A head with another
+loss brings its own; `build_loss` asks the head.
 """
 
 from collections.abc import Sequence
@@ -23,34 +23,48 @@ FOCAL_ALPHA = 0.25  # Lin et al. 2017
 BALANCE_DECAY = 0.9999  # of autobalance, a step
 
 
-def build_loss(model: Any, hyp: Hyp, kind: str | None = None) -> "DetectionLoss":
-    """The loss of a model; reads `model.head` only (`anchors` (L, A, 2) in grid units, `stride`
-    (L,)).
+def build_loss(model: Any, hyp: Hyp, kind: str | None = None) -> nn.Module:
+    """Return the loss of a model, made by its head.
 
-    hyp: scaled gains (`hyp.scaled(...)`); kind: `yolo`, `ota`, or None for `hyp.loss`. `UserError`
-    for any other kind.
+    Args:
+        model: A model with a `head`; nothing else is read.
+        hyp: Scaled gains (`hyp.scaled(...)`).
+        kind: `yolo`, `ota`, or None for `hyp.loss`; a head with one loss only ignores it.
+
+    Raises:
+        UserError: The head does not know the kind.
     """
+    return model.head.build_loss(hyp, kind)
+
+
+def choose_kind(hyp: Hyp, kind: str | None) -> str:
+    """Return the kind that was asked for, `hyp.loss` for None; `UserError` if it is unknown."""
     kind = hyp.loss if kind is None else kind
     if kind not in KINDS:
         raise UserError(
             f"loss: unknown kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})"
         )
-    return DetectionLoss(model.head, hyp, ota=kind == "ota")
+    return kind
 
 
 class DetectionLoss(nn.Module):
-    """`loss(raw_maps, targets) -> (loss, parts)`.
+    """Compute the loss of an anchor-based head: `loss(raw_maps, targets) -> (loss, parts)`.
 
-    raw_maps: L tensors (N, A, H, W, 5 + nc), finest level first; targets: (M, 6) image, class, x,
-    y, w, h normalised to 0..1. `loss` is a scalar multiplied by the batch size N; `parts` are box,
-    obj and cls: weighted by their gains, detached, not multiplied. Half-precision maps are computed
-    in float32. With autobalance, a call with gradients moves `balance`.
+    Half-precision maps are computed in float32. With autobalance, a call with gradients updates
+    `balance`.
     """
 
     anchors: Tensor
     balance: Tensor
 
     def __init__(self, head: Any, hyp: Hyp, ota: bool = False):
+        """Copy `anchors` (L, A, 2) in grid units and read `stride` (L,) in pixels from the head.
+
+        `hyp` are scaled gains; `ota` chooses YOLOv7's assignment.
+
+        Raises:
+            UserError: `hyp.autobalance` without a level of stride 16.
+        """
         super().__init__()
         self.hyp, self.ota = hyp, ota
         self.register_buffer("anchors", head.anchors.detach().float().clone(), persistent=False)
@@ -60,7 +74,16 @@ class DetectionLoss(nn.Module):
     def forward(
         self, raw_maps: Sequence[Tensor], targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the class."""
+        """Compute the loss of a batch.
+
+        Args:
+            raw_maps: L tensors (N, A, H, W, 5 + nc), the finest level first.
+            targets: (M, 6) image, class, x, y, w, h normalised to 0..1.
+
+        Returns:
+            The scalar loss multiplied by the batch size N, and its parts `box`, `obj` and `cls`:
+            weighted by their gains, detached, not multiplied.
+        """
         grids = targets.new_tensor(
             [[raw.shape[3], raw.shape[2]] for raw in raw_maps]
         )  # (L, 2) columns and rows
@@ -95,11 +118,16 @@ class DetectionLoss(nn.Module):
     def _objectness(
         self, logits: Sequence[Tensor], level: Tensor, index: Tensor, iou: Tensor
     ) -> Tensor:
-        """Every cell of every level (logits, flat) against the IoU of its prediction, 0 where
-        nothing is matched.
+        """Compute the objectness loss of all cells: the wanted value is the IoU of the match.
 
-        Where several targets share a cell the last match counts. All of them write that one's
-        value, so that the order in which a device writes does not matter.
+        A cell without a match wants 0. Of several targets in one cell the last match counts: all
+        of them write its value, so that the order in which a device writes does not matter.
+
+        Args:
+            logits: One flat tensor a level.
+            level: (n,) level of each match.
+            index: (n,) position of each match in its flat level.
+            iou: (n,) IoU of each matched prediction with its target.
         """
         sizes = [len(part) for part in logits]
         cells = (
@@ -118,8 +146,9 @@ class DetectionLoss(nn.Module):
         return (means * balance).sum()
 
     def _classification(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Mean over classes for each match, (n, nc) logits to (n,); 0 where there is one class
-        only, as in YOLOv5.
+        """Compute the mean class loss of each match, (n, nc) logits to (n,).
+
+        With one class only the loss is 0, as in YOLOv5.
         """
         if logits.shape[1] == 1:
             return logits.new_zeros(len(logits))
@@ -128,8 +157,9 @@ class DetectionLoss(nn.Module):
         return self._cross_entropy(logits, wanted, self.hyp.cls_pw).mean(1)
 
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
-        """Binary cross-entropy of each element; with `fl_gamma` the focal loss of Lin et al. 2017
-        for soft targets.
+        """Compute the binary cross-entropy of each element.
+
+        With `fl_gamma` the value is the focal loss of Lin et al. 2017 for soft targets.
         """
         weight = logits.new_tensor(positive_weight) if positive_weight != 1 else None
         loss = binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
@@ -145,9 +175,16 @@ class DetectionLoss(nn.Module):
 def _choose(
     raw_maps: Sequence[Tensor], targets: Tensor, candidates: Matches, anchors: Tensor, grids: Tensor
 ) -> Matches:
-    """YOLOv7's OTA among the candidates.
+    """Choose among the candidates by YOLOv7's OTA.
 
     Boxes are compared as shares of the image: IoU is the same as in pixels.
+
+    Args:
+        raw_maps: L tensors (N, A, H, W, 5 + nc).
+        targets: (M, 6) image, class, x, y, w, h normalised.
+        candidates: n matches of the anchors.
+        anchors: (L, A, 2) in grid units.
+        grids: (L, 2) columns and rows of each level.
     """
     level, anchor, cell, _ = candidates
     rows, _ = _pick(raw_maps, level, _flat_index(candidates, targets, grids, anchors.shape[1]))
@@ -166,8 +203,9 @@ def _choose(
 
 
 def _flat_index(matches: Matches, targets: Tensor, grids: Tensor, anchors_per_level: int) -> Tensor:
-    """Position (n,) of each match's prediction in its raw map, flattened to (N * A * H * W, 5 +
-    nc).
+    """Return the position (n,) of each match in its raw map flattened to (N * A * H * W, 5 + nc).
+
+    `grids` (L, 2) are columns and rows of each level.
     """
     level, anchor, cell, target = matches
     columns, rows = grids.long()[level].unbind(1)
@@ -176,8 +214,9 @@ def _flat_index(matches: Matches, targets: Tensor, grids: Tensor, anchors_per_le
 
 
 def _pick(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The predictions (n, 5 + nc) at `index` of their `level` (ascending), and every level's
-    objectness logits, flat.
+    """Return the predictions (n, 5 + nc) at `index`, and the flat objectness logits of each level.
+
+    `level` (n,) is in ascending order.
     """
     counts = torch.bincount(
         level, minlength=len(raw_maps)
@@ -190,7 +229,7 @@ def _pick(raw_maps: Sequence[Tensor], level: Tensor, index: Tensor) -> tuple[Ten
 
 
 class _Pick(torch.autograd.Function):
-    """Rows and objectness of one raw map (N, A, H, W, 5 + nc).
+    """Pick rows and objectness of one raw map (N, A, H, W, 5 + nc).
 
     Plain indexing would give each of the two a gradient as large as the map, then add them: a third
     of the time of the loss.
@@ -214,27 +253,29 @@ class _Pick(torch.autograd.Function):
 
 
 def level_balance(levels: int) -> tuple[float, ...]:
-    """Weight of each level's objectness: a level has a quarter of the cells of the one before it,
-    so that its mean says less.
+    """Return the weight of the objectness loss of each level, the finest first.
+
+    Each level has a quarter of the cells of the finer one, so its mean weighs less.
     """
     return (4.0, 1.0, 0.4) if levels == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[:levels]
 
 
 def decode_boxes(logits: Tensor, anchors: Tensor) -> Tensor:
-    """Box logits (..., 4) to xywh in grid units from the cell's corner: centre -0.5..1.5, size 0..4
-    anchors (..., 2).
+    """Decode box logits (..., 4) to xywh in grid units, relative to the corner of the cell.
+
+    The centre is in -0.5..1.5, the size in 0..4 `anchors` (..., 2).
     """
     centre, size = (logits.sigmoid() * 2).chunk(2, -1)
     return torch.cat((centre - 0.5, size.square() * anchors), -1)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32, the rest as it is."""
+    """Convert half precision to float32; other types stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _level_of_stride_16(stride: Tensor) -> int:
-    """The level to which autobalance holds the others; `UserError` where there is none."""
+    """Return the level of stride 16, the reference of autobalance; `UserError` if none has it."""
     strides = [int(value) for value in stride]
     if 16 not in strides:
         raise UserError(

@@ -144,9 +144,9 @@ class TSCODE(Detect):
             )
         return cls(context.in_channels, context.in_strides, nc, anchors, dead_convs, context.act)
 
-    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """See Detect; two maps more than levels go in."""
-        return super().forward(cast(Any, [x[level : level + 3] for level in range(self.nl)]))
+    def predict(self, x: list[Tensor]) -> list[Tensor]:
+        """Map nl + 2 features to nl raw maps; see Detect."""
+        return super().predict(cast(Any, [x[level : level + 3] for level in range(self.nl)]))
 
     def initialise_bias(self, class_counts: Tensor | None = None) -> None:
         """See Detect."""

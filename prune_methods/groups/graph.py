@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from models.heads.base import Detections
 from models.pruning_rules import tracing
 from models.widths import channel_dim
 from prune_methods.groups.opaque import OUTPUT_PRUNERS, OpaqueModule, replace_opaque_modules
@@ -208,11 +209,11 @@ def build_graph(model: nn.Module, opaque: Collection[str] = ()) -> Graph:
 
 
 def raw_outputs(outputs: Any) -> Any:
-    """Return the raw maps of a detector's eval output (boxes, raw maps).
+    """Return the raw maps of a detector's eval output, any other output as it is.
 
     Decoding the boxes adds grids, which have no place in a graph of channels.
     """
-    return outputs[1] if isinstance(outputs, tuple) else outputs
+    return outputs.raw if isinstance(outputs, Detections) else outputs
 
 
 def one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.pruning_rules import proving
+from prune_methods.groups.opaque import rebuilt
 
 
 def inexact_blocks(model: nn.Module) -> dict[str, str]:
@@ -52,5 +53,5 @@ def _zeros(value: Any) -> Any:
     if isinstance(value, Tensor):
         return torch.zeros_like(value)
     if isinstance(value, list | tuple):
-        return type(value)(_zeros(v) for v in value)
+        return rebuilt(value, [_zeros(v) for v in value])
     return value

@@ -108,10 +108,16 @@ class OpaqueModule(nn.Module):
             if isinstance(value, Tensor):
                 return next(outputs)(value, inputs)
             if isinstance(value, list | tuple):
-                return type(value)(through_outputs(v) for v in value)
+                return rebuilt(value, [through_outputs(v) for v in value])
             return value
 
         return through_outputs(result)
+
+
+def rebuilt(value: Any, items: list[Any]) -> Any:
+    """Return a list, tuple or named tuple of the kind of `value` with other items."""
+    make = getattr(value, "_make", type(value))
+    return make(items)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

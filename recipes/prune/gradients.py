@@ -32,7 +32,7 @@ from recipes.prune.context import PruneRun
 from utils.config import load_hyp
 from utils.images import unit_range
 from utils.log import LOGGER
-from utils.losses import DetectionLoss, build_loss
+from utils.losses import build_loss
 from utils.options.base import changed_options
 from utils.options.prune import PruneOptions
 
@@ -114,12 +114,12 @@ def detection_losses(model: Model, loader: DetectionLoader, opt: PruneOptions) -
             images, targets = unit_range(batch.images.to(device)), batch.targets.to(device)
             parts = single_images(images, targets) if per_image else [(images, targets)]
             for part, labels in parts:
-                yield loss(measured(part)[1], labels)[0]
+                yield loss(measured(part).raw, labels)[0]
 
     return losses
 
 
-def calibration_loss(model: Model, opt: PruneOptions) -> DetectionLoss:
+def calibration_loss(model: Model, opt: PruneOptions) -> nn.Module:
     """Return the loss of the finetune, for any cut of the model.
 
     Autobalance is off, because its weights would change with every pass.

@@ -58,6 +58,11 @@ def pagcp_plan(run: PruneRun, prunable: Prunable, criterion: Criterion, on_step:
     opt, model = run.opt, cast(Model, prunable.model)
     batches = list(islice(run.plain_loader, opt.calib_batches))
     loss = calibration_loss(model, opt)
+    if not isinstance(loss, DetectionLoss):
+        raise UserError(
+            f"--method pagcp: needs the losses {', '.join(TASKS)}, the head"
+            f" {type(model.head).__name__} has others; choose another method"
+        )
     losses = CalibrationLosses(prunable, batches, loss)
     units = len(prunable.groups)
     LOGGER.info(
@@ -115,7 +120,7 @@ class CalibrationLosses:
         most = None if ceilings is None else torch.from_numpy(ceilings * self.images).to(device)
         sums = torch.zeros(len(TASKS), dtype=torch.float64, device=device)
         for batch in self.batches:
-            raw_maps = smaller(unit_range(batch.images.to(device)))[1]
+            raw_maps = smaller(unit_range(batch.images.to(device))).raw
             parts = self.loss(raw_maps, batch.targets.to(device))[1]
             sums += torch.stack([parts[task] for task in TASKS]).double() * len(batch.images)
             # The comparison waits for the device, once a batch. NaN ends the pass too.
