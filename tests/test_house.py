@@ -12,7 +12,6 @@ LONGEST_FILE = 400
 MOST_FILES = 12
 SMALL_FOLDERS = ("prune_methods/*", "recipes/*", "utils/engine", "utils/options", "utils/plots")
 MIRRORS_YAML = {"__init__", "from_yaml"}  # in models/: their parameters are the arguments of a row
-KNOWN_PARAMETERS = {"distill/task.py:__init__": 9}  # still to be bundled
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -64,7 +63,7 @@ def test_functions_take_few_parameters() -> None:
         if parameters(function) > MOST_PARAMETERS
         and not (file.startswith("models/") and function.name in MIRRORS_YAML)
     }
-    assert many == KNOWN_PARAMETERS
+    assert many == {}
 
 
 def test_functions_are_short() -> None:
