@@ -1,4 +1,4 @@
-"""Augmentation of one sample: mosaic, one single warp, colour jitter, blending.
+"""Augment one sample: mosaic, one warp, colour jitter, blending.
 
 Images are (h, w, 3) uint8 RGB. Boxes are (n, 5) float32 rows `class, x1, y1, x2, y2` in pixels,
 edges at whole numbers. Every random number comes from the generator that is handed in.
@@ -11,10 +11,11 @@ import numpy as np
 
 from utils.config import Hyp
 
-GREY = 114  # colour of what no image covers, as in YOLOv5 and YOLOv7
-MIN_SIDE = 2.0  # px; a warped box thinner than this is dropped ...
-MIN_VISIBLE = 0.1  # ... as is one with less than this share of its area left ...
-MAX_ASPECT = 20.0  # ... or with longer proportions
+GREY = 114  # colour of pixels without an image, as in YOLOv5 and YOLOv7
+# a warped box is dropped where
+MIN_SIDE = 2.0  # px; a side is not longer,
+MIN_VISIBLE = 0.1  # no larger share of its area is inside the output,
+MAX_ASPECT = 20.0  # or its sides have this ratio or more
 
 
 def letterbox(
@@ -22,17 +23,20 @@ def letterbox(
 ) -> tuple[np.ndarray, tuple, tuple]:
     """Fit an image into (height, width), centred on grey.
 
-    Returns image, (ratio_h, ratio_w), (pad_w, pad_h): `x_new = x * ratio_w + pad_w`. Without
-    `enlarge` it only shrinks.
+    Args:
+        image: (h, w, 3) uint8.
+        height: Height of the result, pixels.
+        width: Width of the result, pixels.
+        enlarge: Enlarge a smaller image; otherwise images are only shrunk.
+
+    Returns:
+        The image, (ratio_h, ratio_w) and (pad_w, pad_h): `x_new = x * ratio_w + pad_w`.
     """
     h, w = image.shape[:2]
     ratio = min(height / h, width / w)
     if ratio < 1 or (ratio > 1 and enlarge):
-        image = cv2.resize(
-            image,
-            (max(1, round(w * ratio)), max(1, round(h * ratio))),
-            interpolation=cv2.INTER_LINEAR,
-        )
+        resized = max(1, round(w * ratio)), max(1, round(h * ratio))
+        image = cv2.resize(image, resized, interpolation=cv2.INTER_LINEAR)
     new_h, new_w = image.shape[:2]
     top, left = (height - new_h) // 2, (width - new_w) // 2
     if (new_h, new_w) != (height, width):
@@ -45,8 +49,15 @@ def letterbox(
 def mosaic(
     tiles: list[tuple[np.ndarray, np.ndarray]], size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Four (image, boxes) meet at a random point of a (2 size, 2 size) canvas; what sticks out of
-    it is cut off.
+    """Join four samples at a random point of a grey (2 size, 2 size) canvas, cut at its border.
+
+    Args:
+        tiles: (image, boxes) of the upper left, upper right, lower left and lower right sample.
+        size: Half the side of the canvas, pixels.
+        rng: Generator of the random point.
+
+    Returns:
+        The image and its boxes.
     """
     canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
     centre_x, centre_y = rng.integers(size // 2, 2 * size - size // 2 + 1, 2)
@@ -66,10 +77,17 @@ def mosaic(
 def random_matrix(
     height: int, width: int, out: tuple[int, int], hyp: Hyp, rng: np.random.Generator
 ) -> np.ndarray:
-    """(3, 3) map from an image of (height, width) to an output of `out` (height, width).
+    """Return a random (3, 3) map from pixels of the image to pixels of the output.
 
-    About the centre: perspective, rotation, scale and shear; then centred in the output and
-    shifted; then flips.
+    The map applies perspective, rotation, scale and shear about the centre of the image, then
+    centres the image in the output and shifts it, then flips it.
+
+    Args:
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        out: (height, width) of the output, pixels.
+        hyp: Strengths of augmentation.
+        rng: Generator of the random numbers.
     """
     p, s, t = hyp.perspective, hyp.shear, hyp.translate
     px, py = rng.uniform(-p, p, 2)
@@ -95,20 +113,27 @@ def random_matrix(
 
 
 def _shift(x: float, y: float) -> np.ndarray:
+    """Return the (3, 3) map that moves points by (x, y)."""
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
 
 
 def warp(
     image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Apply a map to image and boxes: the one resampling of a sample.
+    """Apply a map to the image and the boxes of a sample, which is resampled only here.
 
-    Boxes are cut at the border and poor ones dropped.
+    Args:
+        image: (h, w, 3) uint8.
+        boxes: (n, 5).
+        matrix: (3, 3) map from pixels of the image to pixels of the output.
+        out: (height, width) of the output, pixels.
+
+    Returns:
+        The mapped image, and the boxes that `warp_boxes` keeps.
     """
     if image.shape[:2] != out or np.abs(matrix - np.eye(3)).max() > 1e-9:
-        on_centres = (
-            _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-        )  # OpenCV counts from pixel centres, boxes from edges
+        # OpenCV counts from pixel centres, boxes from edges
+        on_centres = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
         border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (GREY, GREY, GREY)}
         if matrix[2].tolist() == [0, 0, 1]:
             image = cv2.warpAffine(image, on_centres[:2], out[::-1], **border)
@@ -118,8 +143,10 @@ def warp(
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> np.ndarray:
-    """Upright boxes around the mapped corners, cut at the border, without those that are too thin,
-    too long or nearly gone.
+    """Return upright boxes around the mapped corners, cut at the border of the output.
+
+    Boxes that are too thin, too long or nearly outside are dropped: see `MIN_SIDE`, `MAX_ASPECT`
+    and `MIN_VISIBLE`.
     """
     if not len(boxes):
         return boxes
@@ -137,8 +164,9 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, out: tuple[int, int]) -> n
 
 
 def jitter_colours(image: np.ndarray, hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
-    """Scale hue, saturation and value by random gains of up to 1 +- hsv_h / hsv_s / hsv_v, through
-    a look-up table.
+    """Scale hue, saturation and value of an image by random gains, through a look-up table.
+
+    The gains lie within 1 +- `hsv_h`, `hsv_s` and `hsv_v`.
     """
     gains = np.array([hyp.hsv_h, hyp.hsv_s, hyp.hsv_v])
     if not gains.any():
@@ -156,8 +184,9 @@ def blend(
     second: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MixUp (Zhang et al. 2018): two samples on top of each other, their weights from Beta(32, 32)
-    as in YOLOv5.
+    """Blend two samples by MixUp (Zhang et al. 2018) and join their boxes.
+
+    The weights are drawn from Beta(32, 32), as in YOLOv5.
     """
     share = rng.beta(32.0, 32.0)
     image = cv2.addWeighted(first[0], share, second[0], 1 - share, 0)

@@ -1,5 +1,6 @@
-"""Scan of images and labels, remembered beside the labels in a plain `.npz` (no pickle) and redone
-for files that changed.
+"""Scan images and labels, and keep the result for files that do not change.
+
+The cache lies beside the labels, a plain `.npz` without pickle.
 """
 
 import csv
@@ -35,7 +36,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class CacheEntry:
-    """What the scan knows of one image."""
+    """Result of the scan of one image."""
 
     stamps: tuple[int, ...]  # size and time of the image, then of its labels
     shape: tuple[int, int] = (0, 0)  # width, height
@@ -44,13 +45,13 @@ class CacheEntry:
 
     @property
     def usable(self) -> bool:
-        """False if the image is left out."""
+        """Return False for an image that is left out."""
         return not any(finding.fatal for finding in self.findings)
 
 
 @dataclass
 class Scan:
-    """The usable images of a split and everything odd about all of them."""
+    """Usable images of a split, and the findings on all its images."""
 
     files: list[Path]
     labels: list[np.ndarray]  # (n, 5) float32: class, xywh normalised
@@ -59,9 +60,14 @@ class Scan:
 
 
 def scan(images: Sequence[Path], nc: int) -> Scan:
-    """Look at every image and label file, from the cache where nothing changed since.
+    """Read every image and label file; unchanged files are taken from the cache.
 
-    `UserError` if no image is usable.
+    Args:
+        images: Image files of a split.
+        nc: Number of classes.
+
+    Raises:
+        UserError: Where no image is usable.
     """
     cache_file = label_path(images[0]).parent.with_suffix(".cache.npz")
     known = _load(cache_file, nc) or _load(_private(cache_file), nc)
@@ -70,21 +76,15 @@ def scan(images: Sequence[Path], nc: int) -> Scan:
     if changed:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             jobs = pool.map(lambda image: _look_at(image, now[image], nc), changed)
-            fresh = list(
-                tqdm(
-                    jobs,
-                    f"Scanning {images[0].parent}",
-                    len(changed),
-                    leave=False,
-                    disable=len(changed) < 1000,
-                )
-            )
+            title, few = f"Scanning {images[0].parent}", len(changed) < 1000
+            fresh = list(tqdm(jobs, title, len(changed), leave=False, disable=few))
         known |= dict(zip(changed, fresh, strict=True))
         _save(cache_file, known, nc)
     return _summary(images, [known[image] for image in images])
 
 
 def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
+    """Read one image and its labels."""
     entry = CacheEntry(stamps)
     try:
         entry.shape = probe_image(image)
@@ -103,10 +103,12 @@ def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
 
 
 def _one_line(error: Exception) -> str:
+    """Return the text of an error in one line, or its type where the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _summary(images: Sequence[Path], entries: list[CacheEntry]) -> Scan:
+    """Log the numbers of a scan and return its usable images; see `scan`."""
     usable = [(image, entry) for image, entry in zip(images, entries, strict=True) if entry.usable]
     report = [
         Problem(label_path(image) if finding.line else image, finding.line, finding.reason)
@@ -136,11 +138,12 @@ def _summary(images: Sequence[Path], entries: list[CacheEntry]) -> Scan:
 
 
 def _worded(problem: Problem) -> str:
+    """Return a problem as text: file, line, reason."""
     return f"{problem.file}{f':{problem.line}' if problem.line else ''}: {problem.reason}"
 
 
 def write_report(path: Path, report: Iterable[Problem]) -> None:
-    """`dataset_report.csv`: file, line (0 = the whole file), reason."""
+    """Write `dataset_report.csv`: file, line (0 = the whole file), reason."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Problem._fields)
@@ -148,13 +151,15 @@ def write_report(path: Path, report: Iterable[Problem]) -> None:
 
 
 def _private(cache_file: Path) -> Path:
-    """Where the cache goes if the data folder is read-only."""
+    """Return the path of the cache in the user's cache folder, for data that are read-only."""
     return user_cache_folder() / "labels" / f"{short_hash(str(cache_file.absolute()))}.npz"
 
 
 def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
-    """Entries by image; empty where there is no cache, another version's or a broken one: the scan
-    then starts anew.
+    """Return the entries of a cache by image.
+
+    A cache that is missing, broken, of another version or of another number of classes has no
+    entries: every file is then scanned.
     """
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -180,9 +185,7 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a cache may be written to this path: nothing is there, or a cache of ours, of any
-    version.
-    """
+    """Return True where a cache may be written: the file is missing, or a cache of any version."""
     if not file.exists():
         return True
     try:
@@ -193,8 +196,9 @@ def _is_ours(file: Path) -> bool:
 
 
 def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
-    """Write beside the labels, or into the user's cache folder, or not at all: a cache never stops
-    anybody.
+    """Write the cache beside the labels, otherwise into the user's cache folder.
+
+    Where neither can be written, a warning is logged and the program goes on.
     """
     entries = {image: entry for image, entry in entries.items() if image.exists()}
     if not entries:
@@ -214,9 +218,8 @@ def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
         "labels": np.concatenate([entry.labels for entry in entries.values()]),
         "counts": np.array([len(entry.labels) for entry in entries.values()]),
     }
-    beside = (
-        [cache_file] if _is_ours(cache_file) else []
-    )  # else a file of the user's that happens to be called so
+    # a file of that name which is no cache belongs to the user and stays
+    beside = [cache_file] if _is_ours(cache_file) else []
     for target in (*beside, _private(cache_file)):
         try:
             if target != cache_file:

@@ -1,6 +1,6 @@
-"""Data YAMLs: where a set's images are and what its classes are called.
+"""Read data YAMLs: the folders of a set's images and the names of its classes.
 
-Nothing from a YAML is ever run.
+A YAML never runs code.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,13 @@ from utils.errors import UserError, suggest
 from utils.log import LOGGER
 
 SPLITS = ("train", "val", "test")
-IGNORED_KEYS = (
-    "download",
-    "roboflow",
-)  # of other tools, so that their files can be used as they are
+IGNORED_KEYS = ("download", "roboflow")  # keys of other tools, whose files can be used unchanged
 KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "generator", *IGNORED_KEYS)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """One data set. Paths are absolute; what they hold is looked at when a split is asked for."""
+    """One data set, with absolute paths; `images` reads the folders and lists behind them."""
 
     file: Path | None  # the YAML it came from, None for a mapping
     root: Path
@@ -40,7 +37,11 @@ class DataConfig:
         return len(self.names)
 
     def images(self, split: str) -> list[Path]:
-        """Sorted image files of `train`, `val` or `test`. `UserError` where the set has none."""
+        """Return the sorted image files of `train`, `val` or `test`.
+
+        Raises:
+            UserError: Where the set does not have the split, or the split no image.
+        """
         assert split in SPLITS
         entries = getattr(self, split)
         if not entries:
@@ -52,24 +53,27 @@ class DataConfig:
 
     @cached_property
     def hash(self) -> str:
-        """Ten hex digits over names and every split's file names and sizes, so that a run records
-        which data it saw.
+        """Ten hex digits over class names, file names and file sizes of all splits.
+
+        A run records them to tell which data were used.
         """
         lines = [str(self.names)]
         for split in SPLITS:
             for image in self.images(split) if getattr(self, split) else []:
-                lines.append(
-                    f"{split} {image.name} {stamp(image)[0]} {stamp(label_path(image))[0]}"
-                )
+                sizes = f"{stamp(image)[0]} {stamp(label_path(image))[0]}"
+                lines.append(f"{split} {image.name} {sizes}")
         return short_hash("\n".join(lines))
 
 
 def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConfig:
-    """A data set from a bare name (`demo`), a YAML's path, a mapping, or as it is.
+    """Return the data set of a bare name (`demo`), a YAML's path or a mapping.
 
-    `path` is relative to the YAML's folder first, then to the working directory. A set with a
-    `generator` is composed on first use. Without `path` see `_without_path`. `UserError` names file
-    and key of what is wrong.
+    A `DataConfig` is returned unchanged. `path` is relative to the YAML's folder first, then to the
+    working directory; without `path` see `_without_path`. A set with a `generator` is composed on
+    first use.
+
+    Raises:
+        UserError: For an unknown key or a wrong value; names the file and the key.
     """
     if isinstance(source, DataConfig):
         return source
@@ -105,12 +109,13 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
 
 
 def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
+    """Return the absolute path of a data YAML and its mapping."""
     file = resolve(source, "data").absolute()
     return file, load_yaml(file)
 
 
 def _names(where: str, content: Mapping[str, Any]) -> list[str]:
-    """Class names by id; from `nc` alone they are `class0`, `class1`, ..."""
+    """Return the class names by id; from `nc` alone `class0`, `class1`, ..."""
     names, nc = content.get("names"), content.get("nc")
     if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
         raise UserError(f"{where}: nc: {nc!r} is not a number of classes (1 or more)")
@@ -140,6 +145,7 @@ def _names(where: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _root(where: str, path: str, folder: Path) -> Path:
+    """Return the folder of a set, looked up in `folder` and then in the working directory."""
     tried = list(dict.fromkeys([(folder / path).resolve(), Path(path).resolve()]))
     for root in tried:
         if root.is_dir():
@@ -150,6 +156,7 @@ def _root(where: str, path: str, folder: Path) -> Path:
 
 
 def _entries(where: str, split: str, value: Any) -> list[str | Path]:
+    """Return the value of a split as a list of folders and list files."""
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(entry, str | Path) for entry in entries):
         raise UserError(
@@ -159,21 +166,24 @@ def _entries(where: str, split: str, value: Any) -> list[str | Path]:
 
 
 def _without_path(folder: Path, entry: str | Path) -> Path:
-    """Where an entry is in a YAML without `path`: relative to the YAML, beside it for the
-    `../train/images` of Roboflow's
-    exports, or relative to the working directory as in YOLOv7's files.
+    """Return the path of an entry in a YAML without `path`.
+
+    The first existing one is taken: relative to the YAML; inside the YAML's folder for the
+    `../train/images` of Roboflow's exports; relative to the working directory as in YOLOv7's files.
     """
     tried = [folder / entry, folder / str(entry).removeprefix("../"), Path.cwd() / entry]
     return next((path for path in tried if path.exists()), tried[0])
 
 
 def _fraction(where: str, value: Any) -> float:
+    """Return the share of the training images, checked."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise UserError(f"{where}: fraction: {value!r} is out of range (above 0, up to 1)")
     return float(value)
 
 
 def _generate(where: str, name: Any, folder: Path) -> None:
+    """Compose the set of a generator in `folder`."""
     from data.demo import RECIPES, compose
 
     if name not in RECIPES:

@@ -1,9 +1,8 @@
-"""The demo set: scenes composed on first use from the pictures in `data/demo/`, the same every
-time.
+"""Compose the demo set from the pictures in `data/demo/`, on first use and always the same.
 
 Clothes from Fashion-MNIST lie tinted, turned and scaled on photographs, among clutter and partly
 hidden by each other. Train and val share neither garments nor photographs. Boxes are tight around
-what is visible.
+the visible part of a garment.
 """
 
 import hashlib
@@ -26,18 +25,11 @@ VERSION = 2  # raise it when a scene would look different: sets of another versi
 STAMP = "version.txt"  # says which recipe a set was composed by
 STAMP_PATTERN = re.compile(r"demo set version \d+: \d+ \+ \d+ images of \d+ px\n")
 MANIFEST = "manifest.json"  # SHA-256 of every file of a set
-CACHES = {
-    Path("labels", f"{split}.cache.npz") for split in ("train", "val")
-}  # data/cache.py writes them
+# written by data/cache.py
+CACHES = {Path("labels", f"{split}.cache.npz") for split in ("train", "val")}
 SPRITE = 28  # px, side of a Fashion-MNIST picture
 CLASSES = ("top", "trouser", "dress", "shoe", "bag")
-SHEET_ROWS = (
-    (0, 2, 4, 6),
-    (1,),
-    (3,),
-    (5, 7, 9),
-    (8,),
-)  # rows of the sprite sheet that make up each class
+SHEET_ROWS = ((0, 2, 4, 6), (1,), (3,), (5, 7, 9), (8,))  # rows of the sprite sheet by class
 SHEETS = {"train": "fashion_train.png", "val": "fashion_t10k.png"}
 PHOTOS = {
     "train": ("astronaut", "brick", "coffee", "gravel", "rocket"),
@@ -56,7 +48,7 @@ class Recipe:
 
     @property
     def stamp(self) -> str:
-        """Identifies what was composed."""
+        """Text that identifies the composed set."""
         return f"demo set version {VERSION}: {self.train} + {self.val} images of {self.imgsz} px\n"
 
 
@@ -64,7 +56,7 @@ RECIPES = {"demo": Recipe(128, 400, 100), "demo-large": Recipe(192, 1200, 300)}
 
 
 class Patch(NamedTuple):
-    """Something to lay into a scene."""
+    """Picture of a garment or of clutter, to be laid into a scene."""
 
     colour: np.ndarray  # (h, w, 3) float32 RGB
     alpha: np.ndarray  # (h, w) float32 opacity
@@ -74,19 +66,23 @@ class Patch(NamedTuple):
 
 @dataclass
 class Scene:
-    """A picture under construction and which pixels of it show each garment."""
+    """Picture under construction, with the pixels that show each garment."""
 
     image: np.ndarray  # (size, size, 3) float32 RGB
     classes: list[int] = field(default_factory=list)
     visible: list[np.ndarray] = field(default_factory=list)  # (size, size) bool
-    areas: list[float] = field(
-        default_factory=list
-    )  # px that the whole garment covers, hidden or not
+    # px that the whole garment covers, hidden or not
+    areas: list[float] = field(default_factory=list)
 
     def paste(self, patch: "Patch", corner: np.ndarray) -> bool:
-        """Lay a patch at (x, y) of its upper left corner.
+        """Lay a patch into the scene, unless a garment or the patch would be hidden too far.
 
-        Refused if a garment, itself included, would be hidden too far.
+        Args:
+            patch: The patch.
+            corner: (x, y) of its upper left corner, pixels.
+
+        Returns:
+            False where the scene was left unchanged.
         """
         size, (h, w) = self.image.shape[0], patch.alpha.shape
         (x1, y1), (x2, y2) = corner.clip(0, size), (corner + [w, h]).clip(0, size)
@@ -110,7 +106,7 @@ class Scene:
         return True
 
     def label_lines(self) -> str:
-        """YOLO text labels: `class xc yc w h`, normalised."""
+        """Return the lines of the label file: `class xc yc w h`, normalised."""
         size, lines = self.image.shape[0], []
         for kind, seen in zip(self.classes, self.visible, strict=True):
             x, y, w, h = cv2.boundingRect(seen.astype(np.uint8))
@@ -124,10 +120,11 @@ class Scene:
 def compose(recipe: Recipe, folder: Path) -> None:
     """Write the set to `folder` unless it is there already.
 
-    Whole or not at all; processes that come at once do no harm.
+    The set is written whole or not at all, and several processes may compose it at once. A set of
+    another version is replaced, as long as no file in its folder was added or changed.
 
-    A set that another version composed is replaced, as long as nothing in its folder was added or
-    changed since. `UserError` where the folder holds anything else: nothing in it is touched.
+    Raises:
+        UserError: Where the folder holds other files, which stay untouched, or cannot be written.
     """
     if _is_there(recipe, folder):
         return
@@ -152,11 +149,12 @@ def compose(recipe: Recipe, folder: Path) -> None:
 
 
 def _is_there(recipe: Recipe, folder: Path) -> bool:
+    """Return True where the folder holds the set of this recipe and version."""
     return _read_stamp(folder) == recipe.stamp
 
 
 def _read_stamp(folder: Path) -> str:
-    """The text of the stamp, empty where there is none of ours."""
+    """Return the text of the stamp; empty where the folder has none of the demo set."""
     try:
         text = (folder / STAMP).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -165,8 +163,10 @@ def _read_stamp(folder: Path) -> str:
 
 
 def _refuse_what_is_not_ours(recipe: Recipe, folder: Path) -> None:
-    """`UserError` unless the folder is missing, empty, or exactly what some version of this module
-    composed.
+    """Check that the folder is missing, empty, or exactly as some version of this module wrote it.
+
+    Raises:
+        UserError: Otherwise.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -205,7 +205,7 @@ def _difference(folder: Path) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path from there."""
+    """Return the SHA-256 of every file below a folder, by its path from there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -214,9 +214,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _publish(recipe: Recipe, fresh: Path, folder: Path) -> None:
-    """Rename into place.
+    """Rename the fresh set to its folder.
 
-    A set of another version makes room first; if another process was quicker, its set stays.
+    A set of another version is moved away first. Where another process was quicker, its set stays.
     """
     if not _is_there(recipe, folder):
         _refuse_what_is_not_ours(recipe, folder)
@@ -230,10 +230,9 @@ def _publish(recipe: Recipe, fresh: Path, folder: Path) -> None:
 
 
 def _compose_split(recipe: Recipe, split: str, root: Path) -> None:
-    sprites, photos = (
-        _sprites(split),
-        [read_image(ASSETS / f"{name}.jpg") for name in PHOTOS[split]],
-    )
+    """Write images and labels of one split below `root`."""
+    sprites = _sprites(split)
+    photos = [read_image(ASSETS / f"{name}.jpg") for name in PHOTOS[split]]
     images, labels = root / "images" / split, root / "labels" / split
     for folder in (images, labels):
         folder.mkdir(parents=True)
@@ -246,7 +245,7 @@ def _compose_split(recipe: Recipe, split: str, root: Path) -> None:
 
 
 def _sprites(split: str) -> list[list[np.ndarray]]:
-    """By class, (28, 28) grey pictures on black."""
+    """Return the (28, 28) grey pictures on black of each class."""
     sheet = cv2.imread(str(ASSETS / SHEETS[split]), cv2.IMREAD_GRAYSCALE)
     assert sheet is not None, f"{SHEETS[split]} is missing from {ASSETS}"
     rows = sheet.reshape(10, SPRITE, -1, SPRITE).swapaxes(1, 2)
@@ -256,11 +255,14 @@ def _sprites(split: str) -> list[list[np.ndarray]]:
 def compose_scene(
     size: int, sprites: list[list[np.ndarray]], photos: list[np.ndarray], rng: np.random.Generator
 ) -> Scene:
-    """Background, then two to six garments and up to four scraps of photographs in random order."""
+    """Compose a scene on a part of a photograph.
+
+    Two to six garments and up to four scraps of photographs lie on it in random order.
+    """
     scene = Scene(_crop(photos, size, rng, zoom=(0.9, 1.6)))
     things = rng.permutation([True] * int(rng.integers(2, 7)) + [False] * int(rng.integers(0, 5)))
     for is_garment in things:
-        for _ in range(5):  # tries to find room for it
+        for _ in range(5):  # tries to find room for the thing
             patch = _garment(size, sprites, rng) if is_garment else _scrap(size, photos, rng)
             centre = rng.uniform(0.06, 0.94, 2) * size
             if scene.paste(patch, (centre - patch.alpha.shape[0] / 2).round().astype(int)):
@@ -272,7 +274,7 @@ def compose_scene(
 
 
 def _garment(size: int, sprites: list[list[np.ndarray]], rng: np.random.Generator) -> Patch:
-    """A random garment of a random class, tinted, turned and scaled."""
+    """Return a random garment of a random class, tinted, turned and scaled."""
     kind = int(rng.integers(len(sprites)))
     sprite = sprites[kind][int(rng.integers(len(sprites[kind])))]
     mask = _silhouette(sprite)
@@ -282,21 +284,18 @@ def _garment(size: int, sprites: list[list[np.ndarray]], rng: np.random.Generato
     turn[:, 0] *= rng.choice([-1, 1])
     side = int(SPRITE * zoom * 1.5)
     matrix = np.column_stack([turn, side / 2 - turn @ [SPRITE / 2, SPRITE / 2]])
-    light, dark = (
-        rng.uniform(110, 255, 3).astype(np.float32),
-        rng.uniform(0, 60, 3).astype(np.float32),
-    )
+    light = rng.uniform(110, 255, 3).astype(np.float32)
+    dark = rng.uniform(0, 60, 3).astype(np.float32)
     shade = cv2.warpAffine(
         sprite.astype(np.float32) / 255, matrix, (side, side), flags=cv2.INTER_CUBIC
     )
     alpha = cv2.warpAffine(mask.astype(np.float32), matrix, (side, side), flags=cv2.INTER_LINEAR)
-    return Patch(
-        dark + shade.clip(0, 1)[..., None] * (light - dark), alpha, mask.sum() * zoom**2, kind
-    )
+    colour = dark + shade.clip(0, 1)[..., None] * (light - dark)
+    return Patch(colour, alpha, mask.sum() * zoom**2, kind)
 
 
 def _silhouette(sprite: np.ndarray) -> np.ndarray:
-    """(28, 28) uint8 0/1: the garment without holes that are only dark cloth."""
+    """Return the mask of a garment, (28, 28) uint8 0/1; holes, which are dark cloth, are filled."""
     outlines, _ = cv2.findContours(
         (sprite > 12).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
@@ -305,7 +304,7 @@ def _silhouette(sprite: np.ndarray) -> np.ndarray:
 
 
 def _scrap(size: int, photos: list[np.ndarray], rng: np.random.Generator) -> Patch:
-    """A turned ellipse or rectangle cut from a photograph: clutter that may hide garments."""
+    """Return clutter: a turned ellipse or rectangle cut from a photograph."""
     axes, angle = rng.uniform(0.08, 0.32, 2) * size, rng.uniform(0, 180)
     side = int(np.hypot(*axes)) + 2
     alpha = np.zeros((side, side), np.float32)
@@ -321,8 +320,15 @@ def _scrap(size: int, photos: list[np.ndarray], rng: np.random.Generator) -> Pat
 def _crop(
     photos: list[np.ndarray], side: int, rng: np.random.Generator, zoom: tuple[float, float]
 ) -> np.ndarray:
-    """(side, side, 3) float32: a random part of a random photograph, perhaps mirrored, its
-    brightness changed.
+    """Return a random part of a random photograph, (side, side, 3) float32.
+
+    Half of the parts are mirrored, and the brightness is changed.
+
+    Args:
+        photos: Photographs, (h, w, 3) each.
+        side: Side of the result, pixels.
+        rng: Generator of the random numbers.
+        zoom: Range of the part's side over `side`.
     """
     photo = photos[int(rng.integers(len(photos)))]
     part = max(1, int(side * min(rng.uniform(*zoom), min(photo.shape[:2]) / side)))

@@ -1,4 +1,4 @@
-"""Where images and labels are: folders, list files, and the cache folder of the user."""
+"""Find images and labels in folders and list files, and the user's cache folder."""
 
 import hashlib
 import os
@@ -11,11 +11,16 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".t
 
 
 def list_images(entries: Iterable[Path]) -> list[Path]:
-    """Every image under the folders and in the list files of `entries`, sorted, each once.
+    """Return every image below the folders and in the list files, sorted, each once.
 
     A list file has one image a line, absolute or relative to the list's folder first, then to the
-    working directory. `UserError` where an entry is missing or no image is found. Images that a
-    list names but that are missing are kept: the scan reports them.
+    working directory. Missing images of a list are kept: the scan reports them.
+
+    Args:
+        entries: Folders, list files and single images.
+
+    Raises:
+        UserError: Where an entry is missing or no image is found.
     """
     entries = list(entries)
     found: list[Path] = []
@@ -37,8 +42,9 @@ def list_images(entries: Iterable[Path]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """In linked folders too, which `rglob` passes over without a word; each folder once, whatever
-    links lead to it.
+    """Yield the images below a folder, each folder once, however many links lead to it.
+
+    Linked folders count too; `rglob` leaves them out.
     """
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -53,6 +59,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _read_list(file: Path) -> list[Path]:
+    """Return the images that a list file names."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
@@ -61,13 +68,16 @@ def _read_list(file: Path) -> list[Path]:
 
 
 def _existing(folder: Path, line: str) -> Path:
+    """Return the path of a list's line: beside the list, or from the working directory."""
     beside = folder / line
     return Path(line).absolute() if not beside.exists() and Path(line).exists() else beside
 
 
 def label_path(image: Path) -> Path:
-    """The label file of an image: the last folder named `images` becomes `labels`; without one it
-    lies beside the image.
+    """Return the label file of an image.
+
+    The last folder named `images` becomes `labels`; without such a folder the label file lies
+    beside the image.
     """
     parts = list(image.parts[:-1])
     for i in reversed(range(len(parts))):
@@ -78,19 +88,20 @@ def label_path(image: Path) -> Path:
 
 
 def user_cache_folder() -> Path:
-    """Folder for what can be computed again; the user's data are never written to."""
+    """Return the user's folder for caches, which keeps them out of the data folders."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "yolo-compress"
 
 
 def short_hash(text: str) -> str:
-    """Ten hex digits that name a text, the same on every machine."""
+    """Return ten hex digits that identify a text, the same on every machine."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns, which tell whether a file changed; (-1, -1) where
-    there is none.
+    """Return size (bytes) and modification time (ns) of a file; (-1, -1) where there is none.
+
+    A changed stamp tells that the file changed.
     """
     try:
         info = path.stat()

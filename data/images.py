@@ -1,4 +1,4 @@
-"""Reading images: always RGB, 8 bit, upright; and finding out cheaply whether a file is whole."""
+"""Read images as upright 8-bit RGB, resize them, and check cheaply whether a file is whole."""
 
 import os
 from pathlib import Path
@@ -9,28 +9,24 @@ from PIL import Image, ImageOps
 
 from utils.errors import UserError
 
-cv2.setNumThreads(
-    0
-)  # images are small and loader workers many: threads inside OpenCV only get in their way
+# images are small and loader workers many: threads inside OpenCV would only slow the workers down
+cv2.setNumThreads(0)
 
-READ_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-)  # what Pillow raises on broken files
+# raised by Pillow on broken files
+READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 JPEG_END = b"\xff\xd9"
 
 
 def probe_image(path: Path) -> tuple[int, int]:
-    """(width, height) as shown, EXIF orientation applied.
+    """Return (width, height) of an image after its EXIF orientation is applied.
 
-    Raises one of `READ_ERRORS` where the file is broken or cut short.
+    Headers and checksums are read. A JPEG without its end marker is decoded in full to see whether
+    the file is whole. A TIFF is always decoded, because Pillow turns it while decoding.
 
-    Headers and checksums are read. A JPEG that does not end as it should is decoded in full to see
-    whether it is whole, a TIFF always: it is Pillow's decoder that turns it.
+    Raises:
+        READ_ERRORS: One of them, where the file is broken or cut short.
     """
     with Image.open(path) as image:
         image.verify()
@@ -45,23 +41,26 @@ def probe_image(path: Path) -> tuple[int, int]:
 
 
 def _ends_with(path: Path, marker: bytes) -> bool:
+    """Return True where the last bytes of a file are the marker."""
     with path.open("rb") as file:
         file.seek(-len(marker), os.SEEK_END)
         return file.read() == marker
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(h, w, 3) uint8 RGB from grey, 16-bit, palette, alpha or CMYK files alike, EXIF orientation
-    applied.
+    """Return an image as (h, w, 3) uint8 RGB with its EXIF orientation applied.
+
+    The file may be grey, 16-bit, palette, alpha or CMYK.
+
+    Raises:
+        UserError: Where the file cannot be read.
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     return _read_with_pillow(path) if image is None else image
 
 
 def _read_with_pillow(path: Path) -> np.ndarray:
-    """What OpenCV cannot read although the file is whole, such as a TIFF that EXIF turns (OpenCV
-    5.0).
-    """
+    """Read a file that OpenCV cannot, such as a TIFF that EXIF turns (OpenCV 5.0)."""
     try:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
@@ -70,16 +69,15 @@ def _read_with_pillow(path: Path) -> np.ndarray:
 
 
 def resize_long_side(image: np.ndarray, size: int, *, smooth: bool) -> np.ndarray:
-    """The image with its longer side at `size` px, proportions kept.
+    """Resize an image to a longer side of `size` px and keep its proportions.
 
-    `smooth` averages areas when shrinking (evaluation); otherwise bilinear, which is quicker
-    (training).
+    With `smooth` areas are averaged when shrinking (evaluation); otherwise the resampling is
+    bilinear, which is quicker (training).
     """
     height, width = image.shape[:2]
     ratio = size / max(height, width)
     if ratio == 1:
         return image
     method = cv2.INTER_AREA if smooth and ratio < 1 else cv2.INTER_LINEAR
-    return cv2.resize(
-        image, (max(1, round(width * ratio)), max(1, round(height * ratio))), interpolation=method
-    )
+    resized = max(1, round(width * ratio)), max(1, round(height * ratio))
+    return cv2.resize(image, resized, interpolation=method)

@@ -1,5 +1,6 @@
-"""Label text files: `class xc yc w h` a line, normalised to the image; more columns are a polygon,
-whose box is taken.
+"""Read label text files: one `class xc yc w h` a line, normalised to the image.
+
+A line with more columns is a polygon, whose box is taken.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ ROUNDING = 0.01
 
 
 class Finding(NamedTuple):
-    """Something odd in a file; `fatal` if the image is left out because of it."""
+    """Irregularity in a file; `fatal` where the image is left out because of it."""
 
     line: int  # from 1; 0 = the whole file
     reason: str
@@ -19,12 +20,15 @@ class Finding(NamedTuple):
 
 
 def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:
-    """(n, 5) float32 rows `class, xc, yc, w, h` (0..1) and what was odd.
+    """Read the text of a label file.
 
     BOM, CRLF and blank lines are fine. Repeated and zero-area boxes are dropped and reported. A
     line that cannot be trusted (not numbers, wrong columns, class id that is no integer in 0..nc-1,
     values out of 0..1) is fatal: the image is left out, since training on it would teach its
     objects as background.
+
+    Returns:
+        (n, 5) float32 rows `class, xc, yc, w, h` (0..1), and the findings.
     """
     rows: list[np.ndarray] = []
     findings: list[Finding] = []
@@ -47,8 +51,9 @@ def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:
 
 
 def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
-    """The row and an empty string or a harmless oddity; None and the reason where the
-    line is bad.
+    """Return the row of a line with an empty or harmless finding.
+
+    A bad line gives None and the reason.
     """
     try:
         values = np.array([float(word) for word in line.split()])
@@ -62,13 +67,8 @@ def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
         return None, f"class id {values[0]:g} is not one of 0 to {nc - 1}"
     low, high = values[1:].min(), values[1:].max()
     if low < -ROUNDING or high > 1 + ROUNDING:
-        return (
-            None,
-            (
-                f"value {low if low < -ROUNDING else high:g} is out of range (0 to 1: normalised to"
-                " the image)"
-            ),
-        )
+        value = low if low < -ROUNDING else high
+        return None, f"value {value:g} is out of range (0 to 1: normalised to the image)"
     reason = "" if low >= 0 and high <= 1 else "value slightly out of 0..1: clipped"
     coordinates = values[1:].clip(0, 1)
     box = coordinates if len(values) == 5 else _polygon_box(coordinates.reshape(-1, 2))
@@ -76,6 +76,6 @@ def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
 
 
 def _polygon_box(points: np.ndarray) -> np.ndarray:
-    """(n, 2) points -> their box xywh."""
+    """Return the box xywh around points, (n, 2)."""
     low, high = points.min(0), points.max(0)
     return np.concatenate([(low + high) / 2, high - low])
