@@ -1,5 +1,6 @@
-"""Autoanchor: do the anchors fit the boxes, and if not, better ones (k-means, then the genetic
-search of YOLOv5).
+"""Check that the anchors fit the boxes of a data set, and find better ones where they do not.
+
+New anchors come from k-means, followed by a genetic search as in YOLOv5.
 """
 
 from typing import Any
@@ -11,30 +12,41 @@ from data.dataset import DetectionDataset
 from utils.log import LOGGER
 
 ENOUGH = 0.98  # best possible recall from which anchors are left alone
-MIN_SIDE = 2.0  # px; smaller boxes say nothing about anchors
+MIN_SIDE = 2.0  # px; boxes with a shorter side are left out
 GENERATIONS = 1000
 ITERATIONS = 30
 
 
 def best_possible_recall(wh: np.ndarray, anchors: np.ndarray, anchor_t: float) -> float:
-    """Share of boxes (n, 2) px that some anchor (k, 2) px matches: no side's ratio beyond
-    `anchor_t` either way.
+    """Return the share of the boxes that some anchor matches, 0..1.
+
+    Args:
+        wh: Width and height of the boxes, (n, 2), pixels.
+        anchors: Width and height of the anchors, (k, 2), pixels.
+        anchor_t: Ratio of box and anchor, or anchor and box, below which a side matches; both
+            sides must.
     """
     return float((_best_ratio(wh, anchors) > 1 / anchor_t).mean())
 
 
 def _best_ratio(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """(n,) in 0..1: for each box, over the anchors the best of the worse side's ratio; 1 = same
-    size.
+    """Return how well the best anchor fits each box, (n,) in 0..1; 1 is the same size.
+
+    The fit of an anchor is the smaller ratio of its two sides, each taken as smaller / larger.
     """
     ratio = wh[:, None] / anchors[None]
     return np.minimum(ratio, 1 / ratio).min(2).max(1)
 
 
 def kmeans_anchors(wh: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 2) px cluster centres of boxes (n, 2), by area.
+    """Return cluster centres of the boxes, (count, 2) pixels, ordered by area.
 
-    Lloyd's algorithm on sides divided by their spread.
+    Lloyd's algorithm runs on sides divided by their standard deviation.
+
+    Args:
+        wh: Width and height of the boxes, (n, 2), pixels.
+        count: Number of clusters.
+        rng: Generator of the first centres.
     """
     spread = wh.std(0) + 1e-9
     points = wh / spread
@@ -53,8 +65,17 @@ def evolve_anchors(
     rng: np.random.Generator,
     generations: int = GENERATIONS,
 ) -> np.ndarray:
-    """Random mutations of single sides (probability .9, sigma .1); a better mean ratio over the
-    matched boxes survives.
+    """Improve anchors by random mutations of single sides; return them ordered by area.
+
+    A side mutates with probability 0.9 by a factor of standard deviation up to 0.1. A mutation is
+    kept where it raises the mean over the boxes of the best ratio, with 0 for unmatched boxes.
+
+    Args:
+        wh: Width and height of the boxes, (n, 2), pixels.
+        anchors: Anchors to start from, (k, 2), pixels.
+        anchor_t: Largest ratio of the sides of a box and a matching anchor.
+        rng: Generator of the mutations.
+        generations: Number of mutations that are tried.
     """
 
     def fitness(candidate: np.ndarray) -> float:
@@ -63,9 +84,9 @@ def evolve_anchors(
 
     best_fitness = fitness(anchors)
     for _ in range(generations):
-        change = (rng.random(anchors.shape) < 0.9) * rng.random() * rng.standard_normal(
-            anchors.shape
-        ) * 0.1 + 1
+        mutated = rng.random(anchors.shape) < 0.9
+        strength = rng.random()
+        change = mutated * strength * rng.standard_normal(anchors.shape) * 0.1 + 1
         candidate = (anchors * change.clip(0.3, 3.0)).clip(MIN_SIDE)
         if (score := fitness(candidate)) > best_fitness:
             anchors, best_fitness = candidate, score
@@ -73,33 +94,42 @@ def evolve_anchors(
 
 
 def _by_area(anchors: np.ndarray) -> np.ndarray:
+    """Return the anchors ordered by area, the smallest first."""
     return anchors[anchors.prod(1).argsort(kind="stable")]
 
 
 def box_sizes(dataset: DetectionDataset, imgsz: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, 2) px of all boxes in images whose long side is imgsz, each image scaled by .9 to 1.1 as
-    augmentation would.
+    """Return width and height of all boxes, (n, 2) pixels, in images whose long side is `imgsz`.
+
+    Each image is scaled by a random factor of 0.9 to 1.1, as augmentation would. Boxes with a side
+    below `MIN_SIDE` are left out.
     """
-    scaled = (
-        imgsz
-        * dataset.shapes
-        / dataset.shapes.max(1, keepdims=True)
-        * rng.uniform(0.9, 1.1, (len(dataset.shapes), 1))
-    )
-    wh = np.concatenate(
-        [rows[:, 3:5] * size for rows, size in zip(dataset.labels, scaled, strict=True)]
-    )
+    shapes = dataset.shapes
+    jitter = rng.uniform(0.9, 1.1, (len(shapes), 1))
+    sizes = imgsz * shapes / shapes.max(1, keepdims=True) * jitter
+    boxes = [rows[:, 3:5] * size for rows, size in zip(dataset.labels, sizes, strict=True)]
+    wh = np.concatenate(boxes)
     return wh[(wh >= MIN_SIDE).all(1)]
 
 
 def check_anchors(
     dataset: DetectionDataset, model: Any, anchor_t: float, imgsz: int, seed: int = 0
 ) -> float:
-    """Replace the anchors of `model.head` if they match less than 98 % of the boxes and new ones
-    match more.
+    """Replace the anchors of a model that match too few boxes, where new ones match more.
 
-    Returns the best possible recall of the anchors that stay. Whether it may run is the caller's
-    decision: only for a new model that is trained from a YAML.
+    Too few are less than `ENOUGH`. Only a new model that is trained from a YAML may be given:
+    weights are trained for their anchors.
+
+    Args:
+        dataset: Data set with the boxes.
+        model: Model with a `head`; a head without anchors is left unchanged.
+        anchor_t: Largest ratio of the sides of a box and a matching anchor.
+        imgsz: Long side of the images in training, pixels.
+        seed: Seed of the search.
+
+    Returns:
+        The best possible recall of the anchors that the model has now; 1 without anchors, 0 without
+        boxes.
     """
     head, rng = model.head, np.random.default_rng(seed)
     if head.anchors_px is None:

@@ -183,8 +183,9 @@ def _refuse_what_is_not_ours(recipe: Recipe, folder: Path) -> None:
 
 
 def _difference(folder: Path) -> str:
-    """How a set differs from its manifest, empty where it is just what was composed (and our own
-    label caches).
+    """Return how a set differs from its manifest; empty where the files are those of the manifest.
+
+    Label caches that this project wrote are no difference.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
