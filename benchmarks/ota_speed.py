@@ -51,9 +51,9 @@ def choose_plainly(
             binary_cross_entropy_with_logits(logits, classes, reduction="none").sum(-1)
             - IOU_COST * (iou + 1e-8).log()
         )
-        quota = iou.topk(min(TOP_IOUS, len(here))).values.sum(1).int().clamp(min=1)
+        dynamic_k = iou.topk(min(TOP_IOUS, len(here))).values.sum(1).int().clamp(min=1)
         taken = torch.zeros_like(cost)
-        for number, k in enumerate(quota.tolist()):
+        for number, k in enumerate(dynamic_k.tolist()):
             taken[number, cost[number].sort(stable=True).indices[:k]] = 1
         contested = taken.sum(0) > 1
         taken[:, contested] = one_hot(cost[:, contested].argmin(0), len(wanted)).T.float()

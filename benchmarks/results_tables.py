@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.results_runs import LONGER, SEEDS, SPARSE_METHODS, Recipe
 from benchmarks.runner import Run
-from recipes.report import Candidate, measure
+from recipes.report import Candidate, measure_candidates
 from utils.comparison import ComparisonRow
 from utils.engine.device import select_device
 from utils.files import write_atomic
@@ -54,7 +54,7 @@ def write_tables(recipe: Recipe, runs: Sequence[Run], seconds: float) -> str:
     source = str(data if data.is_file() else recipe.data)
     candidates = [Candidate(name, file, source, recipe.imgsz) for name, file in files.items()]
     options = ReportOptions(seconds=seconds)
-    measured, images = measure(candidates, options, select_device(""))
+    measured, images = measure_candidates(candidates, options, select_device(""))
     rows = {row.name: row for row in measured}
     text = "\n\n".join(
         [

@@ -63,7 +63,7 @@ def report(opt: ReportOptions) -> Path:
     half = opt.half and device.type != "cpu"
     if opt.half and not half:
         LOGGER.warning("--half has no effect on the CPU: computing in float32")
-    rows, images = measure(candidates, opt, device, half)
+    rows, images = measure_candidates(candidates, opt, device, half)
     conditions = Conditions(
         data=candidates[0].data,
         images=images,
@@ -139,7 +139,7 @@ def rename(candidates: list[Candidate], labels: tuple[str, ...]) -> list[Candida
     ]
 
 
-def measure(
+def measure_candidates(
     candidates: list[Candidate], opt: ReportOptions, device: torch.device, half: bool = False
 ) -> tuple[list[ComparisonRow], int]:
     """Measure accuracy model by model, and the latency of all models in turn.

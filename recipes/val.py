@@ -56,10 +56,10 @@ def val(opt: ValOptions) -> EvalResult:
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     with logging_to(folder / "log.txt"):
-        return measure(model, loader, names, data, opt, folder)
+        return validate_into(model, loader, names, data, opt, folder)
 
 
-def measure(
+def validate_into(
     model: Model, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path
 ) -> EvalResult:
     """Evaluate a deployed model and write all results into the run folder.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import prune_methods.preflight.check as survey
+import prune_methods.preflight.check as check
 from models import build_model, load_model, save_model
 from models.pruning_rules import detach_channels, tracing
 from models.registry import BLOCKS
@@ -192,14 +192,14 @@ def test_deadline_stops_an_attempt_and_leaves_time_for_the_next():
 
 
 def test_slow_layer_and_slow_graph(monkeypatch):
-    follow, build = survey.trace, survey.build_graph
+    follow, build = check.trace, check.build_graph
 
     def slow_trace(graph, name, *rest):
         if name == "mid.0":
             time.sleep(5)
         return follow(graph, name, *rest)
 
-    monkeypatch.setattr(survey, "trace", slow_trace)
+    monkeypatch.setattr(check, "trace", slow_trace)
     found, skipped = run_preflight(toy(Chain), time_limit=0.6)
     assert [g.name for g in found] == ["stem.0"]
     assert {s.layer: s.reason for s in skipped}[
@@ -211,12 +211,12 @@ def test_slow_layer_and_slow_graph(monkeypatch):
             time.sleep(5)
         return build(model, opaque)
 
-    monkeypatch.setattr(survey, "build_graph", slow_build)
+    monkeypatch.setattr(check, "build_graph", slow_build)
     found, skipped = run_preflight(toy(Chain), time_limit=2)
     assert {s.layer: s.reason for s in skipped}[
         "mid.0"
     ] == "row mid (Sequential) cannot be traced (not done in time)"
-    monkeypatch.setattr(survey, "build_graph", lambda *words: time.sleep(5))
+    monkeypatch.setattr(check, "build_graph", lambda *words: time.sleep(5))
     with pytest.raises(UserError, match="not built within 0.3 s; raise --graph-time-limit"):
         run_preflight(toy(Chain), time_limit=0.3)
 

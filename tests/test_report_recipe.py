@@ -33,7 +33,7 @@ def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
         candidate(tmp_path, 1),
         candidate(tmp_path, len(load_data(tiny_set(tmp_path)).names)),
     ]
-    report.measure(candidates, opt, torch.device("cpu"))
+    report.measure_candidates(candidates, opt, torch.device("cpu"))
     one, several = results
     assert one.names == ["object"] and len(several.names) > 1
     assert one.labels.tolist() == [several.instances]
@@ -42,7 +42,7 @@ def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
 def test_other_classes_than_the_data_are_an_error(tmp_path):
     opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)
     with pytest.raises(UserError, match=r"80\.pt: has 80 classes, .*tiny\.yaml has 3"):
-        report.measure([candidate(tmp_path, 80)], opt, torch.device("cpu"))
+        report.measure_candidates([candidate(tmp_path, 80)], opt, torch.device("cpu"))
 
 
 def test_half_on_the_cpu_is_said_to_be_float32(tmp_path):
@@ -67,5 +67,5 @@ def test_a_timed_pass_follows_one_of_the_same_model(tmp_path, monkeypatch):
     passes = []
     monkeypatch.setattr(report, "forward_of", lambda model, *_: lambda: passes.append(id(model)))
     opt = SimpleNamespace(batch_size=4, workers=0, seconds=0)
-    report.measure([candidate(tmp_path, 3)] * 2, opt, torch.device("cpu"))
+    report.measure_candidates([candidate(tmp_path, 3)] * 2, opt, torch.device("cpu"))
     assert len(set(passes)) == 2 and passes[::2] == passes[1::2]
