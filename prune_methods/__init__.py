@@ -18,9 +18,11 @@ from prune_methods.criteria.base import (
     ActivationCriterion,
     CalibrationBatch,
     Criterion,
+    GateCriterion,
     GradientCriterion,
     GroupCriterion,
 )
+from prune_methods.criteria.fisher import gate_evidence
 from prune_methods.criteria.gradients import Losses, gradient_evidence
 from prune_methods.criteria.scoring import Evidence
 from prune_methods.groups.channel_index import ChannelIndex, Masks
@@ -43,6 +45,7 @@ __all__ = [
     "Criterion",
     "Evidence",
     "EvidenceSource",
+    "GateCriterion",
     "GradientCriterion",
     "GroupCriterion",
     "Limits",
@@ -59,6 +62,7 @@ __all__ = [
     "Watchers",
     "activation_evidence",
     "find_groups",
+    "gate_evidence",
     "gradient_evidence",
     "run_preflight",
 ]

@@ -1,10 +1,10 @@
 """One object for a model that is to be pruned: groups, skipped layers, channel index and cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from prune_methods.criteria.base import Criterion
 from prune_methods.criteria.scoring import Evidence, GroupScores, countable
@@ -25,8 +25,11 @@ from prune_methods.search.plan import (
     Plan,
     Target,
 )
+from prune_methods.surgery.calibration import Calibration
 from prune_methods.surgery.cut import cut, zero_channels
 from prune_methods.surgery.fold import Folded, fold_constants
+from prune_methods.surgery.reconstruct import FitSettings, Reconstruction, reconstruct
+from prune_methods.surgery.repair import KeptMaps, OutputLoss, RepairSettings, repair
 from prune_methods.surgery.verify import verify
 
 
@@ -158,3 +161,25 @@ class Prunable:
     def fold_constants(self, masks: Masks, smaller: nn.Module) -> Folded:
         """Add the constants of removed channels to the layers of `smaller`, in place."""
         return fold_constants(self.index, masks, smaller)
+
+    def reconstruct(
+        self,
+        masks: Masks,
+        smaller: nn.Module,
+        calibration: Calibration,
+        settings: FitSettings | None = None,
+        progress: bool = False,
+    ) -> Reconstruction:
+        """Fit the weights of `smaller` to the outputs of the uncut model, in place."""
+        return reconstruct(self.index, masks, smaller, calibration, settings, progress)
+
+    def repair(
+        self,
+        masks: Masks,
+        smaller: nn.Module,
+        images: Iterable[Tensor],
+        output_loss: OutputLoss,
+        settings: RepairSettings | None = None,
+    ) -> None:
+        """Train `smaller` towards the uncut model without labels, in place."""
+        repair(KeptMaps(self.index, masks, smaller), images, output_loss, settings)

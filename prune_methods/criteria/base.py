@@ -1,12 +1,13 @@
 """The contract of a pruning method: one score for every channel of a coupled group.
 
-A method drops one file into this folder and registers its class; see docs/custom_pruner.md. Four
+A method drops one file into this folder and registers its class; see docs/custom_pruner.md. Five
 base classes, from the quickest:
 
 | base | looks at | to write |
 |---|---|---|
 | `Criterion` | each weight by itself | `score`, and `saliency` where not the magnitude |
 | `GradientCriterion` | weights and their gradients | `contribution` |
+| `GateCriterion` | the gradient to a gate on each channel | `contribution`, where not the square |
 | `ActivationCriterion` | outputs of layers on training images | `collect` |
 | `GroupCriterion` | whole slices, e.g. distances between filters | `score_group` |
 """
@@ -40,6 +41,8 @@ class Criterion(ABC):
     """Kinds of coupled layers that count: outputs, inputs, depthwise convolutions, norms."""
     sparse: bool = False
     """Whether scores presume weights that `train_sparse.py --method <name>` drove towards zero."""
+    loss_units: bool = False
+    """Whether scores are in units of the loss, so that a score per cost compares across groups."""
     search: bool = False
     """Whether scores rank within a group only, and a search on losses decides how many go (PAGCP).
     """
@@ -71,6 +74,7 @@ class GradientCriterion(Criterion):
     """
 
     per_image: bool = False
+    loss_units = True
 
     @abstractmethod
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -82,6 +86,33 @@ class GradientCriterion(Criterion):
     def score(self, slices: Array) -> Array:
         """Take the mean over the coupled layers; units of the loss compare across groups."""
         return mean_over_layers(slices)
+
+    def saliency(self, weight: Tensor) -> Tensor:
+        """Refuse: a weight alone has no gradient."""
+        raise UserError(
+            f"{type(self).__name__}: needs gradients; hand a `source` to Prunable.search or "
+            "`evidence` to Prunable.scores"
+        )
+
+
+class GateCriterion(Criterion):
+    """Score channels by the gradient of the loss of an image to a gate on each channel.
+
+    The gate, a factor of 1, stands where the channel is read: its gradient is the sum of w * g
+    over the columns of all readers. Signs cancel within a channel, as they do when the channel
+    goes. The engine takes the mean of `contribution` over images.
+    """
+
+    kinds = frozenset({"in"})
+    loss_units = True
+
+    def contribution(self, gradient: Array) -> Array:
+        """Return the share of one image: gradients (channels,) -> not negative (channels,)."""
+        return np.square(gradient)
+
+    def score(self, slices: Array) -> Array:
+        """Take the mean over images as it is; units of the loss compare across groups."""
+        return slices[0]
 
     def saliency(self, weight: Tensor) -> Tensor:
         """Refuse: a weight alone has no gradient."""

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prune_methods.criteria.base import Criterion, GroupCriterion
+from prune_methods.criteria.base import Criterion, GateCriterion, GroupCriterion
 from prune_methods.groups.channel_index import ChannelIndex
 from prune_methods.groups.graph import PRODUCERS, ChannelGroup, Member, Skipped
 from utils.errors import UserError
 
 Evidence = Mapping[str, np.ndarray]
 """Saliency by layer, float64, summed over the kernels: (outputs, inputs) of a convolution,
-(channels,) of a norm, or of any layer whose outputs were looked at."""
+(channels,) of a norm, or of any layer whose outputs were looked at. By group, (channels,), where
+the criterion is a `GateCriterion`."""
 
 
 def counted_weights(
@@ -95,12 +96,15 @@ class GroupScores:
         gone already.
         """
         scores = np.full(self.index.total, np.inf)
-        sums = self._sums(keep) if self.tables else {}
+        gated = isinstance(self.criterion, GateCriterion)
+        sums = self._sums(keep) if self.tables and not gated else {}
         for number, group in enumerate(self.index.groups):
             span = self.index.span(number)
             left = np.flatnonzero(keep[span])
             if isinstance(self.criterion, GroupCriterion):
                 found = self.criterion.score_group(group, self._gather(number, keep), keep[span])
+            elif gated:
+                found = self.criterion.score(self.tables[group.name][None, left])
             else:
                 found = self.criterion.score(self._slice_sums(number, sums, left))
             name = type(self.criterion).__name__

@@ -36,6 +36,8 @@ class Cost:
         one = np.array([index.total])  # the entry that is always True: a depthwise layer's factor 1
         self.outs = _Segments([index.outs[n] for n in layers])
         self.ins = _Segments([index.ins.get(n, one) for n in layers])
+        self.pixels = np.array([by_module[n][1] * by_module[n][2] for n in layers])
+        self.both_sides = _both_sides(self.outs, self.ins, index.total)
         self._units, self._per_unit = _unit_products(index, imgsz)
         self.base = deployed_macs(model, imgsz)
         self.other = self.base - self._of_layers(everything)
@@ -95,6 +97,31 @@ class _Segments:
     def __call__(self, keep: np.ndarray) -> np.ndarray:
         """Return int (lists,): channels kept of each list."""
         return np.add.reduceat(keep[self.places].astype(np.int64), self.starts)
+
+    def spread(self, values: np.ndarray, total: int) -> np.ndarray:
+        """Add the value of each list, float (lists,), to its flat channels; return (total,)."""
+        lengths = np.diff(self.starts, append=len(self.places))
+        return np.bincount(self.places, np.repeat(values, lengths), total + 1)[:total]
+
+
+def _both_sides(
+    outs: _Segments, ins: _Segments, total: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find channels that are inputs and outputs of one layer, as in a residual block.
+
+    Returns:
+        Numbers of the layers, flat channels, and how often the channel is an output times how often
+        an input; three int arrays (pairs,).
+    """
+    counts = []
+    for side in (outs, ins):
+        lengths = np.diff(side.starts, append=len(side.places))
+        layer = np.repeat(np.arange(len(lengths)), lengths)
+        free = side.places < total
+        counts.append(np.unique(layer[free] * total + side.places[free], return_counts=True))
+    (given, often), (read, how_often) = counts
+    keys, first, second = np.intersect1d(given, read, return_indices=True)
+    return keys // total, keys % total, often[first] * how_often[second]
 
 
 def _unit_products(index: ChannelIndex, imgsz: int) -> tuple[_Segments, np.ndarray]:

@@ -21,6 +21,8 @@ from prune_methods.search.plan import (
     keep_first,
 )
 
+TINY = 1e-12  # cost of a channel that frees nothing
+
 
 def reachable_speed_up(cost: Cost, limits: Limits, cost_fn: CostFn | None = None) -> float:
     """Return the best speed-up within the limits, in MACs or in `cost_fn`: all groups at their
@@ -66,7 +68,7 @@ def shrink_masks(
             break
         if source and source.every and number > 1 and (number - 1) % source.every == 0:
             masks.collect()
-        order = masks.next_channels(number, pace.per_layer)
+        order = masks.next_channels(number, pace)
         if not len(order) and masks.at_floor():
             break
         masks.remove(order, goal)
@@ -123,20 +125,22 @@ class _ShrinkingMasks:
         """Tell whether every group is at its floor."""
         return bool((self.index.counts(self.marked()) <= self.floors).all())
 
-    def next_channels(self, number: int, per_layer: bool) -> np.ndarray:
+    def next_channels(self, number: int, pace: Pace) -> np.ndarray:
         """Return the flat channels that step `number` removes, the lowest score first.
 
-        Ties go by number, so that the count is exact. With `per_layer` the weakest channels of
+        Ties go by number, so that the count is exact. Ranked within layers, the weakest channels of
         all groups come first, then all second weakest.
         """
         keep = self.marked()
         left = self.index.counts(keep)
         scores = self.group_scores.scores(keep)
+        if pace.per:
+            scores = scores / np.maximum(pace.per(keep), TINY)
         rank = self._rank_in_group(scores)
         group = self.index.group_of
         free = rank < (left - self.floors)[group]
         share = 1 - number / STEPS
-        if per_layer:
+        if pace.per_layer:
             to_remove = left - (self.index.sizes * share).astype(int)
             chosen = np.flatnonzero(free & (rank < to_remove[group]))
             return chosen[np.lexsort((chosen, rank[chosen]))]

@@ -14,6 +14,9 @@ STEPS = 200  # equal steps from all channels to none, as in Torch-Pruning's publ
 CostFn = Callable[[np.ndarray], float]
 """Cost of the model that a flat mask leaves, in any unit, e.g. seconds."""
 
+FreedBy = Callable[[np.ndarray], np.ndarray]
+"""Flat mask -> cost that the removal of each flat channel would free, float (total,)."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -53,10 +56,12 @@ class Pace:
         max_steps: steps after which the search ends; each removes 1 / `STEPS` of all channels.
         per_layer: rank within each group, so that all groups shrink by the same share; otherwise
             rank over all groups together.
+        per: cost that each channel frees; scores are divided by it. None: scores count as they are.
     """
 
     max_steps: int = STEPS
     per_layer: bool = False
+    per: FreedBy | None = None
 
 
 @dataclass(frozen=True)

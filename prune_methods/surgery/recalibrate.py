@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.engine.hooks import Hook, TrainerState
@@ -49,6 +49,49 @@ def recalibrate_bn(model: nn.Module, loader: Iterable[Any], batches: int) -> int
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return used
+
+
+def renew_bn(model: nn.Module, images: Tensor) -> None:
+    """Take the statistics of images at every batch norm, in place; the function in eval mode stays.
+
+    Scale and shift change with the statistics, so that train mode begins with the function of eval
+    mode. A batch norm that runs twice keeps the statistics of its first call.
+
+    Args:
+        model: the model.
+        images: (N, 3, H, W) in 0..1, in one pass.
+    """
+    seen: set[nn.Module] = set()
+
+    def once(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        if norm not in seen:
+            seen.add(norm)
+            renew(norm, inputs)
+
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    handles = [norm.register_forward_pre_hook(once) for norm in norms]
+    with evaluating(model), torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+
+
+def renew(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Take the statistics of what arrives at a batch norm; its function in eval mode stays.
+
+    A forward pre-hook, under `no_grad`. A norm without statistics or without scale is left alone.
+    """
+    if norm.running_mean is None or norm.weight is None:
+        return
+    z = inputs[0]
+    every = [dim for dim in range(z.dim()) if dim != 1]
+    var, mean = torch.var_mean(z, every, correction=0)
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * gain
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
+    norm.weight.copy_(gain * torch.sqrt(var + norm.eps))
+    norm.bias.copy_(shift + mean * gain)
 
 
 class FreshStatistics(Hook):

@@ -19,11 +19,13 @@ from prune_methods import (
     Criterion,
     Evidence,
     EvidenceSource,
+    GateCriterion,
     GradientCriterion,
     Losses,
     Masks,
     Prunable,
     activation_evidence,
+    gate_evidence,
     gradient_evidence,
 )
 from prune_methods.sparsity.penalties import SMALL
@@ -54,6 +56,13 @@ def evidence_source(
 
         def gather(index: ChannelIndex) -> Evidence:
             return gradient_evidence(index, criterion, losses)
+
+    elif isinstance(criterion, GateCriterion):
+        losses = detection_losses(cast(Model, prunable.model), run.plain_loader, run.opt)
+        what = "Gradients of {} training batches, one pass per image"
+
+        def gather(index: ChannelIndex) -> Evidence:
+            return gate_evidence(index, criterion, losses)
 
     elif isinstance(criterion, ActivationCriterion):
         what = "Outputs on {} training batches"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Model
-from prune_methods import PRUNERS, Limits, Plan, Prunable
+from prune_methods import PRUNERS, Criterion, Limits, Plan, Prunable
 from prune_methods.search.latency import (
     LayerClock,
     TimeModel,
@@ -18,7 +18,13 @@ from prune_methods.search.latency import (
     fit_time_model,
     narrowed,
 )
-from prune_methods.search.plan import floors
+from prune_methods.search.marginal import (
+    marginal_both,
+    marginal_bytes,
+    marginal_macs,
+    marginal_time,
+)
+from prune_methods.search.plan import FreedBy, floors
 from recipes.prune.context import limits_of
 from recipes.report import forward_of
 from utils.comparison import slow_note
@@ -220,6 +226,27 @@ def cost_fn_of(prunable: Prunable, opt: PruneOptions) -> TimeModel | None:
             " --ignore, or go as far as possible with --allow-less"
         )
     return cost_fn
+
+
+def freed_by(
+    opt: PruneOptions, prunable: Prunable, criterion: Criterion, times: TimeModel | None
+) -> FreedBy | None:
+    """Return the cost that scores are divided by, as `--per` asks; None for scores as they are.
+
+    Args:
+        opt: options of the run.
+        prunable: the model and its channels.
+        criterion: the pruning method, whose scores decide where `--per` is auto.
+        times: the model of time of `--target latency`; without it `--per time` measures one.
+    """
+    per, cost = opt.per, prunable.cost()
+    if per == "auto":
+        per = "both" if criterion.loss_units else "none"
+    if per == "time":
+        setup = latency_setup(cast(Model, prunable.model), opt)
+        return marginal_time(times or time_model(prunable, limits_of(opt), setup))
+    by_name = {"macs": marginal_macs, "bytes": marginal_bytes, "both": marginal_both}
+    return by_name[per](cost) if per in by_name else None
 
 
 def latency_plan(prunable: Prunable, search: Callable[[float], Plan], opt: PruneOptions) -> Plan:

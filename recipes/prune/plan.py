@@ -5,10 +5,11 @@ the record.
 from functools import partial
 
 from prune_methods import Criterion, Masks, Pace, Plan, Prunable, Step, Target
-from prune_methods.search.plan import CostFn
+from prune_methods.search.latency import TimeModel
+from recipes.prune.compensation import Compensator
 from recipes.prune.context import PruneRun
 from recipes.prune.gradients import evidence_source
-from recipes.prune.latency import latency_plan
+from recipes.prune.latency import freed_by, latency_plan
 from recipes.prune.pagcp import pagcp_plan
 from recipes.prune.report import write_steps
 from recipes.prune.stages import validate_masks
@@ -23,8 +24,8 @@ LOG_EVERY = 20  # steps
 class StepRecord:
     """Logs the steps of a search and validates some; a search by time repeats most steps."""
 
-    def __init__(self, run: PruneRun, prunable: Prunable):
-        self.run, self.prunable = run, prunable
+    def __init__(self, run: PruneRun, prunable: Prunable, compensate: Compensator):
+        self.run, self.prunable, self.compensate = run, prunable, compensate
         self.results: dict[Step, EvalResult] = {}
 
     def __call__(self, step: Step, masks: Masks) -> None:
@@ -34,11 +35,16 @@ class StepRecord:
         every = self.run.opt.val_every
         if every and step.step % every == 0 and step not in self.results:
             title = f"Step {step.step}, {step.speed_up:.2f}x"
-            self.results[step] = validate_masks(self.run, self.prunable, masks, title)
+            how = self.compensate
+            self.results[step] = validate_masks(self.run, self.prunable, how, masks, title)
 
 
 def find_plan(
-    run: PruneRun, prunable: Prunable, criterion: Criterion, cost_fn: CostFn | None = None
+    run: PruneRun,
+    prunable: Prunable,
+    criterion: Criterion,
+    compensate: Compensator,
+    cost_fn: TimeModel | None = None,
 ) -> Plan:
     """Find masks for the target of the run; a row a step goes to `prune.csv`.
 
@@ -46,6 +52,7 @@ def find_plan(
         run: the run.
         prunable: the model and its channels.
         criterion: the pruning method.
+        compensate: how models on the way are compensated before they are validated.
         cost_fn: measured time by mask, where the target is in time.
 
     Returns:
@@ -58,7 +65,7 @@ def find_plan(
     for line in idle_options(opt):
         LOGGER.warning(line)
     LOGGER.info(f"\nPruning with {opt.method} to {opt.speed_up:g}x:")
-    record = StepRecord(run, prunable)
+    record = StepRecord(run, prunable, compensate)
     plan = _search(run, prunable, criterion, cost_fn, record)
     write_steps(plan.steps, record.results, run.folder / "prune.csv")
     if all(mask.all() for mask in plan.masks.values()):
@@ -78,7 +85,7 @@ def _search(
     run: PruneRun,
     prunable: Prunable,
     criterion: Criterion,
-    cost_fn: CostFn | None,
+    cost_fn: TimeModel | None,
     record: StepRecord,
 ) -> Plan:
     """Search as the method asks: by losses (PAGCP), by measured time, or by MACs."""
@@ -88,7 +95,11 @@ def _search(
         prunable.search,
         criterion,
         limits=run.limits,
-        pace=Pace(run.opt.max_steps, run.opt.per_layer),
+        pace=Pace(
+            run.opt.max_steps,
+            run.opt.per_layer,
+            freed_by(run.opt, prunable, criterion, cost_fn),
+        ),
         source=evidence_source(run, prunable, criterion),
         on_step=record,
     )

@@ -8,9 +8,10 @@ from typing import cast
 from data.config import DataConfig, load_data
 from models import Model, load_model
 from prune_methods import PRUNERS, Criterion, Prunable
-from prune_methods.search.plan import CostFn
+from prune_methods.search.latency import TimeModel
 from recipes.distill import check_teacher
 from recipes.prepare import class_names
+from recipes.prune.compensation import Compensator
 from recipes.prune.context import PruneRun, limits_of
 from recipes.prune.gradients import warn_if_dense
 from recipes.prune.latency import both_ratios, cost_fn_of
@@ -87,7 +88,7 @@ def dry_run(prunable: Prunable, opt: PruneOptions) -> None:
 
 
 def run_stages(
-    run: PruneRun, prunable: Prunable, criterion: Criterion, cost_fn: CostFn | None = None
+    run: PruneRun, prunable: Prunable, criterion: Criterion, cost_fn: TimeModel | None = None
 ) -> Path:
     """Do everything after the preflight, into the run folder; return the best checkpoint.
 
@@ -108,8 +109,9 @@ def run_stages(
         model = sparse_train(run, model)
         prunable = prunable.with_model(model)
         run.add_row("after sparse training", model)
-    plan = find_plan(run, prunable, criterion, cost_fn)
-    smaller = cut_and_compensate(run, prunable, plan)
+    compensate = Compensator(run, prunable)
+    plan = find_plan(run, prunable, criterion, compensate, cost_fn)
+    smaller = cut_and_compensate(run, prunable, compensate, plan)
     run.report.conclude(plan)
     run.report.remarks += both_ratios(model, smaller, run.opt)
     run.report.write(run.folder)

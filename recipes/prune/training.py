@@ -5,6 +5,7 @@ Both can be interrupted and resumed.
 
 import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +17,12 @@ from recipes.distill import diagnostics, task_for
 from recipes.prepare import prepare_hyp
 from recipes.prune.context import PruneRun
 from recipes.prune.report import REPORT_JSON
+from recipes.prune.start import StartIsCandidate
 from recipes.session import TrainingRun
 from recipes.train import FitResult, HookFactory, fit, resume
 from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
+from utils.engine.hooks import Hook
 from utils.errors import UserError
 from utils.log import LOGGER
 from utils.options.distill import DistillOptions
@@ -97,9 +100,14 @@ def finetune(run: PruneRun, smaller: Model) -> FitResult:
     else:
         options = Finetune(**common)
     LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {run.folder / 'finetune'}")
-    found = _trained(smaller, run.data, options, diagnostics)
+    found = _trained(smaller, run.data, options, finetune_hooks)
     shutil.copyfile(found.best, weights / "best.pt")
     return found
+
+
+def finetune_hooks(run: TrainingRun) -> Sequence[Hook]:
+    """Return the hooks of a finetune, which may have a teacher."""
+    return [*diagnostics(run), StartIsCandidate(run)]
 
 
 def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:

@@ -27,7 +27,9 @@ class PruneOptions(TeacherOptions, RunOptions):
     data: str = option(
         "", "data YAML: bare name (demo) or path; --dry-run needs none", group="what"
     )
-    method: str = option("lamp", f"what a channel is worth: {', '.join(METHODS)}", group="target")
+    method: str = option(
+        "group_fisher", f"what a channel is worth: {', '.join(METHODS)}", group="target"
+    )
     speed_up: float = option(
         2.0,
         "what --target counts, of the deployed model, before over after",
@@ -106,6 +108,13 @@ class PruneOptions(TeacherOptions, RunOptions):
         "local",
         group="search",
     )
+    per: str = option(
+        "auto",
+        "divide the worth of a channel by what it frees: MACs, bytes of feature maps, the geometric"
+        " mean of both, measured time; auto: both for methods that score in units of the loss",
+        choices=("auto", "none", "macs", "bytes", "both", "time"),
+        group="search",
+    )
     max_ratio: float = option(
         1.0, "largest share of a layer's channels that may go", group="search", above=0, most=1
     )
@@ -159,9 +168,23 @@ class PruneOptions(TeacherOptions, RunOptions):
         "strength of that penalty: a number, or auto: gamma at zero after 70% of these epochs",
         group="sparse",
     )
-    fold_constants: bool = option(
-        True,
-        "give the constant part of removed channels to the layers that read them",
+    compensate: str = option(
+        "auto",
+        "how the cut model makes up for what it lost; auto: all that apply, the best by the loss on"
+        " training images that nothing was fitted to",
+        choices=("auto", "none", "fold", "recalibrate", "reconstruct"),
+        group="compensation",
+    )
+    reconstruct_images: int = option(
+        128,
+        "training images that the weights of the cut model are fitted on",
+        least=1,
+        group="compensation",
+    )
+    repair_steps: int = option(
+        300,
+        "steps towards the uncut model after that, without labels; 0 = none",
+        least=0,
         group="compensation",
     )
     recalibrate_batches: int = option(
@@ -217,6 +240,11 @@ class PruneOptions(TeacherOptions, RunOptions):
     )
     noplots: bool = option(False, "no pictures", group="run")
     project: str = option("runs/prune", "folder of the runs", group="run")
+
+    @property
+    def repairs(self) -> bool:
+        """Whether a repair follows the compensation."""
+        return self.repair_steps > 0 and self.compensate in ("auto", "reconstruct")
 
     def check(self) -> None:
         """Raise `UserError` for an option that is missing, out of range or does not fit."""

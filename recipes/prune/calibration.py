@@ -1,0 +1,93 @@
+"""Images that a cut is compensated with, and others that judge the result."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import Model
+from prune_methods.surgery.calibration import Calibration
+from prune_methods.surgery.reconstruct import FEW_IMAGES
+from recipes.prune.context import PruneRun
+from recipes.prune.gradients import calibration_loss
+from utils.engine.modes import evaluating
+from utils.images import unit_range
+from utils.log import LOGGER
+
+HELD_OUT = 0.25  # share of the images that judge where the training set is small
+MOST_HELD_OUT = 128
+
+
+@dataclass(frozen=True)
+class CalibrationSets:
+    """Training images without augmentation, in two parts that share none.
+
+    Attributes:
+        fit: to fit weights and statistics on.
+        judge: to compare compensations by.
+    """
+
+    fit: Calibration
+    judge: Calibration
+
+    @classmethod
+    def of(cls, run: PruneRun, model: Model) -> "CalibrationSets":
+        """Read the images of a run; warn where they are few."""
+        total = len(run.plain_loader.dataset)  # type: ignore[arg-type]
+        judging = max(min(MOST_HELD_OUT, int(HELD_OUT * total)), 1)
+        fitting = min(run.opt.reconstruct_images, max(total - judging, 1))
+        if fitting < FEW_IMAGES and run.opt.compensate in ("auto", "reconstruct"):
+            LOGGER.warning(
+                f"compensation: {fitting} images to fit weights on; {FEW_IMAGES} or more would"
+                " keep more accuracy (--reconstruct-images, or a larger training set)"
+            )
+        images, targets = read_images(run, fitting + judging)
+        loss = calibration_loss(model, run.opt)
+        parts = (slice(0, fitting), slice(fitting, fitting + judging))
+        fit, judge = (_calibration(images, targets, part, loss, run) for part in parts)
+        return cls(fit, judge)
+
+
+def read_images(run: PruneRun, number: int) -> tuple[Tensor, Tensor]:
+    """Return the first training images, uint8 (N, 3, H, W), and their targets (M, 6)."""
+    images, targets, seen = [], [], 0
+    for batch in run.plain_loader:
+        labels = batch.targets.clone()
+        labels[:, 0] += seen
+        images.append(batch.images)
+        targets.append(labels)
+        seen += len(batch.images)
+        if seen >= number:
+            break
+    return torch.cat(images)[:number], torch.cat(targets)
+
+
+def _calibration(
+    images: Tensor, targets: Tensor, part: slice, loss: nn.Module, run: PruneRun
+) -> Calibration:
+    """Return a part of the images with a loss of their own labels."""
+    own = images[part] if len(images) > part.start else images
+    labels = _renumbered(targets, part)
+
+    def loss_of(model: nn.Module, which: slice) -> Tensor:
+        device = next(model.parameters()).device
+        found = model(unit_range(own[which].to(device)))
+        return loss(found.raw, _renumbered(labels, which).to(device))[0]
+
+    return Calibration(own, loss_of, run.opt.batch_size)
+
+
+def _renumbered(targets: Tensor, part: slice) -> Tensor:
+    """Return the targets of some images, the first of which becomes number 0."""
+    number = targets[:, 0]
+    chosen = targets[(number >= part.start) & (number < part.stop)].clone()
+    chosen[:, 0] -= part.start
+    return chosen
+
+
+@torch.no_grad()
+def held_out_loss(model: Model, judge: Calibration) -> float:
+    """Return the mean detection loss of an image."""
+    with evaluating(model):
+        total = sum(float(judge.loss(model, which)) for which in judge.slices())
+    return total / len(judge)

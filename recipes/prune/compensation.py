@@ -1,0 +1,151 @@
+"""Make up for the removed channels: try what applies, keep what a held-out loss finds best."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+from torch import Tensor
+
+from distill.base import LOGIT_LOSSES, LogitSetup
+from models import Model
+from prune_methods import Masks, Prunable
+from prune_methods.surgery.recalibrate import recalibrate_bn, renew_bn
+from prune_methods.surgery.reconstruct import Reconstruction
+from prune_methods.surgery.repair import RepairSettings
+from recipes.prune.calibration import CalibrationSets, held_out_loss
+from recipes.prune.context import PruneRun
+from utils.config import load_hyp
+from utils.images import unit_range
+from utils.log import LOGGER
+
+AfterStep = Callable[[str, Model], None]
+"""Called with the name of a compensation and the model after it."""
+
+AS_CUT = "after the cut"
+FOLDED = "after folding constants"
+RECALIBRATED = "after BN recalibration"
+RECONSTRUCTED = "after reconstruction"
+REPAIRED = "after repair"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compensated model, and its mean loss on training images that nothing was fitted to."""
+
+    stage: str
+    model: Model
+    loss: float
+
+
+class Compensator:
+    """Compensates cuts of one model as the options of the run ask for."""
+
+    def __init__(self, run: PruneRun, prunable: Prunable):
+        self.run, self.prunable, self.opt = run, prunable, run.opt
+
+    @cached_property
+    def sets(self) -> CalibrationSets:
+        """Images to fit on and images to judge by, read once."""
+        return CalibrationSets.of(self.run, cast(Model, self.prunable.model))
+
+    def __call__(self, masks: Masks, smaller: Model, after: AfterStep | None = None) -> Candidate:
+        """Return the best model of those that `--compensate` allows.
+
+        Args:
+            masks: channels that were kept.
+            smaller: the model cut by the masks; it does not change.
+            after: called after each compensation that was tried, the cut itself first.
+        """
+        best = self._judged(AS_CUT, smaller, after)
+        forced = self.opt.compensate != "auto"
+        for found in self._attempts(masks, smaller):
+            tried = self._judged(*found, after)
+            best = tried if forced or tried.loss < best.loss else best
+        return best
+
+    def repaired(self, masks: Masks, found: Candidate, after: AfterStep | None = None) -> Candidate:
+        """Return the better one of a compensated model and its repair."""
+        if not self.opt.repairs:
+            return found
+        model = copy.deepcopy(found.model)
+        settings = RepairSettings(self.opt.repair_steps)
+        self.prunable.repair(masks, model, self.images(), self.output_loss, settings)
+        fit = self.sets.fit
+        renew_bn(model, fit.part(slice(None), next(model.parameters()).device))
+        repaired = self._judged(REPAIRED, model, after)
+        return repaired if repaired.loss < found.loss else found
+
+    def _judged(self, stage: str, model: Model, after: AfterStep | None) -> Candidate:
+        """Measure the held-out loss of a model."""
+        found = Candidate(stage, model, held_out_loss(model, self.sets.judge))
+        LOGGER.info(f"{stage}: loss {found.loss:.3f} on {len(self.sets.judge)} held-out images")
+        if after:
+            after(stage, model)
+        return found
+
+    def _attempts(self, masks: Masks, smaller: Model) -> Iterator[tuple[str, Model]]:
+        """Yield the name and the model of each compensation that applies."""
+        wanted, start = self.opt.compensate, smaller
+        if wanted in ("auto", "fold"):
+            folded = copy.deepcopy(smaller)
+            if self._fold(masks, folded):
+                start = folded
+                yield FOLDED, folded
+        if wanted in ("auto", "recalibrate"):
+            fresh = copy.deepcopy(start)
+            if recalibrate_bn(fresh, self.run.plain_loader, self.opt.recalibrate_batches):
+                yield RECALIBRATED, fresh
+        if wanted in ("auto", "reconstruct"):
+            fitted = copy.deepcopy(start)
+            report(self.prunable.reconstruct(masks, fitted, self.sets.fit))
+            yield RECONSTRUCTED, fitted
+
+    def _fold(self, masks: Masks, smaller: Model) -> int:
+        """Fold the constants of removed channels; return the number of reads that were folded."""
+        result = self.prunable.fold_constants(masks, smaller)
+        LOGGER.info(
+            f"{result.folded} reads of removed channels folded as constants, {result.left} are not"
+            " constant"
+        )
+        return result.folded
+
+    def images(self) -> "PlainImages":
+        """Return the training images in 0..1, on the device of the model."""
+        return PlainImages(self.run, cast(Model, self.prunable.model))
+
+    @cached_property
+    def output_loss(self) -> Callable[..., Tensor]:
+        """The distance of raw outputs: AlignSoftTarget, with the gains of the finetune's hyp."""
+        model, opt = cast(Model, self.prunable.model), self.opt
+        hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz)
+        loss = LOGIT_LOSSES["ast"](LogitSetup.of(model.head, hyp))
+        return lambda ours, theirs: loss(ours.raw, theirs.raw)
+
+
+@dataclass(frozen=True)
+class PlainImages:
+    """Batches of training images without augmentation and labels; each walk is an epoch."""
+
+    run: PruneRun
+    model: Model
+
+    def __iter__(self) -> Iterator[Tensor]:
+        device = next(self.model.parameters()).device
+        for batch in self.run.plain_loader:
+            yield unit_range(batch.images.to(device))
+
+
+def report(found: Reconstruction) -> None:
+    """Log how far a reconstruction got."""
+    if not found.fits:
+        return
+    before = sum(fit.before for fit in found.fits) / len(found.fits)
+    after = sum(fit.after for fit in found.fits) / len(found.fits)
+    LOGGER.info(
+        f"{len(found.fits)} layers fitted to the uncut model's outputs: {before:.1%} of their"
+        f" variance was lost by the cut, {after:.1%} after it (mean of the layers)"
+    )
+    for name, reason in found.left.items():
+        LOGGER.info(f"{name}: weights left as cut, {reason}")
