@@ -58,6 +58,7 @@ class DetectionDataset(Dataset):
         labels: of each image (n, 5) float32: class, xywh normalised.
         shapes: (images, 2): width, height.
         report: everything odd that the scan found.
+        left_out: how many images are left out and why; empty where none is.
     """
 
     def __init__(self, images: Sequence[Path], nc: int, options: LoaderOptions):
@@ -65,6 +66,7 @@ class DetectionDataset(Dataset):
         found = scan(images, nc)
         self.files, self.labels = found.files, found.labels
         self.shapes, self.report = found.shapes, found.report
+        self.left_out = found.left_out
         self.options, self.hyp = options, options.hyp
         self.imgsz, self.augment = options.imgsz, options.augment
         self.epoch = 0

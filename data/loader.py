@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from data.config import DataConfig
 from data.dataset import Batch, DetectionDataset, SampleKey, collate
+from data.label_search import require_objects
 from data.options import LoaderOptions
 from utils.errors import UserError
 from utils.log import LOGGER
@@ -129,7 +130,8 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
         **options: fields of `LoaderOptions`; `imgsz` and `batch_size` are needed.
 
     Raises:
-        UserError: where the split is missing, no image is usable, or options do not go together.
+        UserError: where the split is missing, no image is usable, there is no object, or options
+            do not go together.
     """
     opt = LoaderOptions(**options)
     opt.check()
@@ -137,6 +139,8 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
     if split == "train" and data.fraction < 1:
         images = _fraction(images, data.fraction, opt.seed)
     dataset = DetectionDataset(images, data.nc, opt)
+    if not any(len(rows) for rows in dataset.labels):
+        require_objects(images, split, dataset.left_out, strict=not opt.unlabelled)
     weights = image_sampling_weights(dataset.labels, data.nc) if opt.image_weights else None
     if opt.rect and weights is not None:
         raise UserError(

@@ -26,6 +26,7 @@ class LoaderOptions:
         rank, world_size: place of this process among all.
         epochs: length of the run; the last `hyp.close_mosaic` epochs go without mosaic and mixup.
             None where the length is unknown.
+        unlabelled: accept a split without any object, with a warning.
     """
 
     imgsz: int
@@ -43,6 +44,7 @@ class LoaderOptions:
     rank: int = 0
     world_size: int = 1
     epochs: int | None = None
+    unlabelled: bool = False
 
     def check(self) -> None:
         """`UserError` for what is unknown or does not go together."""

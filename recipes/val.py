@@ -52,6 +52,7 @@ def val(opt: ValOptions) -> EvalResult:
         workers=opt.workers,
         stride=stride,
         single_cls=opt.single_cls,
+        unlabelled=speed or opt.save_txt or opt.save_json,
     )
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)

@@ -237,7 +237,8 @@ def test_single_cls_and_missing_labels(data):
     assert set(batch.targets[:, 0].tolist()) == {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}
     for label in (data.root / "labels/train").glob("*.txt"):
         label.unlink()
-    assert next(iter(build_loader(data, "train", imgsz=64, batch_size=7))).targets.shape == (0, 6)
+    loader = build_loader(data, "train", imgsz=64, batch_size=7, unlabelled=True)
+    assert next(iter(loader)).targets.shape == (0, 6)
 
 
 def test_fraction_draws_a_subset_by_seed(tmp_path):
