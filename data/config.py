@@ -111,7 +111,7 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
 def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
     """Return the absolute path of a data YAML and its mapping."""
     file = resolve(source, "data").absolute()
-    return file, load_yaml(file)
+    return file, load_yaml(file, names=("names",), texts=("path", *SPLITS, "generator"))
 
 
 def _names(where: str, content: Mapping[str, Any]) -> list[str]:
@@ -124,12 +124,7 @@ def _names(where: str, content: Mapping[str, Any]) -> list[str]:
     if names is None:
         return [f"class{i}" for i in range(nc or 0)]
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(
-                f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found"
-                f" {list(names)[:10]}"
-            )
-        names = [names[i] for i in range(len(names))]
+        names = _by_id(where, names)
     if (
         not isinstance(names, list)
         or not names
@@ -142,6 +137,17 @@ def _names(where: str, content: Mapping[str, Any]) -> list[str]:
             " nc out"
         )
     return [str(name) for name in names]
+
+
+def _by_id(where: str, names: dict[Any, Any]) -> list[Any]:
+    """Return the names of `id: name` lines in the order of the ids, which may be words (`007`)."""
+    by_id = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}
+    if by_id.keys() != set(range(len(names))):
+        raise UserError(
+            f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found"
+            f" {', '.join(map(str, list(names)[:10]))}"
+        )
+    return [by_id[i] for i in range(len(names))]
 
 
 def _root(where: str, path: str, folder: Path) -> Path:

@@ -6,6 +6,7 @@ A YAML never runs code: `yaml.safe_load` reads the file, and every key must be a
 import dataclasses
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,29 @@ CONFIG_FOLDERS = {
 }
 
 
-def load_yaml(path: Path | str) -> dict[str, Any]:
+NOT_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
+"""Types that YAML 1.1 gives to plain words such as yes, off, 007, 1e3 and 2024-01-31."""
+NO_VALUE = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "value")}
+"""Types that it gives to null, ~, << and =."""
+TEXT = "tag:yaml.org,2002:str"
+
+
+def load_yaml(
+    path: Path | str, names: Collection[str] = (), texts: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the mapping of a YAML file.
+
+    Args:
+        path: File to read.
+        names: Keys under which every word is text, as it is written: yes, off, 007 and null too.
+        texts: Keys under which every word is text, but null means that there is none.
 
     Raises:
         UserError: Where the file is missing, broken or no mapping; names the file and the line.
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = _parse(path.read_text(encoding="utf-8-sig"), names, texts)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -44,6 +59,50 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         found = "nothing" if content is None else type(content).__name__
         raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     return content
+
+
+def _parse(text: str, names: Collection[str], texts: Collection[str]) -> Any:
+    """Return the content of a YAML text; see `load_yaml`."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        _refuse_repeated_keys(root)
+        for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+            if key.value in names:
+                _read_as_text(value, NOT_TEXT | NO_VALUE)
+            elif key.value in texts:
+                _read_as_text(value, NOT_TEXT)
+        return None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_keys(root: yaml.Node | None) -> None:
+    """Raise a YAML error for a key that a mapping, or a mapping right below it, has twice.
+
+    The YAML library would silently take the last one.
+    """
+    if not isinstance(root, yaml.MappingNode):
+        return
+    for mapping in (root, *(value for _, value in root.value)):
+        seen = set()
+        for key, _ in mapping.value if isinstance(mapping, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key '{key.value}' is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+
+
+def _read_as_text(node: yaml.Node, kinds: Collection[str]) -> None:
+    """Make text of a word, or of the words of a list or a mapping, where it has one of the types.
+
+    An empty place stays one.
+    """
+    members = [node] if isinstance(node, yaml.ScalarNode) else node.value
+    for member in members:
+        for word in member if isinstance(member, tuple) else (member,):
+            if isinstance(word, yaml.ScalarNode) and word.tag in kinds and word.value:
+                word.tag = TEXT
 
 
 def save_yaml(content: dict[str, Any], path: Path) -> None:
