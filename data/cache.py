@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data.deep_images import ONE_BYTE, white_level
 from data.files import NO_FILE, label_path, short_hash, stamp, user_cache_folder
 from data.images import READ_ERRORS, probe_image
 from data.label_search import warn_of_unlabelled
@@ -24,7 +25,7 @@ from utils.errors import UserError
 from utils.files import atomic_open
 from utils.log import LOGGER
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Problem(NamedTuple):
@@ -43,6 +44,7 @@ class CacheEntry:
     shape: tuple[int, int] = (0, 0)  # width, height
     labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
     findings: list[Finding] = field(default_factory=list)
+    white: float = ONE_BYTE  # value that becomes 255, see `data.deep_images.white_level`
 
     @property
     def usable(self) -> bool:
@@ -57,6 +59,7 @@ class Scan:
     files: list[Path]
     labels: list[np.ndarray]  # (n, 5) float32: class, xywh normalised
     shapes: np.ndarray  # (images, 2) int: width, height
+    whites: np.ndarray  # (images,) value that becomes 255; `ONE_BYTE` for images of 8 bits
     report: list[Problem]
     left_out: str  # how many images are left out and why the first; empty where none is
 
@@ -92,6 +95,7 @@ def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
     entry = CacheEntry(stamps)
     try:
         entry.shape = probe_image(image)
+        entry.white = white_level(image)
     except FileNotFoundError:
         entry.findings.append(Finding(0, "no such image"))
     except READ_ERRORS as error:
@@ -154,9 +158,25 @@ def _summary(images: Sequence[Path], entries: list[CacheEntry], nc: int) -> Scan
         files,
         [entry.labels for entry in kept],
         np.array([entry.shape for entry in kept]),
+        _common_white(np.array([entry.white for entry in kept])),
         report,
         f"; {corrupt} images are left out, the first: {left_out}" if corrupt else "",
     )
+
+
+def _common_white(whites: np.ndarray) -> np.ndarray:
+    """Return the white level of each image; all of whole numbers get the highest one.
+
+    So a dark image of a camera is not made brighter than its others. A line says what is done.
+    """
+    whole = whites > 1
+    common = whites.max(initial=ONE_BYTE)
+    if whole.any():
+        LOGGER.info(
+            f"{whole.sum()} images of more than 8 bits hold values of {int(common).bit_length()}"
+            f" bits: {common:g} becomes 255"
+        )
+    return np.where(whole, common, whites)
 
 
 def _left_out(images: Sequence[Path], entries: Sequence[CacheEntry], nc: int) -> str:
@@ -223,10 +243,12 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
                 stored["stamps"].tolist(),
                 stored["shapes"].tolist(),
                 labels,
+                stored["whites"].tolist(),
                 strict=True,
             )
             entries = {
-                Path(name): CacheEntry(tuple(s), tuple(wh), rows) for name, s, wh, rows in columns
+                Path(name): CacheEntry(tuple(s), tuple(wh), rows, white=white)
+                for name, s, wh, rows, white in columns
             }
             for name, findings in head["findings"].items():
                 entries[Path(name)].findings = [Finding(*finding) for finding in findings]
@@ -266,6 +288,7 @@ def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
         "stamps": np.array([entry.stamps for entry in entries.values()], np.int64),
         "shapes": np.array([entry.shape for entry in entries.values()], np.int64),
+        "whites": np.array([entry.white for entry in entries.values()]),
         "labels": np.concatenate([entry.labels for entry in entries.values()]),
         "counts": np.array([len(entry.labels) for entry in entries.values()]),
     }

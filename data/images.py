@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.deep_images import ONE_BYTE, read_deep, white_level
 from utils.errors import UserError
 
 # images are small and loader workers many: threads inside OpenCV would only slow the workers down
@@ -47,14 +48,25 @@ def _ends_with(path: Path, marker: bytes) -> bool:
         return file.read() == marker
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, white: float | None = None) -> np.ndarray:
     """Return an image as (h, w, 3) uint8 RGB with its EXIF orientation applied.
 
     The file may be grey, 16-bit, palette, alpha or CMYK.
 
+    Args:
+        path: File of the image.
+        white: Value that becomes 255, `ONE_BYTE` for an image of 8 bits; None: the image's own,
+            see `white_level`.
+
     Raises:
         UserError: Where the file cannot be read.
     """
+    try:
+        white = white_level(path) if white is None else white
+        if white != ONE_BYTE:
+            return read_deep(path, white)
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: cannot be read as an image") from error
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     return _read_with_pillow(path) if image is None else image
 
