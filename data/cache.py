@@ -22,7 +22,7 @@ from data.images import READ_ERRORS, probe_image
 from data.label_search import warn_of_unlabelled
 from data.labels import CLASS_ID, Finding, class_id_reason, parse_labels
 from utils.errors import UserError
-from utils.files import atomic_open
+from utils.files import atomic_open, why_not_regular
 from utils.log import LOGGER
 
 CACHE_VERSION = 2
@@ -94,10 +94,11 @@ def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
     """Read one image and its labels."""
     entry = CacheEntry(stamps)
     try:
-        entry.shape = probe_image(image)
-        entry.white = white_level(image)
-    except FileNotFoundError:
-        entry.findings.append(Finding(0, "no such image"))
+        if reason := why_not_regular(image):
+            entry.findings.append(Finding(0, reason.replace("such file", "such image")))
+        else:
+            entry.shape = probe_image(image)
+            entry.white = white_level(image)
     except READ_ERRORS as error:
         entry.findings.append(Finding(0, f"corrupt image: {_one_line(error)}"))
     if stamps[2:] != NO_FILE:
@@ -215,7 +216,7 @@ def _worded(problem: Problem) -> str:
 
 def write_report(path: Path, report: Iterable[Problem]) -> None:
     """Write `dataset_report.csv`: file, line (0 = the whole file), reason."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(Problem._fields)
         writer.writerows(report)

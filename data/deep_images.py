@@ -72,6 +72,18 @@ def read_deep(path: Path, white: float) -> np.ndarray:
     return np.ascontiguousarray(scaled.clip(0, 255).astype(np.uint8))
 
 
+def decode(path: Path, flags: int) -> np.ndarray | None:
+    """Return the pixels of a file as OpenCV decodes it, None where it cannot.
+
+    `cv2.imread` crashes the process on a name that is not UTF-8; bytes have no name.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    return cv2.imread(str(path), flags)
+
+
 def read_values(path: Path) -> np.ndarray:
     """Return the values of an image as (h, w, 3) RGB, upright; grey three times, without alpha.
 
@@ -81,7 +93,7 @@ def read_values(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         turn = image.getexif().get(ORIENTATION, 1)
         by_pillow = image.format == "TIFF" and turn in TURNS
-        values = _grey_values(image) if by_pillow else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        values = _grey_values(image) if by_pillow else decode(path, cv2.IMREAD_UNCHANGED)
     if values is None:
         raise OSError("the pixels cannot be decoded")
     if not by_pillow:

@@ -96,7 +96,7 @@ def user_cache_folder() -> Path:
 
 def short_hash(text: str) -> str:
     """Return ten hex digits that identify a text, the same on every machine."""
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -1,20 +1,25 @@
 """Read images as upright 8-bit RGB, resize them, and check cheaply whether a file is whole."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.deep_images import ONE_BYTE, read_deep, white_level
+from data.deep_images import ONE_BYTE, decode, read_deep, white_level
 from utils.errors import UserError
 
 # images are small and loader workers many: threads inside OpenCV would only slow the workers down
 cv2.setNumThreads(0)
 
-# raised by Pillow on broken files
-READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# raised by Pillow and OpenCV on broken files
+READ_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, struct.error, zlib.error, cv2.error),
+    *(LookupError, ArithmeticError, MemoryError, RuntimeError, Image.DecompressionBombError),
+)
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 JPEG_END = b"\xff\xd9"
@@ -67,7 +72,10 @@ def read_image(path: Path, white: float | None = None) -> np.ndarray:
             return read_deep(path, white)
     except READ_ERRORS as error:
         raise UserError(f"{path}: cannot be read as an image") from error
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    try:
+        image = decode(path, cv2.IMREAD_COLOR_RGB)
+    except (OSError, cv2.error):  # cv2.error: more pixels than OpenCV takes, or an empty file
+        image = None
     return _read_with_pillow(path) if image is None else image
 
 

@@ -1,6 +1,6 @@
 """Read YAML files, find them by name, and check hyper-parameters.
 
-A YAML never runs code: `yaml.safe_load` reads the file, and every key must be a known one.
+A YAML never runs code: `utils.yaml_files` reads it, and every key must be a known one.
 """
 
 import dataclasses
@@ -13,21 +13,17 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, suggest
+from utils.errors import UserError, brief, suggest
+from utils.files import why_not_regular
+from utils.yaml_files import read_yaml
 
+MOST_CLASSES = 20_000  # the confusion matrix has the square of it
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG_FOLDERS = {
     "model": ROOT / "models" / "configs",
     "data": ROOT / "data" / "configs",
     "hyp": ROOT / "data" / "hyps",
 }
-
-
-NOT_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
-"""Types that YAML 1.1 gives to plain words such as yes, off, 007, 1e3 and 2024-01-31."""
-NO_VALUE = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "value")}
-"""Types that it gives to null, ~, << and =."""
-TEXT = "tag:yaml.org,2002:str"
 
 
 def load_yaml(
@@ -44,65 +40,11 @@ def load_yaml(
         UserError: Where the file is missing, broken or no mapping; names the file and the line.
     """
     path = Path(path)
-    try:
-        content = _parse(path.read_text(encoding="utf-8-sig"), names, texts)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or "not valid YAML"
-        raise UserError(f"{path}{where}: broken YAML: {what}") from None
+    content = read_yaml(path, names, texts)
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     return content
-
-
-def _parse(text: str, names: Collection[str], texts: Collection[str]) -> Any:
-    """Return the content of a YAML text; see `load_yaml`."""
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        _refuse_repeated_keys(root)
-        for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
-            if key.value in names:
-                _read_as_text(value, NOT_TEXT | NO_VALUE)
-            elif key.value in texts:
-                _read_as_text(value, NOT_TEXT)
-        return None if root is None else loader.construct_document(root)
-    finally:
-        loader.dispose()
-
-
-def _refuse_repeated_keys(root: yaml.Node | None) -> None:
-    """Raise a YAML error for a key that a mapping, or a mapping right below it, has twice.
-
-    The YAML library would silently take the last one.
-    """
-    if not isinstance(root, yaml.MappingNode):
-        return
-    for mapping in (root, *(value for _, value in root.value)):
-        seen = set()
-        for key, _ in mapping.value if isinstance(mapping, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key '{key.value}' is there twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value))
-
-
-def _read_as_text(node: yaml.Node, kinds: Collection[str]) -> None:
-    """Make text of a word, or of the words of a list or a mapping, where it has one of the types.
-
-    An empty place stays one.
-    """
-    members = [node] if isinstance(node, yaml.ScalarNode) else node.value
-    for member in members:
-        for word in member if isinstance(member, tuple) else (member,):
-            if isinstance(word, yaml.ScalarNode) and word.tag in kinds and word.value:
-                word.tag = TEXT
 
 
 def save_yaml(content: dict[str, Any], path: Path) -> None:
@@ -126,7 +68,7 @@ def resolve(name: Path | str, kind: str) -> Path:
         UserError: Where no file fits; suggests a similar name.
     """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
+    if path.suffix in {".yaml", ".yml"} and not why_not_regular(path):
         return path
     known = {_key(p.stem): p for p in sorted(CONFIG_FOLDERS[kind].rglob("*.yaml"))}
     stem = path.name.removesuffix(".yaml").removesuffix(".yml")
@@ -257,7 +199,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     except (TypeError, ValueError):
         pass
     wanted = "finite number" if kind is float else kind.__name__
-    raise UserError(f"hyp: {field.name}: {value!r} is not a {wanted}")
+    raise UserError(f"hyp: {field.name}: {brief(value)} is not a {wanted}")
 
 
 def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
@@ -277,7 +219,7 @@ def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
     known = [field.name for field in dataclasses.fields(Hyp)]
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'{suggest(key, known)}")
+            raise UserError(f"{where}: unknown key {brief(key)}{suggest(key, known)}")
     try:
         return Hyp(**values)
     except UserError as error:
