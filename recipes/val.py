@@ -14,7 +14,13 @@ from data.loader import validation_loader
 from models import Model
 from models.checkpoint import load_model
 from utils.boxes import scale_boxes
-from utils.detection_files import coco_category_ids, coco_records, yolo_text
+from utils.detection_files import (
+    coco_category_ids,
+    coco_records,
+    image_ids,
+    output_names,
+    yolo_text,
+)
 from utils.engine.device import device_name, select_device
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.images import whole_strides
@@ -89,7 +95,7 @@ def validate_into(
         augment=opt.augment,
         half=opt.half,
         coco=opt.task != "speed",
-        on_batch=writers(opt, names, folder, records),
+        on_batch=writers(opt, names, folder, records, list(map(str, loader.dataset.files))),
     )
     if opt.task != "speed":
         log_metrics(result, opt.verbose)
@@ -124,7 +130,11 @@ def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
 
 
 def writers(
-    opt: ValOptions, names: list[str], folder: Path, records: list[dict[str, Any]]
+    opt: ValOptions,
+    names: list[str],
+    folder: Path,
+    records: list[dict[str, Any]],
+    files: list[str],
 ) -> OnBatch:
     """Return the function that writes the detections of each batch.
 
@@ -135,6 +145,7 @@ def writers(
         names: Class names by id.
         folder: Run folder.
         records: List that the COCO records are added to.
+        files: All images of the split.
     """
     draw = None if opt.noplots else batch_pictures(names, folder)
     labels = folder / "labels"
@@ -143,6 +154,8 @@ def writers(
     elif opt.save_conf:
         LOGGER.warning("--save-conf has no effect without --save-txt")
     category_ids = coco_category_ids(names)
+    outputs = output_names(files) if opt.save_txt or opt.save_json else {}
+    ids = image_ids(outputs)
 
     def write(batch: Any, detections: list[Tensor]) -> None:
         if draw is not None:
@@ -151,9 +164,11 @@ def writers(
             native = torch.cat((scale_boxes(boxes[:, :4], shapes), boxes[:, 4:]), 1)
             if opt.save_txt:
                 text = yolo_text(native, *shapes[0], with_confidence=opt.save_conf)
-                (labels / f"{Path(file).stem}.txt").write_text(text, encoding="utf-8")
+                target = labels / f"{outputs[file]}.txt"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
             if opt.save_json:
-                records.extend(coco_records(native, file, category_ids))
+                records.extend(coco_records(native, ids[file], category_ids))
 
     return write
 

@@ -59,7 +59,10 @@ class ValOptions(RunOptions):
     )
     verbose: bool = option(False, "a row of metrics for every class", group="output")
     save_txt: bool = option(
-        False, "write labels/<image>.txt: class, x, y, w, h (normalised) a line", group="output"
+        False,
+        "write labels/<image>.txt: class, x, y, w, h (normalised) a line; images of"
+        " one name keep their folders",
+        group="output",
     )
     save_conf: bool = option(
         False, "with --save-txt: the confidence as sixth column", group="output"
