@@ -9,7 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +81,39 @@ def save_model(model: Model, path: Path | str, **fields: Any) -> None:
 
 def write_atomically(content: Any, path: Path) -> None:
     """Write the whole content by `torch.save`, or nothing; `UserError` if the disk refuses."""
-    try:
-        with atomic_open(path) as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError
-        raise UserError(
-            f"{path}: cannot be written, an earlier file is untouched: {str(error).splitlines()[0]}"
-        ) from error
+    with atomic_open(path) as file:
+        sink = _Sink(file)
+        try:
+            torch.save(content, sink)
+        except RuntimeError as error:
+            if sink.error is not None:
+                raise sink.error from error
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: cannot be written: {reason}; an earlier file is untouched"
+            ) from error
+
+
+class _Sink:
+    """File that `torch.save` writes to, which remembers why a write failed.
+
+    The zip writer of torch turns a full disk into a RuntimeError that does not say so.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes; keep the error of a disk that refuses them."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed where it is closed."""
 
 
 def _check_plain(value: Any, place: str) -> None:

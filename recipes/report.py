@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.evaluator import evaluate
 from utils.log import LOGGER
 from utils.options.report import ReportOptions
+from utils.run_lock import run_lock
 from utils.rundir import make_run_dir
 from utils.timing import alternate, median_ms
 
@@ -73,8 +74,9 @@ def report(opt: ReportOptions) -> Path:
         threads=torch.get_num_threads(),
     )
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-    write(rows, conditions, folder)
-    plot(rows, folder / "accuracy.png")
+    with run_lock(folder):
+        write(rows, conditions, folder)
+        plot(rows, folder / "accuracy.png")
     LOGGER.info("\n" + markdown(rows, conditions))
     LOGGER.info(f"Results saved to {folder} (report.md, report.csv, report.json, accuracy.png)")
     return folder

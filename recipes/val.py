@@ -27,6 +27,7 @@ from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.val import ValOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
+from utils.run_lock import run_lock
 from utils.rundir import environment, make_run_dir, save_options
 
 OnBatch = Callable[[Any, list[Tensor]], None]
@@ -62,7 +63,7 @@ def val(opt: ValOptions) -> EvalResult:
     )
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-    with logging_to(folder / "log.txt"):
+    with run_lock(folder), logging_to(folder / "log.txt"):
         return validate_into(model, loader, names, data, opt, folder)
 
 
