@@ -59,6 +59,7 @@ class DetectionDataset(Dataset):
         shapes: (images, 2): width, height.
         report: everything odd that the scan found.
         whites: (images,): value that becomes 255, 0 for images of 8 bits.
+        batch_shapes: (height, width) of each `options.rect_batch` images; empty without `rect`.
         left_out: how many images are left out and why; empty where none is.
     """
 
@@ -74,10 +75,10 @@ class DetectionDataset(Dataset):
         if options.single_cls:
             for labels in self.labels:
                 labels[:, 0] = 0
-        self._batch_shapes: list[tuple[int, int]] = []
+        self.batch_shapes: list[tuple[int, int]] = []
         if options.rect:
             self._sort_by_aspect()
-            self._batch_shapes = rect_shapes(self.shapes, options)
+            self.batch_shapes = rect_shapes(self.shapes, options)
         self._corners = [corners_of(labels) for labels in self.labels]
         self._disk = user_cache_folder() / f"images-{self.imgsz}"
         self._use_disk = options.cache == "disk"
@@ -154,7 +155,7 @@ class DetectionDataset(Dataset):
     def _out_shape(self, index: int) -> tuple[int, int]:
         """Return (height, width) of the sample of an image."""
         if self.options.rect:
-            return self._batch_shapes[index // self.options.rect_batch]
+            return self.batch_shapes[index // self.options.rect_batch]
         return self.imgsz, self.imgsz
 
     def _sort_by_aspect(self) -> None:

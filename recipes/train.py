@@ -180,6 +180,7 @@ def _final_validation(session: Session, best: Path) -> EvalResult:
         session.val_loader,
         names=model.names,
         single_cls=opt.single_cls,
+        max_det=opt.max_det,
         coco=True,
         on_batch=pictures,
     )

@@ -22,7 +22,7 @@ from utils.detection_files import (
     yolo_text,
 )
 from utils.engine.device import device_name, select_device
-from utils.evaluator import EvalResult, evaluate, log_table
+from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.val import ValOptions
@@ -85,6 +85,8 @@ def validate_into(
     records: list[dict[str, Any]] = []
     with torch.no_grad():  # the first forward pass allocates: keep it out of the times
         model(torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=device))
+    if opt.task != "speed":
+        warn_of_settings(loader.dataset.labels, opt.max_det, opt.conf_thres)
     result = evaluate(
         model,
         loader,

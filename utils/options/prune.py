@@ -212,6 +212,7 @@ class PruneOptions(TeacherOptions, RunOptions):
         choices=("", "ram", "disk"),
         group="what",
     )
+    max_det: int = option(300, "most detections of one image in validation", group="what", least=1)
     single_cls: bool = option(
         False, "treat all classes as one, as the weights were trained", group="what"
     )

@@ -30,6 +30,7 @@ class ReportOptions(RunOptions):
     batch_size: int = option(
         32, "batch of validation and of the latency", "batch", group="what", least=1
     )
+    max_det: int = option(300, "most detections of one image in validation", group="what", least=1)
     seconds: float = option(
         20.0, "time spent on measuring latency, all models together", group="what", least=0
     )

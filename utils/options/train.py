@@ -99,6 +99,7 @@ class TrainOptions(RunOptions):
         "vary the image size between half and 1.5 times from batch to batch",
         group="data",
     )
+    max_det: int = option(300, "most detections of one image in validation", group="data", least=1)
     single_cls: bool = option(False, "train all classes as one", group="data")
     optimizer: str = option("SGD", "optimizer", group="training", choices=("SGD", "Adam", "AdamW"))
     sync_bn: bool = option(
