@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from utils.options.base import RunOptions, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ReportOptions(RunOptions):
         "img-size",
         group="what",
         least=0,
+        most=MOST_PIXELS,
     )
     batch_size: int = option(
         32, "batch of validation and of the latency", "batch", group="what", least=1

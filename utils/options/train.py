@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from utils.errors import UserError, suggest
 from utils.log import LOGGER
 from utils.options.base import RunOptions, changed_options, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TrainOptions(RunOptions):
         group="data",
         second="val_imgsz",
         least=1,
+        most=MOST_PIXELS,
     )
     rect: bool = option(
         False,
@@ -150,6 +152,7 @@ class TrainOptions(RunOptions):
         group="data",
         least=0,
         hint="the second value of --img-size",
+        most=MOST_PIXELS,
     )
 
     def resume_hint(self, run_dir: Path) -> str:

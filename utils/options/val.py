@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from utils.errors import UserError
 from utils.options.base import RunOptions, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ValOptions(RunOptions):
         "img-size",
         group="what",
         least=0,
+        most=MOST_PIXELS,
     )
     conf_thres: float = option(
         0.001,
