@@ -248,8 +248,15 @@ def build_trainer(
         loader = session.train_loader(opt.batch_size)
     batch_size = BatchSize(session)
     _describe(loader.dataset, session)
-    if new_anchors:
-        check_anchors(loader.dataset, run.model, run.hyp.anchor_t, opt.imgsz, opt.seed)
+    check_anchors(
+        loader.dataset,
+        run.model,
+        run.hyp.anchor_t,
+        opt.imgsz,
+        opt.seed,
+        replace=new_anchors,
+        remedy=opt.anchor_remedy,
+    )
     freeze(run.model, opt.freeze)
     loss = build_loss(run.model, run.effective_hyp)
     task = _task_on_device(session, task_factory, loss)

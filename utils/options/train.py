@@ -86,6 +86,11 @@ class TrainOptions(RunOptions):
         "keep the anchors of the model YAML even where they fit the data badly",
         group="training",
     )
+    autoanchor: bool = option(
+        False,
+        "replace the anchors of --weights too where they fit the data badly",
+        group="training",
+    )
     noplots: bool = option(False, "no pictures", group="run")
     cache: str = option(
         "",
@@ -176,6 +181,8 @@ class TrainOptions(RunOptions):
         if missing:
             example = f"python {self.script} --cfg yolov5n --data demo --hyp demo"
             raise UserError(f"missing: {' and '.join(missing)}; for example: {example}")
+        if self.autoanchor and self.noautoanchor:
+            raise UserError("--autoanchor and --noautoanchor exclude each other")
         if self.reinit and (self.cfg or not self.weights):
             raise UserError(
                 "--reinit: takes the structure of --weights, without --cfg; for example: --weights"
@@ -216,8 +223,19 @@ class TrainOptions(RunOptions):
 
     @property
     def fits_anchors(self) -> bool:
-        """True where autoanchor may replace the anchors: only those of a new model."""
-        return not (self.weights or self.noautoanchor)
+        """True where autoanchor may replace the anchors: those of a new model, or as asked for."""
+        return self.autoanchor or not (self.weights or self.noautoanchor)
+
+    @property
+    def anchor_remedy(self) -> str:
+        """End of the warning that the anchors fit badly: what the user may do."""
+        if self.noautoanchor:
+            return "; leave out --noautoanchor"
+        given = f" --cfg {self.cfg}" if self.cfg else ""
+        return (
+            "; let new ones be found: python train.py --weights"
+            f" {self.weights}{given} --data {self.data} --autoanchor"
+        )
 
     @property
     def schedule(self) -> str:
