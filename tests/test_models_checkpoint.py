@@ -221,7 +221,7 @@ def test_broken_files_are_one_line_each(tmp_path: Path) -> None:
         ),
         (
             saved("where.pt", checkpoint | {"structure": {"model.99": {}}}),
-            "do not fit its own structure",
+            "structure: 'model.99' is not widths and shapes",
         ),
     ]
     for path, message in cases:

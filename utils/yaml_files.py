@@ -41,7 +41,7 @@ class BoundedLoader(yaml.SafeLoader):
         if type(value) is int and abs(value) >= 10**MOST_DIGITS:
             problem = f"a number of more than {MOST_DIGITS} digits"
             raise _problem(problem, node.start_mark)
-        if isinstance(value, str) and not _is_text(value):
+        if isinstance(value, str) and not is_text(value):
             raise _problem("a NUL or half a surrogate pair in a text", node.start_mark)
         return value
 
@@ -158,6 +158,6 @@ def _problem(text: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=text, problem_mark=mark)
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Tell whether file names and UTF-8 files can hold the characters of a value."""
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
