@@ -113,12 +113,18 @@ def box_sizes(dataset: DetectionDataset, imgsz: int, rng: np.random.Generator) -
 
 
 def check_anchors(
-    dataset: DetectionDataset, model: Any, anchor_t: float, imgsz: int, seed: int = 0
+    dataset: DetectionDataset,
+    model: Any,
+    anchor_t: float,
+    imgsz: int,
+    seed: int = 0,
+    replace: bool = True,
+    remedy: str = "",
 ) -> float:
-    """Replace the anchors of a model that match too few boxes, where new ones match more.
+    """Log the best possible recall of a model's anchors; replace them where too few boxes match.
 
-    Too few are less than `ENOUGH`. Only a new model that is trained from a YAML may be given:
-    weights are trained for their anchors.
+    Too few are less than `ENOUGH`, and new anchors are taken only where they match more. Weights
+    are trained for their anchors, so `replace` is for a new model, or where the user asks for it.
 
     Args:
         dataset: Data set with the boxes.
@@ -126,6 +132,8 @@ def check_anchors(
         anchor_t: Largest ratio of the sides of a box and a matching anchor.
         imgsz: Long side of the images in training, pixels.
         seed: Seed of the search.
+        replace: Whether new anchors may be set.
+        remedy: What the user may do where they may not, for the warning.
 
     Returns:
         The best possible recall of the anchors that the model has now; 1 without anchors, 0 without
@@ -138,22 +146,48 @@ def check_anchors(
     anchors = head.anchors_px.reshape(-1, 2).cpu().numpy()
     wh = box_sizes(dataset, imgsz, rng)
     if not len(wh):
-        LOGGER.warning("autoanchor: no boxes to compare the anchors with")
+        LOGGER.warning(
+            f"autoanchor: no box has sides of at least {MIN_SIDE:g} px at {imgsz} px, there is"
+            " nothing to compare the anchors with"
+        )
         return 0.0
     recall = best_possible_recall(wh, anchors, anchor_t)
     if recall >= ENOUGH:
-        LOGGER.info(f"autoanchor: the anchors fit the data (BPR {recall:.4f})")
+        LOGGER.info(f"autoanchor: the anchors fit the data (best possible recall {recall:.4f})")
         return recall
-    better = evolve_anchors(wh, kmeans_anchors(wh, len(anchors), rng), anchor_t, rng)
+    if replace:
+        return _replace(head, wh, anchor_t, rng, recall)
+    LOGGER.warning(
+        f"autoanchor: the anchors match {recall:.1%} of the boxes only (best possible recall"
+        f" {recall:.4f}, {ENOUGH} is good); the others are hardly learnt{remedy}"
+    )
+    return recall
+
+
+def _replace(
+    head: Any, wh: np.ndarray, anchor_t: float, rng: np.random.Generator, recall: float
+) -> float:
+    """Set new anchors where they match more boxes; return the recall of those that are set.
+
+    Args:
+        head: Head whose anchors match too few boxes.
+        wh: Width and height of the boxes, (n, 2), pixels.
+        anchor_t: Largest ratio of the sides of a box and a matching anchor.
+        rng: Generator of the search.
+        recall: Best possible recall of the present anchors.
+    """
+    count = head.anchors_px.reshape(-1, 2).shape[0]
+    better = evolve_anchors(wh, kmeans_anchors(wh, count, rng), anchor_t, rng)
     new_recall = best_possible_recall(wh, better, anchor_t)
     if new_recall <= recall:
-        LOGGER.info(
-            f"autoanchor: kept the anchors: BPR {recall:.4f}, new ones would give {new_recall:.4f}"
+        LOGGER.warning(
+            f"autoanchor: kept the anchors: best possible recall {recall:.4f}, new ones would give"
+            f" {new_recall:.4f}; a larger anchor_t (now {anchor_t:g}) or --imgsz matches more boxes"
         )
         return recall
     head.set_anchors(torch.tensor(better, dtype=torch.float32).view_as(head.anchors_px))
     LOGGER.info(
-        f"autoanchor: new anchors {better.round().astype(int).tolist()}: BPR {recall:.4f} ->"
-        f" {new_recall:.4f}"
+        f"autoanchor: new anchors {better.round().astype(int).tolist()}: best possible recall"
+        f" {recall:.4f} -> {new_recall:.4f}"
     )
     return new_recall

@@ -16,14 +16,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.files import label_path, short_hash, stamp, user_cache_folder
+from data.deep_images import ONE_BYTE, white_level
+from data.files import NO_FILE, label_path, short_hash, stamp, user_cache_folder
 from data.images import READ_ERRORS, probe_image
-from data.labels import Finding, parse_labels
+from data.label_search import warn_of_unlabelled
+from data.labels import CLASS_ID, Finding, class_id_reason, parse_labels
 from utils.errors import UserError
-from utils.files import atomic_open
+from utils.files import atomic_open, why_not_regular
 from utils.log import LOGGER
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Problem(NamedTuple):
@@ -42,6 +44,7 @@ class CacheEntry:
     shape: tuple[int, int] = (0, 0)  # width, height
     labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
     findings: list[Finding] = field(default_factory=list)
+    white: float = ONE_BYTE  # value that becomes 255, see `data.deep_images.white_level`
 
     @property
     def usable(self) -> bool:
@@ -56,7 +59,9 @@ class Scan:
     files: list[Path]
     labels: list[np.ndarray]  # (n, 5) float32: class, xywh normalised
     shapes: np.ndarray  # (images, 2) int: width, height
+    whites: np.ndarray  # (images,) value that becomes 255; `ONE_BYTE` for images of 8 bits
     report: list[Problem]
+    left_out: str  # how many images are left out and why the first; empty where none is
 
 
 def scan(images: Sequence[Path], nc: int) -> Scan:
@@ -71,7 +76,9 @@ def scan(images: Sequence[Path], nc: int) -> Scan:
     """
     cache_file = label_path(images[0]).parent.with_suffix(".cache.npz")
     known = _load(cache_file, nc) or _load(_private(cache_file), nc)
-    now = {image: stamp(image) + stamp(label_path(image)) for image in images}
+    labels = [label_path(image) for image in images]
+    warn_of_unlabelled(images, labels)
+    now = {image: stamp(image) + stamp(label) for image, label in zip(images, labels, strict=True)}
     changed = [image for image in images if image not in known or known[image].stamps != now[image]]
     if changed:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -80,26 +87,40 @@ def scan(images: Sequence[Path], nc: int) -> Scan:
             fresh = list(tqdm(jobs, title, len(changed), leave=False, disable=few))
         known |= dict(zip(changed, fresh, strict=True))
         _save(cache_file, known, nc)
-    return _summary(images, [known[image] for image in images])
+    return _summary(images, [known[image] for image in images], nc)
 
 
 def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
     """Read one image and its labels."""
     entry = CacheEntry(stamps)
     try:
-        entry.shape = probe_image(image)
-    except FileNotFoundError:
-        entry.findings.append(Finding(0, "no such image"))
+        if reason := why_not_regular(image):
+            entry.findings.append(Finding(0, reason.replace("such file", "such image")))
+        else:
+            entry.shape = probe_image(image)
+            entry.white = white_level(image)
     except READ_ERRORS as error:
         entry.findings.append(Finding(0, f"corrupt image: {_one_line(error)}"))
-    label = label_path(image)
-    if label.is_file():
-        try:
-            entry.labels, findings = parse_labels(label.read_text(encoding="utf-8-sig"), nc)
-            entry.findings += findings
-        except (OSError, UnicodeDecodeError) as error:
-            entry.findings.append(Finding(0, f"labels cannot be read: {_one_line(error)}"))
+    if stamps[2:] != NO_FILE:
+        entry.labels, findings = _labels_of(label_path(image), nc)
+        entry.findings += findings
     return entry
+
+
+def _labels_of(label: Path, nc: int) -> tuple[np.ndarray, list[Finding]]:
+    """Return the rows of a label file and the findings on it.
+
+    What lies under its name but cannot be read, such as a folder or a link to nothing, is a fatal
+    finding: its image is no background.
+    """
+    try:
+        if not label.is_file():
+            what = "a link to nothing" if label.is_symlink() else "no file"
+            raise OSError(f"{label} is {what}")
+        return parse_labels(label.read_text(encoding="utf-8-sig"), nc)
+    except (OSError, UnicodeDecodeError) as error:
+        nothing = np.zeros((0, 5), np.float32)
+        return nothing, [Finding(0, f"labels cannot be read: {_one_line(error)}")]
 
 
 def _one_line(error: Exception) -> str:
@@ -107,34 +128,85 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _summary(images: Sequence[Path], entries: list[CacheEntry]) -> Scan:
+def _summary(images: Sequence[Path], entries: list[CacheEntry], nc: int) -> Scan:
     """Log the numbers of a scan and return its usable images; see `scan`."""
     usable = [(image, entry) for image, entry in zip(images, entries, strict=True) if entry.usable]
     report = [
-        Problem(label_path(image) if finding.line else image, finding.line, finding.reason)
+        _problem(image, finding)
         for image, entry in zip(images, entries, strict=True)
         for finding in entry.findings
     ]
     backgrounds = sum(not len(entry.labels) for _, entry in usable)
     corrupt = len(images) - len(usable)
+    missing = sum(entry.stamps[2:] == NO_FILE for _, entry in usable)
+    without = f" ({missing} without a label file)" if missing else ""
     LOGGER.info(
-        f"Scanning {images[0].parent}... {len(images)} images, {backgrounds} backgrounds, {corrupt}"
-        " corrupt"
+        f"Scanning {images[0].parent}... {len(images)} images, {backgrounds} backgrounds{without},"
+        f" {corrupt} corrupt"
     )
+    left_out = _left_out(images, entries, nc)
     if not usable:
         raise UserError(
-            f"{images[0].parent}: none of the {len(images)} images is usable; the first:"
-            f" {_worded(report[0])}"
+            f"{images[0].parent}: none of the {len(images)} images is usable; the first: {left_out}"
         )
     if corrupt:
         LOGGER.warning(
             f"{corrupt} images are left out, all are listed in dataset_report.csv; the first:"
-            f" {_worded(report[0])}"
+            f" {left_out}"
         )
     files, kept = [image for image, _ in usable], [entry for _, entry in usable]
     return Scan(
-        files, [entry.labels for entry in kept], np.array([entry.shape for entry in kept]), report
+        files,
+        [entry.labels for entry in kept],
+        np.array([entry.shape for entry in kept]),
+        _common_white(np.array([entry.white for entry in kept])),
+        report,
+        f"; {corrupt} images are left out, the first: {left_out}" if corrupt else "",
     )
+
+
+def _common_white(whites: np.ndarray) -> np.ndarray:
+    """Return the white level of each image; all of whole numbers get the highest one.
+
+    So a dark image of a camera is not made brighter than its others. A line says what is done.
+    """
+    whole = whites > 1
+    common = whites.max(initial=ONE_BYTE)
+    if whole.any():
+        LOGGER.info(
+            f"{whole.sum()} images of more than 8 bits hold values of {int(common).bit_length()}"
+            f" bits: {common:g} becomes 255"
+        )
+    return np.where(whole, common, whites)
+
+
+def _left_out(images: Sequence[Path], entries: Sequence[CacheEntry], nc: int) -> str:
+    """Return why the first unusable image is left out, and what its like have in common."""
+    for image, entry in zip(images, entries, strict=True):
+        for finding in entry.findings:
+            if finding.fatal:
+                return _worded(_problem(image, finding)) + _counted_from_one(entries, nc)
+    return ""
+
+
+def _counted_from_one(entries: Sequence[CacheEntry], nc: int) -> str:
+    """Say that class ids seem to start at 1: id `nc` is there, id 0 and higher ones are not."""
+    beyond = {
+        finding.reason
+        for entry in entries
+        for finding in entry.findings
+        if finding.reason.startswith(CLASS_ID)
+    }
+    if beyond != {class_id_reason(nc, nc)} or any(
+        (entry.labels[:, 0] == 0).any() for entry in entries
+    ):
+        return ""
+    return f"; the ids run from 1 to {nc}: subtract 1 from each, they start at 0"
+
+
+def _problem(image: Path, finding: Finding) -> Problem:
+    """Return a finding with its file: the text for a finding on a line, otherwise the image."""
+    return Problem(label_path(image) if finding.line else image, finding.line, finding.reason)
 
 
 def _worded(problem: Problem) -> str:
@@ -144,7 +216,7 @@ def _worded(problem: Problem) -> str:
 
 def write_report(path: Path, report: Iterable[Problem]) -> None:
     """Write `dataset_report.csv`: file, line (0 = the whole file), reason."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(Problem._fields)
         writer.writerows(report)
@@ -172,10 +244,12 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
                 stored["stamps"].tolist(),
                 stored["shapes"].tolist(),
                 labels,
+                stored["whites"].tolist(),
                 strict=True,
             )
             entries = {
-                Path(name): CacheEntry(tuple(s), tuple(wh), rows) for name, s, wh, rows in columns
+                Path(name): CacheEntry(tuple(s), tuple(wh), rows, white=white)
+                for name, s, wh, rows, white in columns
             }
             for name, findings in head["findings"].items():
                 entries[Path(name)].findings = [Finding(*finding) for finding in findings]
@@ -215,6 +289,7 @@ def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
         "stamps": np.array([entry.stamps for entry in entries.values()], np.int64),
         "shapes": np.array([entry.shape for entry in entries.values()], np.int64),
+        "whites": np.array([entry.white for entry in entries.values()]),
         "labels": np.concatenate([entry.labels for entry in entries.values()]),
         "counts": np.array([len(entry.labels) for entry in entries.values()]),
     }

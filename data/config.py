@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.files import label_path, list_images, short_hash, stamp
-from utils.config import load_yaml, resolve
-from utils.errors import UserError, suggest
+from utils.config import MOST_CLASSES, load_yaml, resolve
+from utils.errors import UserError, brief, suggest
+from utils.files import check_path
 from utils.log import LOGGER
 
 SPLITS = ("train", "val", "test")
@@ -82,7 +83,7 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
     for key in content:
         if key not in KNOWN_KEYS:
             raise UserError(
-                f"{where}: unknown key '{key}'{suggest(str(key), KNOWN_KEYS)} (known:"
+                f"{where}: unknown key {brief(key)}{suggest(str(key), KNOWN_KEYS)} (known:"
                 f" {', '.join(KNOWN_KEYS)})"
             )
     if content.get("download"):
@@ -91,6 +92,7 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
             " them"
         )
     names = _names(where, content)
+    check_path(content.get("path") or ".", f"{where}: path")
     folder = file.parent if file else Path.cwd()
     if content.get("generator") is not None:
         _generate(where, content["generator"], folder / str(content.get("path", ".")))
@@ -111,37 +113,53 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
 def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
     """Return the absolute path of a data YAML and its mapping."""
     file = resolve(source, "data").absolute()
-    return file, load_yaml(file)
+    return file, load_yaml(file, names=("names",), texts=("path", *SPLITS, "generator"))
 
 
 def _names(where: str, content: Mapping[str, Any]) -> list[str]:
     """Return the class names by id; from `nc` alone `class0`, `class1`, ..."""
     names, nc = content.get("names"), content.get("nc")
-    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
-        raise UserError(f"{where}: nc: {nc!r} is not a number of classes (1 or more)")
+    if nc is not None and (type(nc) is not int or not 1 <= nc <= MOST_CLASSES):
+        raise UserError(
+            f"{where}: nc: {brief(nc)} is not a number of classes (1 to {MOST_CLASSES})"
+        )
     if names is None and nc is None:
         raise UserError(f"{where}: has no 'names'; add 'names: [cat, dog]'")
     if names is None:
         return [f"class{i}" for i in range(nc or 0)]
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(
-                f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found"
-                f" {list(names)[:10]}"
-            )
-        names = [names[i] for i in range(len(names))]
+        names = _by_id(where, names)
     if (
         not isinstance(names, list)
-        or not names
+        or not 1 <= len(names) <= MOST_CLASSES
         or not all(isinstance(n, str | int | float) for n in names)
     ):
-        raise UserError(f"{where}: names: expected a list or 'id: name' lines, found {names!r}")
+        raise UserError(
+            f"{where}: names: expected a list or 'id: name' lines, 1 to {MOST_CLASSES} of them,"
+            f" found {brief(names)}"
+        )
     if nc is not None and nc != len(names):
         raise UserError(
             f"{where}: nc is {nc}, but there are {len(names)} names; correct one of them or leave"
             " nc out"
         )
     return [str(name) for name in names]
+
+
+def _by_id(where: str, names: dict[Any, Any]) -> list[Any]:
+    """Return the names of `id: name` lines in the order of the ids, which may be words (`007`)."""
+    by_id = {_as_id(key): name for key, name in names.items()}
+    if by_id.keys() != set(range(len(names))):
+        raise UserError(
+            f"{where}: names: the ids must be 0 to {len(names) - 1}, each once; found"
+            f" {brief(list(names))}"
+        )
+    return [by_id[i] for i in range(len(names))]
+
+
+def _as_id(key: Any) -> Any:
+    """Return the number that a key of `names` stands for, or the key itself."""
+    return int(key) if str(key).isdecimal() and len(str(key)) < 10 else key
 
 
 def _root(where: str, path: str, folder: Path) -> Path:
@@ -160,8 +178,11 @@ def _entries(where: str, split: str, value: Any) -> list[str | Path]:
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(entry, str | Path) for entry in entries):
         raise UserError(
-            f"{where}: {split}: expected a folder, a list file or a list of them, found {value!r}"
+            f"{where}: {split}: expected a folder, a list file or a list of them, found"
+            f" {brief(value)}"
         )
+    for entry in entries:
+        check_path(entry, f"{where}: {split}")
     return entries
 
 
@@ -178,7 +199,7 @@ def _without_path(folder: Path, entry: str | Path) -> Path:
 def _fraction(where: str, value: Any) -> float:
     """Return the share of the training images, checked."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise UserError(f"{where}: fraction: {value!r} is out of range (above 0, up to 1)")
+        raise UserError(f"{where}: fraction: {brief(value)} is out of range (above 0, up to 1)")
     return float(value)
 
 
@@ -188,7 +209,7 @@ def _generate(where: str, name: Any, folder: Path) -> None:
 
     if name not in RECIPES:
         raise UserError(
-            f"{where}: generator: '{name}' is not known{suggest(str(name), RECIPES)} (known:"
+            f"{where}: generator: {brief(name)} is not known{suggest(str(name), RECIPES)} (known:"
             f" {', '.join(RECIPES)})"
         )
     compose(RECIPES[name], folder.resolve())

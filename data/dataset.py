@@ -58,6 +58,9 @@ class DetectionDataset(Dataset):
         labels: of each image (n, 5) float32: class, xywh normalised.
         shapes: (images, 2): width, height.
         report: everything odd that the scan found.
+        whites: (images,): value that becomes 255, 0 for images of 8 bits.
+        batch_shapes: (height, width) of each `options.rect_batch` images; empty without `rect`.
+        left_out: how many images are left out and why; empty where none is.
     """
 
     def __init__(self, images: Sequence[Path], nc: int, options: LoaderOptions):
@@ -65,16 +68,17 @@ class DetectionDataset(Dataset):
         found = scan(images, nc)
         self.files, self.labels = found.files, found.labels
         self.shapes, self.report = found.shapes, found.report
+        self.whites, self.left_out = found.whites, found.left_out
         self.options, self.hyp = options, options.hyp
         self.imgsz, self.augment = options.imgsz, options.augment
         self.epoch = 0
         if options.single_cls:
             for labels in self.labels:
                 labels[:, 0] = 0
-        self._batch_shapes: list[tuple[int, int]] = []
+        self.batch_shapes: list[tuple[int, int]] = []
         if options.rect:
             self._sort_by_aspect()
-            self._batch_shapes = rect_shapes(self.shapes, options)
+            self.batch_shapes = rect_shapes(self.shapes, options)
         self._corners = [corners_of(labels) for labels in self.labels]
         self._disk = user_cache_folder() / f"images-{self.imgsz}"
         self._use_disk = options.cache == "disk"
@@ -151,17 +155,18 @@ class DetectionDataset(Dataset):
     def _out_shape(self, index: int) -> tuple[int, int]:
         """Return (height, width) of the sample of an image."""
         if self.options.rect:
-            return self._batch_shapes[index // self.options.rect_batch]
+            return self.batch_shapes[index // self.options.rect_batch]
         return self.imgsz, self.imgsz
 
     def _sort_by_aspect(self) -> None:
         order = np.argsort(self.shapes[:, 1] / self.shapes[:, 0], kind="stable")
         self.files = [self.files[i] for i in order]
         self.labels = [self.labels[i] for i in order]
-        self.shapes = self.shapes[order]
+        self.shapes, self.whites = self.shapes[order], self.whites[order]
 
     def _read(self, index: int) -> np.ndarray:
-        return resize_long_side(read_image(self.files[index]), self.imgsz, smooth=not self.augment)
+        image = read_image(self.files[index], float(self.whites[index]))
+        return resize_long_side(image, self.imgsz, smooth=not self.augment)
 
     def _read_all(self) -> list[np.ndarray]:
         few = len(self) < 1000
@@ -185,7 +190,8 @@ class DetectionDataset(Dataset):
     def _from_disk(self, index: int) -> np.ndarray:
         """Return the resized image from the user's cache folder, written there the first time."""
         source = self.files[index]
-        file = self._disk / f"{short_hash(f'{source} {stamp(source)} {self.augment}')}.npy"
+        white = f" {self.whites[index]:g}" if self.whites[index] else ""
+        file = self._disk / f"{short_hash(f'{source} {stamp(source)} {self.augment}{white}')}.npy"
         try:
             return np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+NO_FILE = (-1, -1)  # stamp of a file that does not exist
 
 
 def list_images(entries: Iterable[Path]) -> list[Path]:
@@ -95,16 +96,16 @@ def user_cache_folder() -> Path:
 
 def short_hash(text: str) -> str:
     """Return ten hex digits that identify a text, the same on every machine."""
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Return size (bytes) and modification time (ns) of a file; (-1, -1) where there is none.
+    """Return size (bytes) and modification time (ns) of a file; `NO_FILE` where there is none.
 
-    A changed stamp tells that the file changed.
+    A changed stamp tells that the file changed. A link to nothing is no missing file.
     """
     try:
         info = path.stat()
     except OSError:
-        return -1, -1
+        return (-2, -2) if path.is_symlink() else NO_FILE
     return info.st_size, info.st_mtime_ns

@@ -1,19 +1,25 @@
 """Read images as upright 8-bit RGB, resize them, and check cheaply whether a file is whole."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.deep_images import ONE_BYTE, decode, read_deep, white_level
 from utils.errors import UserError
 
 # images are small and loader workers many: threads inside OpenCV would only slow the workers down
 cv2.setNumThreads(0)
 
-# raised by Pillow on broken files
-READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# raised by Pillow and OpenCV on broken files
+READ_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, struct.error, zlib.error, cv2.error),
+    *(LookupError, ArithmeticError, MemoryError, RuntimeError, Image.DecompressionBombError),
+)
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 JPEG_END = b"\xff\xd9"
@@ -47,15 +53,29 @@ def _ends_with(path: Path, marker: bytes) -> bool:
         return file.read() == marker
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, white: float | None = None) -> np.ndarray:
     """Return an image as (h, w, 3) uint8 RGB with its EXIF orientation applied.
 
     The file may be grey, 16-bit, palette, alpha or CMYK.
 
+    Args:
+        path: File of the image.
+        white: Value that becomes 255, `ONE_BYTE` for an image of 8 bits; None: the image's own,
+            see `white_level`.
+
     Raises:
         UserError: Where the file cannot be read.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    try:
+        white = white_level(path) if white is None else white
+        if white != ONE_BYTE:
+            return read_deep(path, white)
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: cannot be read as an image") from error
+    try:
+        image = decode(path, cv2.IMREAD_COLOR_RGB)
+    except (OSError, cv2.error):  # cv2.error: more pixels than OpenCV takes, or an empty file
+        image = None
     return _read_with_pillow(path) if image is None else image
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 # values outside 0..1 by up to this much are rounding of the labelling tool: clipped and reported
 ROUNDING = 0.01
+FEWEST_COLUMNS = 5  # class, x, y, w, h
+CLASS_ID = "class id"  # begins the reason of a line with a wrong one
 
 
 class Finding(NamedTuple):
@@ -64,7 +66,7 @@ def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
     if not np.isfinite(values).all():
         return None, "NaN or infinite value"
     if values[0] != int(values[0]) or not 0 <= values[0] < nc:
-        return None, f"class id {values[0]:g} is not one of 0 to {nc - 1}"
+        return None, class_id_reason(values[0], nc)
     low, high = values[1:].min(), values[1:].max()
     if low < -ROUNDING or high > 1 + ROUNDING:
         value = low if low < -ROUNDING else high
@@ -73,6 +75,11 @@ def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
     coordinates = values[1:].clip(0, 1)
     box = coordinates if len(values) == 5 else _polygon_box(coordinates.reshape(-1, 2))
     return np.concatenate([values[:1], box]).astype(np.float32), reason
+
+
+def class_id_reason(value: float, nc: int) -> str:
+    """Return the reason of a line whose class id is not one of the data set's."""
+    return f"{CLASS_ID} {value:g} is not one of 0 to {nc - 1}"
 
 
 def _polygon_box(points: np.ndarray) -> np.ndarray:

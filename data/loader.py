@@ -3,8 +3,9 @@
 Neither order nor content depends on the number of workers.
 """
 
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from data.config import DataConfig
 from data.dataset import Batch, DetectionDataset, SampleKey, collate
+from data.label_search import require_objects
 from data.options import LoaderOptions
 from utils.errors import UserError
 from utils.log import LOGGER
@@ -67,6 +69,32 @@ class BatchPlan(Sampler[list[SampleKey]]):
         if self.weights is not None:
             return rng.choice(self.count, self.count, p=self.weights)
         return rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+
+
+class ShapePlan(BatchPlan):
+    """Yield batches of at most `batch_size` images that have one shape, in order, on one rank.
+
+    Args:
+        shapes: (height, width) of each image; equal ones are neighbours.
+        batch_size: most samples of a batch.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], batch_size: int):
+        super().__init__(len(shapes), batch_size)
+        ends = [i for i in range(1, len(shapes)) if shapes[i] != shapes[i - 1]]
+        runs = itertools.pairwise([0, *ends, len(shapes)])
+        self._ranges = [
+            range(start, min(start + batch_size, end))
+            for first, end in runs
+            for start in range(first, end, batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for numbers in self._ranges:
+            yield [SampleKey(self.epoch, index) for index in numbers]
 
 
 class DetectionLoader(DataLoader):
@@ -129,7 +157,8 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
         **options: fields of `LoaderOptions`; `imgsz` and `batch_size` are needed.
 
     Raises:
-        UserError: where the split is missing, no image is usable, or options do not go together.
+        UserError: where the split is missing, no image is usable, there is no object, or options
+            do not go together.
     """
     opt = LoaderOptions(**options)
     opt.check()
@@ -137,13 +166,24 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
     if split == "train" and data.fraction < 1:
         images = _fraction(images, data.fraction, opt.seed)
     dataset = DetectionDataset(images, data.nc, opt)
+    if not any(len(rows) for rows in dataset.labels):
+        require_objects(images, split, dataset.left_out, strict=not opt.unlabelled)
     weights = image_sampling_weights(dataset.labels, data.nc) if opt.image_weights else None
     if opt.rect and weights is not None:
         raise UserError(
             "--image-weights: cannot go with --rect, whose batches are made of images of like"
             " proportions"
         )
-    plan = BatchPlan(
+    plan = _plan(dataset, opt, weights)
+    return DetectionLoader(dataset, plan, min(opt.workers, len(plan)))
+
+
+def _plan(dataset: DetectionDataset, opt: LoaderOptions, weights: np.ndarray | None) -> BatchPlan:
+    """Return the plan of the batches; `weights` are the probabilities of the images or None."""
+    if opt.rect and not opt.augment:
+        assert opt.world_size == 1, "images are validated by one process"
+        return ShapePlan(dataset.batch_shapes, opt.batch_size)
+    return BatchPlan(
         len(dataset),
         opt.batch_size,
         shuffle=opt.augment and not opt.rect,
@@ -152,7 +192,6 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
         rank=opt.rank,
         world_size=opt.world_size,
     )
-    return DetectionLoader(dataset, plan, min(opt.workers, len(plan)))
 
 
 def validation_loader(
@@ -164,7 +203,8 @@ def validation_loader(
         data: Data set with the split.
         split: `val`, `train` or `test`.
         rect: Make batches of rectangles with half a stride of grey around each image, as YOLOv5
-            validates; otherwise squares without a border.
+            validates; otherwise squares without a border. Only images of one shape share a batch,
+            so that the metrics do not depend on the size of the batch.
         **options: Further options of `build_loader`: `imgsz`, `batch_size`, `stride` and others.
     """
     return build_loader(data, split, rect=rect, pad=0.5 if rect else 0.0, **options)

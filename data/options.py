@@ -15,7 +15,8 @@ class LoaderOptions:
         batch_size: images of a batch, on one rank.
         hyp: strengths of augmentation.
         augment: augment the images, and shuffle them (not with `rect`).
-        rect: put images of like proportions into a batch of the smallest common shape.
+        rect: put images of like proportions into a batch of the smallest common shape; without
+            `augment`, images of the same smallest shape.
         cache: `ram`, `disk` (the user's cache folder) or None.
         single_cls: count all classes as class 0.
         image_weights: draw images of rare classes more often.
@@ -26,6 +27,7 @@ class LoaderOptions:
         rank, world_size: place of this process among all.
         epochs: length of the run; the last `hyp.close_mosaic` epochs go without mosaic and mixup.
             None where the length is unknown.
+        unlabelled: accept a split without any object, with a warning.
     """
 
     imgsz: int
@@ -43,6 +45,7 @@ class LoaderOptions:
     rank: int = 0
     world_size: int = 1
     epochs: int | None = None
+    unlabelled: bool = False
 
     def check(self) -> None:
         """`UserError` for what is unknown or does not go together."""
@@ -51,8 +54,14 @@ class LoaderOptions:
 
     @property
     def rect_batch(self) -> int:
-        """Images that share a shape, over all ranks; 0 without `rect`."""
-        return self.batch_size * self.world_size if self.rect else 0
+        """Images that are given one shape, over all ranks; 0 without `rect`.
+
+        Without augmentation, as in validation, each image has the shape that it needs, so that
+        nothing depends on the size of the batch: see `ShapePlan`.
+        """
+        if not self.rect:
+            return 0
+        return self.batch_size * self.world_size if self.augment else 1
 
     @property
     def mosaic_epochs(self) -> float:

@@ -4,22 +4,23 @@ No other file writes or reads weights. See docs/checkpoint_format.md.
 """
 
 import pickle
-import struct
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
+from models.archive import ARCHIVE_ERRORS, is_archive, one_line, opened
 from models.importer import is_official, read_official
 from models.registry import awaiting_weights
+from models.schema import check_checkpoint
 from models.widths import set_widths, widths_of
 from models.yolo import Model, build_model
-from utils.errors import UserError
-from utils.files import atomic_open
+from utils.errors import UserError, brief
+from utils.files import atomic_open, why_not_regular
+from utils.options.meta import MOST_PIXELS
 
 FORMAT = 1
 DEFAULTS: dict[str, Any] = {"hyp": {}, "args": {}, "epoch": -1, "best_fitness": 0.0, "history": []}
@@ -81,14 +82,39 @@ def save_model(model: Model, path: Path | str, **fields: Any) -> None:
 
 def write_atomically(content: Any, path: Path) -> None:
     """Write the whole content by `torch.save`, or nothing; `UserError` if the disk refuses."""
-    try:
-        with atomic_open(path) as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError
-        raise UserError(
-            f"{path}: cannot be written, an earlier file is untouched: {str(error).splitlines()[0]}"
-        ) from error
+    with atomic_open(path) as file:
+        sink = _Sink(file)
+        try:
+            torch.save(content, sink)
+        except RuntimeError as error:
+            if sink.error is not None:
+                raise sink.error from error
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: cannot be written: {reason}; an earlier file is untouched"
+            ) from error
+
+
+class _Sink:
+    """File that `torch.save` writes to, which remembers why a write failed.
+
+    The zip writer of torch turns a full disk into a RuntimeError that does not say so.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes; keep the error of a disk that refuses them."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed where it is closed."""
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -116,26 +142,32 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
     """
     path = Path(path)
     wrong = f"{path}: this is no checkpoint of ours"
+    if not is_archive(path):
+        raise UserError(f"{path}: cannot be read, it is damaged or no checkpoint")
+    with opened(path):
+        pass  # the directory is sound
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except pickle.UnpicklingError:
         raise UserError(f"{wrong}: it holds more than plain data and tensors") from None
-    except (OSError, EOFError, zipfile.BadZipFile, struct.error, MemoryError, *DAMAGED) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except (*ARCHIVE_ERRORS, *DAMAGED) as error:
         raise UserError(
-            f"{path}: cannot be read, it is damaged or no checkpoint: {reason}"
+            f"{path}: cannot be read, it is damaged or no checkpoint: {one_line(error)}"
         ) from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{wrong}: it has no 'format'")
     if content["format"] != FORMAT:
         raise UserError(
-            f"{path}: checkpoint format {content['format']!r}; this version reads format {FORMAT}"
+            f"{path}: checkpoint format {brief(content['format'])}; this version reads format"
+            f" {FORMAT}"
         )
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise UserError(f"{wrong}: it has no '{missing[0]}'")
+    try:
+        check_checkpoint(content, path.stat().st_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return content
 
 
@@ -154,7 +186,7 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
         set_widths(model, checkpoint["structure"])
         model.head.load_state(checkpoint)
         model.load_state_dict(state, strict=True)
-        model.names = [str(name) for name in checkpoint["names"]]
+        model.names = _names(checkpoint["names"], model.nc)
         model.imgsz = _training_size(checkpoint.get("args", {}).get("imgsz")) or model.imgsz
     except UserError:
         raise
@@ -166,10 +198,21 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
     return model.to(next(iter(state.values())).device)
 
 
+def _names(stored: Iterable[Any], nc: int) -> list[str]:
+    """Return the stored class names; `UserError` where they are not `nc`."""
+    names = [str(name) for name in stored]
+    if len(names) != nc:
+        raise UserError(f"checkpoint: {len(names)} names for a model of {nc} classes")
+    return names
+
+
 def _training_size(stored: Any) -> int:
     """Return the training size of stored options, 0 for none; a list holds it first."""
     size = stored[0] if isinstance(stored, list) else stored
-    return int(size or 0)
+    size = int(size or 0)
+    if not 0 <= size <= MOST_PIXELS:
+        raise UserError(f"checkpoint: args: imgsz: {size} is out of range (0 to {MOST_PIXELS})")
+    return size
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
@@ -179,8 +222,8 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Model:
         UserError: The file is missing, damaged, or neither of the two.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    if reason := why_not_regular(path):
+        raise UserError(f"{path}: {reason}")
     if is_official(path):
         return model_from_official(path).to(device)
     checkpoint = load_checkpoint(path, device)

@@ -12,11 +12,12 @@ memory held before. `get_unsafe_globals_in_checkpoint` cannot list the classes o
 """
 
 import io
+import math
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from models.archive import ARCHIVE_ERRORS, is_archive, one_line, opened
 from utils.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of files that torch wrote before 1.6
@@ -36,6 +38,8 @@ INERT_MODULES = (
     "datetime",
     "argparse",
 )  # and what is below them
+MOST_VALUES = 100_000  # of a model's YAML
+MOST_MODULES = 100_000
 STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -81,7 +85,7 @@ def is_official(path: Path) -> bool:
     """Return whether the file pickles a module of the official projects, by its bytes alone."""
     try:
         data = _pickle_bytes(path)
-    except (OSError, zipfile.BadZipFile):
+    except (UserError, *ARCHIVE_ERRORS):
         return False
     return (
         b"cmodels.yolo\n" in data or b"\x8c\x0bmodels.yolo" in data
@@ -96,7 +100,7 @@ def read_official(path: Path | str) -> OfficialCheckpoint:
     """
     path = Path(path)
     try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        content = _read_zip(path) if is_archive(path) else _read_legacy(path)
         model = _model_of(content)
         cfg = _plain(model.__dict__["yaml"])
         state = {
@@ -110,37 +114,28 @@ def read_official(path: Path | str) -> OfficialCheckpoint:
         )
         nc = int(cfg.get("nc", len(names)))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     except (
-        pickle.UnpicklingError,
-        struct.error,
-        EOFError,
-        MemoryError,
-        RecursionError,
-        ArithmeticError,
+        *(pickle.UnpicklingError, struct.error, EOFError, MemoryError),
+        *(RecursionError, ArithmeticError),
     ) as error:
-        raise UserError(f"{path}: damaged pickle: {error}") from None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        UnicodeError,
-    ) as error:
+        raise UserError(f"{path}: damaged pickle: {one_line(error)}") from None
+    except ARCHIVE_ERRORS as error:
         raise UserError(
-            f"{path}: no YOLOv5 or YOLOv7 checkpoint: {type(error).__name__}: {str(error)[:120]}"
+            f"{path}: no YOLOv5 or YOLOv7 checkpoint: {type(error).__name__}: {one_line(error)}"
         ) from None
     return OfficialCheckpoint(
         cfg, state, names if len(names) == nc else [str(i) for i in range(nc)], nc
     )
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler of containers, tensors and inert records, which refuses other globals by name."""
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+    """Unpickler of containers, tensors and inert records, which refuses other globals by name.
+
+    The one in Python: that in C reserves memory for whatever index a pickle gives its memo.
+    """
 
     def __init__(self, file: Any, storage: Callable[[str, torch.dtype, int], Tensor]):
         super().__init__(file, encoding="utf-8")
@@ -180,7 +175,13 @@ class _Unpickler(pickle.Unpickler):
 def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """Return the view that the pickle describes; torch checks that it stays inside the storage."""
+    """Return the view that the pickle describes; torch checks that it stays inside the storage.
+
+    Raises:
+        UserError: The strides repeat values, so that a copy would be larger than the storage.
+    """
+    if math.prod(size) > storage.numel():
+        raise UserError("damaged: a tensor claims to be larger than its data")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -195,16 +196,16 @@ def _encode(text: str, encoding: str) -> bytes:
 
 def _pickle_bytes(path: Path) -> bytes:
     """Return the `data.pkl` of a zipped checkpoint, or the first 64 KiB of an old one."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         with path.open("rb") as file:
             return file.read(65536)
-    with zipfile.ZipFile(path) as archive:
+    with opened(path) as archive:
         name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
         return archive.read(name) if name else b""
 
 
 def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    with opened(path) as archive:
         name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
         if name is None:
             raise UserError("a zip without data.pkl is no checkpoint")
@@ -276,8 +277,20 @@ def _model_of(content: Any) -> Record:
     return content
 
 
-def _tensors(module: Record, prefix: str) -> dict[str, Tensor]:
-    """Return the state dict of an inert module: tensors by name, those of its children too."""
+def _tensors(module: Record, prefix: str, left: Iterator[int] | None = None) -> dict[str, Tensor]:
+    """Return the state dict of an inert module: tensors by name, those of its children too.
+
+    Args:
+        module: The module.
+        prefix: Put in front of every name.
+        left: One number for each module that may still come, shared ones counted each time.
+
+    Raises:
+        UserError: There are too many modules.
+    """
+    left = iter(range(MOST_MODULES)) if left is None else left
+    if next(left, None) is None:
+        raise UserError(f"damaged: more than {MOST_MODULES} modules")
     found: dict[str, Tensor] = {}
     hidden = module.__dict__.get("_non_persistent_buffers_set", ())
     for table in ("_parameters", "_buffers"):
@@ -286,20 +299,27 @@ def _tensors(module: Record, prefix: str) -> dict[str, Tensor]:
                 found[prefix + name] = value
     for name, child in module.__dict__.get("_modules", {}).items():
         if isinstance(child, Record):
-            found |= _tensors(child, f"{prefix}{name}.")
+            found |= _tensors(child, f"{prefix}{name}.", left)
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, left: Iterator[int] | None = None) -> Any:
     """Return the YAML of a pickled model as mappings, lists and scalars.
 
+    Args:
+        value: The YAML.
+        left: One number for each value that it may still have, shared ones counted each time.
+
     Raises:
-        UserError: The YAML holds anything else.
+        UserError: The YAML holds anything else, or too much.
     """
+    left = iter(range(MOST_VALUES)) if left is None else left
+    if next(left, None) is None:
+        raise UserError(f"the model's YAML holds more than {MOST_VALUES} values")
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, left) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, left) for v in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise UserError("the model's YAML holds more than plain values")

@@ -19,6 +19,7 @@ from utils.errors import UserError, suggest
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
 TRACE_SIZE = 128  # px; a multiple of every usual stride, and small enough to run in milliseconds
+MOST_SETTING = 64  # larger numbers are no reduction, kernel size or factor, but a width
 MAX_REPEATS = 1000
 NAMED_VALUES = {"None": None, "True": True, "False": False}
 
@@ -276,6 +277,8 @@ def _build(
     positional, keywords = [], {}
     if isinstance(args, list):
         positional = [_named(value, names) for value in args]
+        if getattr(block, "keeps_channels", False):
+            positional = _without_width(block, name, positional, context)
     else:
         keywords = {str(key): _named(value, names) for key, value in args.items()}
     signature = inspect.signature(block.from_yaml)
@@ -286,6 +289,28 @@ def _build(
         wanted = [str(p).split(":")[0].split(" =")[0] for p in parameters]
         raise UserError(f"the arguments do not fit {name}({', '.join(wanted)}): {error}") from None
     return block.from_yaml(context, *positional, **keywords)
+
+
+def _without_width(block: Any, name: str, args: list[Any], context: BuildContext) -> list[Any]:
+    """Return the arguments of a block that keeps its channels, without the width.
+
+    Public YAMLs put the width first, as `CBAM, [1024, 7]`, or input and output width.
+
+    Raises:
+        UserError: For a first number that can only be a width, but is not that of the inputs.
+    """
+    widths = [context.names_width(value) for value in args[:2]]
+    count = 0 if not any(widths[:1]) else 1 + widths[1:].count(True)
+    if count:
+        rest = args[count:]
+        return block.after_width(rest) if hasattr(block, "after_width") else rest
+    if args and type(args[0]) is int and args[0] > MOST_SETTING:
+        found = ", ".join(map(str, dict.fromkeys(context.in_channels)))
+        raise UserError(
+            f"{name} keeps the channels of its input, which has {found}; {args[0]} x width_multiple"
+            f" {context.width:g} are others"
+        )
+    return args
 
 
 def _named(value: Any, names: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from utils.log import deprecated
 from utils.registry import Registry
 
 MAX_CHANNELS = 8192  # keeps a typing error or a damaged file from filling the memory
+LEAST_WIDTH = 16  # smaller numbers in a row are no widths
 BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
 _follow: ContextVar[bool] = ContextVar("weights follow", default=False)
@@ -136,6 +137,16 @@ class BuildContext:
                 f"{channels} x width_multiple are {scaled} channels; expected 1 to {MAX_CHANNELS}"
             )
         return scaled
+
+    def names_width(self, value: Any) -> bool:
+        """Return True where a row argument is the width of the inputs, written before scaling.
+
+        Numbers below `LEAST_WIDTH` and odd ones are taken for what else blocks are given:
+        kernel sizes, factors, reductions.
+        """
+        if type(value) is not int or value < LEAST_WIDTH or value % 2 or value > MAX_CHANNELS:
+            return False
+        return set(self.in_channels) in ({value}, {math.ceil(value * self.width / 8) * 8})
 
     def pick_act(self, act: Act | None) -> Act:
         """Return the row's own activation, or the model's where the row says nothing or True."""

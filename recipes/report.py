@@ -15,9 +15,10 @@ from utils.comparison import ComparisonRow, Conditions, markdown, plot, write
 from utils.config import load_yaml
 from utils.engine.device import device_name, select_device
 from utils.errors import UserError
-from utils.evaluator import evaluate
+from utils.evaluator import evaluate, warn_of_settings
 from utils.log import LOGGER
 from utils.options.report import ReportOptions
+from utils.run_lock import run_lock
 from utils.rundir import make_run_dir
 from utils.timing import alternate, median_ms
 
@@ -73,8 +74,9 @@ def report(opt: ReportOptions) -> Path:
         threads=torch.get_num_threads(),
     )
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-    write(rows, conditions, folder)
-    plot(rows, folder / "accuracy.png")
+    with run_lock(folder):
+        write(rows, conditions, folder)
+        plot(rows, folder / "accuracy.png")
     LOGGER.info("\n" + markdown(rows, conditions))
     LOGGER.info(f"Results saved to {folder} (report.md, report.csv, report.json, accuracy.png)")
     return folder
@@ -171,7 +173,9 @@ def measure_candidates(
         note = ", all classes as one" if single else ""
         LOGGER.info(f"{candidate.name}: validating {candidate.weights}{note}")
         names = class_names(data.names, single)
-        result = evaluate(deployed, loader, names=names, single_cls=single, half=half)
+        warn_of_settings(loader.dataset.labels, opt.max_det)
+        settings = {"single_cls": single, "half": half, "max_det": opt.max_det}
+        result = evaluate(deployed, loader, names=names, **settings)
         found.append((candidate, info, at_size, result))
         work[str(number)] = forward_of(deployed, candidate.imgsz, opt.batch_size, half, device)
     LOGGER.info(f"Measuring latency of {len(work)} models in turn for {opt.seconds:g} s")

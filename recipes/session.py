@@ -30,7 +30,7 @@ from utils.engine.run_hooks import Checkpoints, EarlyStopping, ProgressBar, Resu
 from utils.engine.tasks import Task, TaskFactory
 from utils.engine.trainer import Trainer, to_unit_range
 from utils.errors import UserError
-from utils.evaluator import EvalResult, evaluate, log_table
+from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.images import unit_range, whole_strides
 from utils.log import LOGGER
 from utils.losses import build_loss
@@ -118,8 +118,8 @@ class Session:
     def val_loader(self) -> DetectionLoader:
         """Loader of the validation images.
 
-        Images of like proportions share a batch, a rectangle; a batch holds twice as many images
-        as a training batch of one process, as in YOLOv5.
+        Images of one shape share a batch; a batch holds up to twice as many images as a training
+        batch of one process. The metrics do not depend on that number.
         """
         opt = self.run.opt
         return validation_loader(
@@ -248,8 +248,15 @@ def build_trainer(
         loader = session.train_loader(opt.batch_size)
     batch_size = BatchSize(session)
     _describe(loader.dataset, session)
-    if new_anchors:
-        check_anchors(loader.dataset, run.model, run.hyp.anchor_t, opt.imgsz, opt.seed)
+    check_anchors(
+        loader.dataset,
+        run.model,
+        run.hyp.anchor_t,
+        opt.imgsz,
+        opt.seed,
+        replace=new_anchors,
+        remedy=opt.anchor_remedy,
+    )
     freeze(run.model, opt.freeze)
     loss = build_loss(run.model, run.effective_hyp)
     task = _task_on_device(session, task_factory, loss)
@@ -312,10 +319,12 @@ def _describe(dataset: DetectionDataset, session: Session) -> None:
 def _validation(session: Session, loss: nn.Module) -> Callable[[nn.Module], EvalResult]:
     """Return the function that validates a model and logs the table."""
     loader, names = session.val_loader, session.run.model.names
-    single_cls = session.run.opt.single_cls
+    opt = session.run.opt
+    settings = {"single_cls": opt.single_cls, "max_det": opt.max_det}
+    warn_of_settings(loader.dataset.labels, opt.max_det)
 
     def validate(model: nn.Module) -> EvalResult:
-        result = evaluate(model, loader, names=names, loss=loss, single_cls=single_cls)
+        result = evaluate(model, loader, names=names, loss=loss, **settings)
         log_table(result)
         return result
 

@@ -23,6 +23,7 @@ from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, logging_to
 from utils.options.train import TrainOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
+from utils.run_lock import run_lock
 from utils.rundir import environment, latest_checkpoint, make_run_dir, save_options
 
 HookFactory = Callable[[TrainingRun], Sequence[Hook]]
@@ -129,9 +130,10 @@ def fit(
     """
     world = dist.world_from_env()
     device = select_device(run.opt.device, world.local_rank)
+    lock = run_lock(run.run_dir) if world.main else nullcontext()
     log = logging_to(run.run_dir / "log.txt") if world.main else nullcontext()
     stop = GracefulStop(lambda: run.opt.resume_hint(run.run_dir))
-    with log, dist.process_group(world, device), stop:
+    with lock, log, dist.process_group(world, device), stop:
         run = replace(run, opt=with_whole_strides(run.opt, run.stride), model=run.model.to(device))
         session = Session(run, world, device)
         if world.main and resume is None:
@@ -178,6 +180,7 @@ def _final_validation(session: Session, best: Path) -> EvalResult:
         session.val_loader,
         names=model.names,
         single_cls=opt.single_cls,
+        max_det=opt.max_det,
         coco=True,
         on_batch=pictures,
     )

@@ -14,13 +14,20 @@ from data.loader import validation_loader
 from models import Model
 from models.checkpoint import load_model
 from utils.boxes import scale_boxes
-from utils.detection_files import coco_category_ids, coco_records, yolo_text
+from utils.detection_files import (
+    coco_category_ids,
+    coco_records,
+    image_ids,
+    output_names,
+    yolo_text,
+)
 from utils.engine.device import device_name, select_device
-from utils.evaluator import EvalResult, evaluate, log_table
+from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.val import ValOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
+from utils.run_lock import run_lock
 from utils.rundir import environment, make_run_dir, save_options
 
 OnBatch = Callable[[Any, list[Tensor]], None]
@@ -52,10 +59,11 @@ def val(opt: ValOptions) -> EvalResult:
         workers=opt.workers,
         stride=stride,
         single_cls=opt.single_cls,
+        unlabelled=speed or opt.save_txt or opt.save_json,
     )
 
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-    with logging_to(folder / "log.txt"):
+    with run_lock(folder), logging_to(folder / "log.txt"):
         return validate_into(model, loader, names, data, opt, folder)
 
 
@@ -77,6 +85,8 @@ def validate_into(
     records: list[dict[str, Any]] = []
     with torch.no_grad():  # the first forward pass allocates: keep it out of the times
         model(torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=device))
+    if opt.task != "speed":
+        warn_of_settings(loader.dataset.labels, opt.max_det, opt.conf_thres)
     result = evaluate(
         model,
         loader,
@@ -88,7 +98,7 @@ def validate_into(
         augment=opt.augment,
         half=opt.half,
         coco=opt.task != "speed",
-        on_batch=writers(opt, names, folder, records),
+        on_batch=writers(opt, names, folder, records, list(map(str, loader.dataset.files))),
     )
     if opt.task != "speed":
         log_metrics(result, opt.verbose)
@@ -123,7 +133,11 @@ def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
 
 
 def writers(
-    opt: ValOptions, names: list[str], folder: Path, records: list[dict[str, Any]]
+    opt: ValOptions,
+    names: list[str],
+    folder: Path,
+    records: list[dict[str, Any]],
+    files: list[str],
 ) -> OnBatch:
     """Return the function that writes the detections of each batch.
 
@@ -134,6 +148,7 @@ def writers(
         names: Class names by id.
         folder: Run folder.
         records: List that the COCO records are added to.
+        files: All images of the split.
     """
     draw = None if opt.noplots else batch_pictures(names, folder)
     labels = folder / "labels"
@@ -142,6 +157,8 @@ def writers(
     elif opt.save_conf:
         LOGGER.warning("--save-conf has no effect without --save-txt")
     category_ids = coco_category_ids(names)
+    outputs = output_names(files) if opt.save_txt or opt.save_json else {}
+    ids = image_ids(outputs)
 
     def write(batch: Any, detections: list[Tensor]) -> None:
         if draw is not None:
@@ -150,9 +167,11 @@ def writers(
             native = torch.cat((scale_boxes(boxes[:, :4], shapes), boxes[:, 4:]), 1)
             if opt.save_txt:
                 text = yolo_text(native, *shapes[0], with_confidence=opt.save_conf)
-                (labels / f"{Path(file).stem}.txt").write_text(text, encoding="utf-8")
+                target = labels / f"{outputs[file]}.txt"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
             if opt.save_json:
-                records.extend(coco_records(native, file, category_ids))
+                records.extend(coco_records(native, ids[file], category_ids))
 
     return write
 

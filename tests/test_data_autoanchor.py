@@ -1,10 +1,15 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from data.autoanchor import best_possible_recall, check_anchors, evolve_anchors, kmeans_anchors
 from models import build_model
+from utils.errors import UserError
+from utils.log import LOGGER
+from utils.options.distill import DistillOptions
+from utils.options.train import TrainOptions
 
 
 def fake_dataset(wh: np.ndarray, shape=(100, 50)) -> SimpleNamespace:
@@ -66,3 +71,53 @@ def test_no_boxes():
     assert (
         check_anchors(fake_dataset(np.zeros((0, 2))), build_model("yolov5n"), 4.0, imgsz=64) == 0.0
     )  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def said(monkeypatch) -> dict[str, list[str]]:
+    lines: dict[str, list[str]] = {"info": [], "warning": []}
+    for level, found in lines.items():
+        monkeypatch.setattr(LOGGER, level, found.append)
+    return lines
+
+
+TINY_BOXES = np.full((40, 2), 2.2)
+
+
+def test_the_recall_of_anchors_that_stay_is_always_printed(said):
+    model = build_model("yolov5n", nc=2)
+    before = model.head.anchors.clone()
+    opt = TrainOptions(weights="w.pt", data="set.yaml")
+    settings = {"replace": opt.fits_anchors, "remedy": opt.anchor_remedy}
+    assert check_anchors(fake_dataset(TINY_BOXES), model, 4.0, 100, **settings) == 0.0
+    assert torch.equal(before, model.head.anchors)
+    assert "match 0.0% of the boxes only (best possible recall 0.0000" in said["warning"][0]
+    assert "python train.py --weights w.pt --data set.yaml --autoanchor" in said["warning"][0]
+    boxes = fake_dataset(np.array([[30.0, 40.0]]))
+    assert check_anchors(boxes, model, 4.0, 640, **settings) == 1.0
+    assert "best possible recall 1.0000" in said["info"][0] and len(said["warning"]) == 1
+
+
+def test_autoanchor_that_is_asked_for_replaces_the_anchors_of_weights(said):
+    opt = TrainOptions(weights="w.pt", data="set.yaml", autoanchor=True)
+    model = build_model("yolov5n", nc=2)
+    settings = {"replace": opt.fits_anchors, "remedy": opt.anchor_remedy}
+    assert check_anchors(fake_dataset(TINY_BOXES), model, 4.0, 100, **settings) == 1.0
+    assert "best possible recall 0.0000 -> 1.0000" in said["info"][0] and said["warning"] == []
+
+
+@pytest.mark.parametrize(
+    ("opt", "remedy"),
+    [
+        (TrainOptions(cfg="yolov5n", noautoanchor=True), "leave out --noautoanchor"),
+        (TrainOptions(weights="w.pt", cfg="yolov5n"), "--weights w.pt --cfg yolov5n --data"),
+        (DistillOptions(weights="w.pt", teacher="t.pt", logit_loss="ast"), "train the teacher"),
+    ],
+)
+def test_the_remedy_is_one_that_works(opt, remedy):
+    assert not opt.fits_anchors and remedy in opt.anchor_remedy
+
+
+def test_autoanchor_cannot_be_asked_for_and_refused():
+    with pytest.raises(UserError, match="exclude each other"):
+        TrainOptions(cfg="a", data="b", autoanchor=True, noautoanchor=True).check()

@@ -59,6 +59,51 @@ def test_names_as_list_mapping_or_from_nc(tmp_path):
     assert load_data(write_yaml(tmp_path, train=".", nc=2)).names == ["class0", "class1"]
 
 
+WORDS = ["yes", "no", "off", "ON", "y", "n", "true", "007", "0x1F", "1e3", "1_000", "12:30", ".5"]
+WORDS += ["null", "~", "None", "2024-13-45", "2024-01-31", "=", "<<", ".nan", ".inf", "a b", "3"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda words: "[" + ", ".join(words) + "]",
+        lambda words: "".join(f"\n  - {word}" for word in words),
+        lambda words: "".join(f"\n  {i}: {word}" for i, word in enumerate(words)),
+        lambda words: "".join(f"\n  {i:03}: {word}" for i, word in enumerate(words)),
+    ],
+)
+def test_names_are_text_whatever_yaml_takes_them_for(tmp_path, form):
+    file = tmp_path / "set.yaml"
+    file.write_text(f"train: .\nnames: {form(WORDS)}\n")
+    assert load_data(file).names == WORDS
+
+
+def test_folders_are_text_whatever_yaml_takes_them_for(tmp_path):
+    for name in ("no", "007", "2024-01-31", "1e3"):
+        (tmp_path / name / "010").mkdir(parents=True)
+        file = tmp_path / "set.yaml"
+        file.write_text(f"path: {name}\ntrain: 010\nval: [010]\ntest: ~\nnames: [a]\n")
+        data = load_data(file)
+        assert data.root == tmp_path / name
+        assert (data.train, data.val, data.test) == ([data.root / "010"], [data.root / "010"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [("nc: 2\ntrain: .\nnc: 3\n", 3, "nc"), ("train: .\nnames:\n  0: a\n  0: b\n", 4, "0")],
+)
+def test_a_key_that_is_there_twice_is_an_error(tmp_path, text, line, key):
+    (tmp_path / "set.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"set.yaml:{line}: broken YAML: the key '{key}' is there"):
+        load_data(tmp_path / "set.yaml")
+
+
+def test_an_empty_name_is_an_error(tmp_path):
+    (tmp_path / "set.yaml").write_text("train: .\nnames:\n  - a\n  -\n")
+    with pytest.raises(UserError, match="names: expected a list"):
+        load_data(tmp_path / "set.yaml")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -69,7 +114,7 @@ def test_names_as_list_mapping_or_from_nc(tmp_path):
         ({"train": "."}, "has no 'names'"),
         ({"names": ["a"]}, "neither 'train' nor 'val'"),
         ({"trian": ".", "names": ["a"]}, "did you mean 'train'?"),
-        ({"train": 5, "names": ["a"]}, "train: expected a folder"),
+        ({"train": {"a": 5}, "names": ["a"]}, "train: expected a folder"),
         ({"train": ".", "names": ["a"], "fraction": 1.5}, "fraction: 1.5 is out of range"),
         (
             {"train": ".", "names": ["a"], "generator": "os.system"},

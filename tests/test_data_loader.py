@@ -11,7 +11,13 @@ import torch
 import data.dataset as dataset_module
 from data.config import load_data
 from data.dataset import SampleKey, rect_shapes
-from data.loader import BatchPlan, build_loader, image_sampling_weights, validation_loader
+from data.loader import (
+    BatchPlan,
+    ShapePlan,
+    build_loader,
+    image_sampling_weights,
+    validation_loader,
+)
 from data.options import LoaderOptions
 from tests.data_sets import write_set
 from utils.config import Hyp
@@ -144,7 +150,8 @@ def test_mosaic_and_mixup_stop_for_the_last_epochs(data):
 
 
 def rect(batch_size, pad=0.0):
-    return LoaderOptions(imgsz=64, batch_size=batch_size, rect=True, stride=32, pad=pad)
+    options = {"rect": True, "augment": True, "stride": 32, "pad": pad}
+    return LoaderOptions(imgsz=64, batch_size=batch_size, **options)
 
 
 def test_rect_shapes_by_hand():
@@ -181,6 +188,39 @@ def test_validation_rectangles_have_half_a_stride_of_grey_and_squares_have_none(
     squares = list(validation_loader(data, "train", rect=False, **options))
     assert same(squares, list(build_loader(data, "train", **options)))
     assert {tuple(batch.images.shape[2:]) for batch in squares} == {(64, 64)}
+
+
+def test_validation_does_not_depend_on_the_size_of_the_batch(data):
+    """Each image is padded to the shape that it needs alone."""
+
+    def samples(batch_size):
+        loader = validation_loader(data, "train", imgsz=64, batch_size=batch_size, stride=32)
+        batches = list(loader)
+        assert [len(b.files) for b in batches] == [len(indices) for indices in loader.plan]
+        assert len(loader) == len(batches) and max(len(b.files) for b in batches) <= batch_size
+        return {
+            file: (image, batch.targets[batch.targets[:, 0] == i, 1:], shape)
+            for batch in batches
+            for i, (file, image, shape) in enumerate(
+                zip(batch.files, batch.images, batch.shapes, strict=True)
+            )
+        }
+
+    alone = samples(1)
+    assert len(alone) == len(SHAPES)
+    for batch_size in (2, 3, 7, 32):
+        together = samples(batch_size)
+        assert list(together) == list(alone)
+        for file, (image, targets, shape) in alone.items():
+            assert torch.equal(together[file][0], image), "the same pixels and the same padding"
+            assert torch.equal(together[file][1], targets) and together[file][2] == shape
+
+
+def test_images_of_one_shape_share_a_batch():
+    shapes = [(32, 64)] * 3 + [(64, 64)] * 5 + [(64, 32)]
+    batches = [[key.image for key in batch] for batch in ShapePlan(shapes, 2)]
+    assert batches == [[0, 1], [2], [3, 4], [5, 6], [7], [8]]
+    assert len(ShapePlan(shapes, 2)) == 6 and len(ShapePlan(shapes, 99)) == 3
 
 
 @pytest.mark.parametrize(("count", "batch", "world"), [(10, 2, 2), (7, 3, 2), (5, 2, 4), (1, 4, 3)])
@@ -237,7 +277,8 @@ def test_single_cls_and_missing_labels(data):
     assert set(batch.targets[:, 0].tolist()) == {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}
     for label in (data.root / "labels/train").glob("*.txt"):
         label.unlink()
-    assert next(iter(build_loader(data, "train", imgsz=64, batch_size=7))).targets.shape == (0, 6)
+    loader = build_loader(data, "train", imgsz=64, batch_size=7, unlabelled=True)
+    assert next(iter(loader)).targets.shape == (0, 6)
 
 
 def test_fraction_draws_a_subset_by_seed(tmp_path):

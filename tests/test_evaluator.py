@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from utils.evaluator import HEADER, EvalResult, evaluate, log_table
+from recipes import session
+from utils.evaluator import HEADER, EvalResult, evaluate, log_table, warn_of_settings
 from utils.log import LOGGER
+from utils.options.train import TrainOptions
 from utils.tta import VIEWS, predict_augmented
 
 SIZE = 64
@@ -184,7 +187,7 @@ def test_modes_and_callback_and_loss():
     result = evaluate(
         model, loader_of(LABELS), names=["a", "b"], loss=loss, on_batch=on_batch, progress=False
     )
-    assert result.losses == {"box": 1.5, "obj": 2.0}  # 3 and 0 labels in two batches
+    assert result.losses == {"box": 2.0, "obj": 2.0}  # 3 and 0 labels in batches of 2 and 1 images
     assert model.training and not model.frozen.training
     assert len(batches) == 2 and [len(f) for f in found] == [2, 1, 0]
     torch.testing.assert_close(found[1][0], torch.tensor([10.0, 10, 40, 50, 0.9, 1]))
@@ -263,3 +266,38 @@ def test_augmented_views_are_mapped_back():
 def test_augment_option_reaches_the_metrics():
     # the replayed boxes come back once as they are, twice scaled (and mirrored), which is wrong
     assert run(PERFECT, augment=True).p.tolist() == pytest.approx([1 / 3, 1 / 3])
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    return said
+
+
+def test_settings_that_bend_the_metrics_are_named(warnings):
+    labels = [np.zeros((n, 5), np.float32) for n in (400, 100, 0)]
+    warn_of_settings(labels, max_det=400, conf_thres=0.001)
+    assert warnings == []
+    warn_of_settings(labels, max_det=300, conf_thres=0.5)
+    assert warnings[0] == (
+        "--max-det 300: 1 images have more objects, up to 400; recall cannot exceed 0.800; try"
+        " --max-det 800"
+    )
+    assert warnings[1].startswith("--conf-thres 0.5: above 0.001") and len(warnings) == 2
+    warn_of_settings([], max_det=300)
+    assert len(warnings) == 2
+
+
+def test_training_validates_with_its_own_max_det_and_says_where_it_is_too_low(
+    monkeypatch, warnings
+):
+    given = {}
+    monkeypatch.setattr(session, "evaluate", lambda *_, **settings: given.update(settings))
+    monkeypatch.setattr(session, "log_table", lambda result: None)
+    loader = SimpleNamespace(dataset=SimpleNamespace(labels=[np.zeros((8, 5), np.float32)]))
+    run = SimpleNamespace(model=SimpleNamespace(names=["a"]), opt=TrainOptions(max_det=6))
+    fake = SimpleNamespace(val_loader=loader, run=run)
+    session._validation(fake, nn.Identity())(nn.Identity())
+    assert given["max_det"] == 6
+    assert "recall cannot exceed 0.750" in warnings[0]

@@ -131,13 +131,13 @@ GOOD = {"weights": "x.pt", "data": "demo"}
         ),
         (TrainOptions(**GOOD, epochs=0), "--epochs 0: must be at least 1"),
         (TrainOptions(**GOOD, optimizer="sgd"), "--optimizer 'sgd': is not known (SGD, Adam, Ad"),
-        (TrainOptions(resume="last.pt", workers=-1), "--workers -1: must be at least 0"),
+        (TrainOptions(resume="last.pt", workers=-1), "--workers -1: must be from 0 to 256"),
         (ValOptions(**GOOD, max_det=0), "--max-det 0: must be at least 1"),
         (ValOptions(**GOOD, iou_thres=math.nan), "--iou-thres nan: must be from 0 to 1"),
         (SparseOptions(**GOOD, delta_every=0), "--delta-every 0: must be at least 1"),
         (DistillOptions(**GOOD, kd_stop=2.0), "--kd-stop 2: must be from 0 to 1"),
         (ReportOptions(seconds=-1.0), "--seconds -1: must be at least 0"),
-        (CheckOptions(imgsz=16), "--imgsz 16: must be at least 32"),
+        (CheckOptions(imgsz=16), "--imgsz 16: must be from 32 to 8192"),
     ],
 )
 def test_options_made_in_code_are_checked(options, message):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.files import write_atomic
+from utils.plots.text import axis_text
 from utils.tables import markdown_table
 
 
@@ -149,7 +150,7 @@ def plot(rows: list[ComparisonRow], path: Path) -> None:
                 row.map,
                 markers[number % len(markers)],
                 markersize=9,
-                label=row.name,
+                label=axis_text(row.name),
             )
         axis.set_xlabel(label)
         axis.set_xlim(0, 1.1 * max(getattr(row, column) for row in rows))

@@ -1,19 +1,23 @@
 """Read YAML files, find them by name, and check hyper-parameters.
 
-A YAML never runs code: `yaml.safe_load` reads the file, and every key must be a known one.
+A YAML never runs code: `utils.yaml_files` reads it, and every key must be a known one.
 """
 
 import dataclasses
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.errors import UserError, suggest
+from utils.errors import UserError, brief, suggest
+from utils.files import why_not_regular
+from utils.yaml_files import read_yaml
 
+MOST_CLASSES = 20_000  # the confusion matrix has the square of it
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG_FOLDERS = {
     "model": ROOT / "models" / "configs",
@@ -22,24 +26,21 @@ CONFIG_FOLDERS = {
 }
 
 
-def load_yaml(path: Path | str) -> dict[str, Any]:
+def load_yaml(
+    path: Path | str, names: Collection[str] = (), texts: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the mapping of a YAML file.
+
+    Args:
+        path: File to read.
+        names: Keys under which every word is text, as it is written: yes, off, 007 and null too.
+        texts: Keys under which every word is text, but null means that there is none.
 
     Raises:
         UserError: Where the file is missing, broken or no mapping; names the file and the line.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or "not valid YAML"
-        raise UserError(f"{path}{where}: broken YAML: {what}") from None
+    content = read_yaml(path, names, texts)
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise UserError(f"{path}: expected 'key: value' lines, found {found}")
@@ -67,7 +68,7 @@ def resolve(name: Path | str, kind: str) -> Path:
         UserError: Where no file fits; suggests a similar name.
     """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
+    if path.suffix in {".yaml", ".yml"} and not why_not_regular(path):
         return path
     known = {_key(p.stem): p for p in sorted(CONFIG_FOLDERS[kind].rglob("*.yaml"))}
     stem = path.name.removesuffix(".yaml").removesuffix(".yml")
@@ -198,7 +199,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     except (TypeError, ValueError):
         pass
     wanted = "finite number" if kind is float else kind.__name__
-    raise UserError(f"hyp: {field.name}: {value!r} is not a {wanted}")
+    raise UserError(f"hyp: {field.name}: {brief(value)} is not a {wanted}")
 
 
 def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
@@ -218,7 +219,7 @@ def load_hyp(source: "Hyp | dict[str, Any] | Path | str") -> Hyp:
     known = [field.name for field in dataclasses.fields(Hyp)]
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'{suggest(key, known)}")
+            raise UserError(f"{where}: unknown key {brief(key)}{suggest(key, known)}")
     try:
         return Hyp(**values)
     except UserError as error:

@@ -1,11 +1,15 @@
 """Detections as files: YOLO text and COCO's JSON."""
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torchvision.ops import box_convert
+
+from utils.log import LOGGER
 
 COCO_IDS = [i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
 """COCO's own ids of its 80 classes, which come from a list of 91 with gaps."""
@@ -30,21 +34,49 @@ def yolo_text(boxes: Tensor, height: int, width: int, with_confidence: bool = Fa
     return "".join(lines)
 
 
+def output_names(files: Sequence[str]) -> dict[str, str]:
+    """Return a name without suffix for the output of each image, no two alike.
+
+    The name is the file's stem. Where two images have one stem, all names are paths from the
+    deepest folder that holds all images; `a.jpg` beside `a.png` keeps its suffix.
+    """
+    stems = {file: Path(file).stem for file in files}
+    if len(set(stems.values())) == len(stems):
+        return stems
+    top = os.path.commonpath([Path(file).parent for file in files])
+    paths = {file: Path(file).relative_to(top) for file in files}
+    counts = Counter(path.with_suffix("") for path in paths.values())
+    LOGGER.warning(
+        f"{len(stems) - len(set(stems.values()))} images have the name of another one: the outputs"
+        f" are named by their paths in {top}"
+    )
+    return {
+        file: (path.with_suffix("") if counts[path.with_suffix("")] == 1 else path).as_posix()
+        for file, path in paths.items()
+    }
+
+
+def image_ids(names: Mapping[str, str]) -> dict[str, int | str]:
+    """Return COCO's id of each image: its name, as a number where all such numbers differ.
+
+    `000000000139` becomes 139, but neither `1` nor `01` where there are both.
+    """
+    ids = {file: int(name) if name.isdecimal() else name for file, name in names.items()}
+    return ids if len(set(ids.values())) == len(ids) else dict(names)
+
+
 def coco_records(
-    boxes: Tensor, file: str, category_ids: Sequence[int] | None = None
+    boxes: Tensor, image_id: int | str, category_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Return the detections of one image in COCO's result format.
 
-    A box is its top left corner and size in pixels. The image id is the file's stem, as a number
-    where the stem is a number (`000000000139.jpg` -> 139).
+    A box is its top left corner and size in pixels.
 
     Args:
         boxes: (n, 6) = x1, y1, x2, y2 in pixels, confidence, class.
-        file: Path of the image.
+        image_id: Id of the image, see `image_ids`.
         category_ids: Category id of each class; None: the class ids themselves.
     """
-    stem = Path(file).stem
-    image_id = int(stem) if stem.isdecimal() else stem
     records = []
     for x1, y1, x2, y2, confidence, label in boxes.tolist():
         category = category_ids[int(label)] if category_ids else int(label)

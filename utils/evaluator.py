@@ -1,7 +1,7 @@
 """Evaluate a model on a data set: the one loop of training, pruning and val.py."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,9 @@ HEADER = f"{'Class':>22}" + "".join(
 )
 
 
+USUAL_CONF_THRES = 0.001
+"""Confidence above which detections are missing from the curves that AP is measured on."""
+
 LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -50,7 +53,7 @@ class EvalSettings:
         coco: Compute COCO's metric too.
     """
 
-    conf_thres: float = 0.001
+    conf_thres: float = USUAL_CONF_THRES
     iou_thres: float = 0.6
     max_det: int = 300
     single_cls: bool = False
@@ -65,7 +68,7 @@ class EvalResult(APResult):
     """Metrics of one pass over a data set, with its losses and times."""
 
     seen: int  # images
-    losses: dict[str, float]  # mean over batches by name; empty without a loss
+    losses: dict[str, float]  # mean over images by name; empty without a loss
     speed: dict[str, float]  # ms per image: pre, inference, nms
     coco: dict[str, float] | None  # COCO's figures by name, where asked for
     confusion: ConfusionMatrix
@@ -101,7 +104,7 @@ def evaluate(
             docs/architecture.md.
         names: Class names by id.
         loss: The detection loss, `loss(raw, targets)` -> (scalar, parts by name), or None. The
-            parts are averaged over the batches; not with `augment`.
+            parts are averaged over the batches by their images; not with `augment`.
         on_batch: Called as `on_batch(batch, detections)` after each batch. The detections of an
             image are (n, 6) rows xyxy, confidence, class, on the CPU, in pixels of `batch.images`.
         **settings: Fields of `EvalSettings`.
@@ -114,7 +117,8 @@ def evaluate(
         for batch in _with_progress(loader, opt.progress):
             decoded, raw = _predict(model, batch.images, opt, clock)
             if loss is not None:
-                losses.add(loss([level.float() for level in raw], batch.targets.to(device))[1])
+                parts = loss([level.float() for level in raw], batch.targets.to(device))[1]
+                losses.add(parts, len(batch.images))
             detections = _select(decoded, opt, clock)
             tally.add_batch(batch, detections)
             if on_batch is not None:
@@ -127,6 +131,31 @@ def evaluate(
         coco=coco_metric(tally.detections, tally.labels, len(names)) if opt.coco else None,
         confusion=tally.confusion,
     )
+
+
+def warn_of_settings(
+    labels: Sequence[np.ndarray], max_det: int, conf_thres: float = USUAL_CONF_THRES
+) -> None:
+    """Warn, before an evaluation, of settings that bend its metrics.
+
+    Args:
+        labels: Labels of each image, (n, 5) each.
+        max_det: Most detections of an image.
+        conf_thres: Lowest confidence of a detection.
+    """
+    counts = np.array([len(rows) for rows in labels])
+    total, most = int(counts.sum()), int(counts.max(initial=0))
+    if most > max_det:
+        found = int(counts.clip(max=max_det).sum())
+        LOGGER.warning(
+            f"--max-det {max_det}: {int((counts > max_det).sum())} images have more objects, up to"
+            f" {most}; recall cannot exceed {found / total:.3f}; try --max-det {most * 2}"
+        )
+    if conf_thres > USUAL_CONF_THRES:
+        LOGGER.warning(
+            f"--conf-thres {conf_thres:g}: above {USUAL_CONF_THRES:g} the end of each curve is cut"
+            " off, so that P, R and mAP are not comparable with other validations"
+        )
 
 
 def _with_progress(loader: Iterable[Any], shown: bool) -> Iterable[Any]:
@@ -229,21 +258,21 @@ class _Tally:
 
 
 class _LossMeans:
-    """Average the parts of the loss over the batches."""
+    """Average the parts of the loss over the images: batches differ in size."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._batches = 0
+        self._images = 0
 
-    def add(self, parts: dict[str, Tensor]) -> None:
+    def add(self, parts: dict[str, Tensor], images: int) -> None:
         """Add the parts of one batch, scalars by name."""
         for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, 0) + part
-        self._batches += 1
+            self._sums[name] = self._sums.get(name, 0) + part * images
+        self._images += images
 
     def means(self) -> dict[str, float]:
         """Return the mean of each part by name."""
-        return {name: float(total) / self._batches for name, total in self._sums.items()}
+        return {name: float(total) / self._images for name, total in self._sums.items()}
 
 
 class _Clock:

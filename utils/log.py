@@ -43,7 +43,7 @@ def deprecated(old: str, new: str) -> None:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append everything that is logged inside the block to the file `path` too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)
     try:

@@ -6,6 +6,8 @@ Each block keeps the shape of its input and stands alone in a row.
     - [-1, 1, ECA, []]      # k
     - [-1, 1, CBAM, [16]]   # reduction, k
 
+The spelling of public files with the width in front is understood: SE, [1024]; CBAM, [1024, 7].
+
 Structure:
 
     SE     squeeze and excitation (Hu, CVPR 2018): x * sigmoid(1x1(relu(1x1(mean over places))))
@@ -24,6 +26,7 @@ remaining channels are gated differently, which `inexact` declares.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +50,8 @@ def squeeze_excite(c: int, reduction: int, bias: bool) -> nn.Sequential:
 class SE(nn.Module):
     """A gate for each channel, computed from the means of all channels."""
 
+    keeps_channels = True
+
     def __init__(self, c: int, reduction: int = 16):
         super().__init__()
         self.m = squeeze_excite(c, reduction, bias=True)
@@ -68,6 +73,7 @@ class ECA(nn.Module):
     The gates are a 1-D convolution of the means along the channels.
     """
 
+    keeps_channels = True
     inexact = "the gate of a channel comes from its neighbours, and a cut gives it others"
 
     def __init__(self, c: int, k: int | None = None):
@@ -104,6 +110,7 @@ class ECA(nn.Module):
 class CBAM(nn.Module):
     """A gate for each channel, then a gate for each place."""
 
+    keeps_channels = True
     no_prune = {"place": "one gate for all channels"}
     inexact = "the gate of a place comes from the mean and the maximum over all channels"
 
@@ -111,6 +118,11 @@ class CBAM(nn.Module):
         super().__init__()
         self.m = squeeze_excite(c, reduction, bias=False)
         self.place = nn.Conv2d(2, 1, k, padding=k // 2, bias=False)
+
+    @classmethod
+    def after_width(cls, args: list[Any]) -> list[Any]:
+        """Return the row arguments of `[width, k]`: a lone 3 or 7 is the window, as published."""
+        return [16, *args] if len(args) == 1 and args[0] in (3, 7) else args
 
     @classmethod
     def from_yaml(cls, context: BuildContext, reduction: int = 16, k: int = 7) -> "CBAM":

@@ -127,6 +127,8 @@ class DyBlock(nn.Module):
 class DyHead(nn.Module):
     """n DyBlocks; the finest level comes first."""
 
+    keeps_channels = True
+
     repeats_inside = True
 
     def __init__(self, channels: int, n: int = 1):

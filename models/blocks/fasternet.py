@@ -46,6 +46,8 @@ from models.registry import BLOCKS, Act, BuildContext
 class PConv(nn.Module):
     """3x3 convolution over the first 1/n of the channels; the others pass (section 3.2)."""
 
+    keeps_channels = True
+
     def __init__(self, channels: int, n: int = 4):
         super().__init__()
         first = max(channels // n, 1)

@@ -57,6 +57,8 @@ class BiFPNConcat(_Weighted):
 class BiFPNAdd(_Weighted):
     """Weighted sum of maps."""
 
+    keeps_channels = True
+
     @classmethod
     def from_yaml(cls, context: BuildContext) -> "BiFPNAdd":
         """Build the block; its row has no arguments."""

@@ -27,6 +27,7 @@ from models.registry import BLOCKS, BuildContext
 class LSKBlock(nn.Module):
     """Large selective kernel attention."""
 
+    keeps_channels = True
     no_prune = {"select": "two gates, one for each kernel"}
     inexact = "it weighs its halves by their mean and maximum over all channels"
 

@@ -73,6 +73,8 @@ def same_pool(k: int) -> nn.MaxPool2d:
 class MP(nn.Module):
     """k x k max pooling with stride k."""
 
+    keeps_channels = True
+
     def __init__(self, k: int = 2):
         super().__init__()
         self.m = nn.MaxPool2d(k, k)
@@ -90,6 +92,8 @@ class MP(nn.Module):
 @BLOCKS.register()
 class SP(nn.Module):
     """k x k max pooling with stride s, padded so that s = 1 keeps the size."""
+
+    keeps_channels = True
 
     def __init__(self, k: int = 3, s: int = 1):
         super().__init__()

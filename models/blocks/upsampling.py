@@ -32,6 +32,7 @@ from models.registry import BLOCKS, Act, BuildContext
 class CARAFE(nn.Module):
     """Content-aware reassembly of features."""
 
+    keeps_channels = True
     no_prune = {"encode": "the weights of a kernel"}
 
     def __init__(self, c: int, scale: int = 2, k: int = 5, hidden: int = 64, act: Act = "SiLU"):
@@ -71,6 +72,7 @@ class DySample(nn.Module):
     Offsets of zero, near which training starts, give bilinear upsampling.
     """
 
+    keeps_channels = True
     no_prune = {"offset": "where to sample"}
 
     def __init__(self, c: int, scale: int = 2):

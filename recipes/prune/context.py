@@ -12,7 +12,7 @@ from prune_methods import Limits
 from prune_methods.search.plan import COST_SIZE
 from recipes.prune.report import Report
 from utils.config import load_hyp
-from utils.evaluator import EvalResult, evaluate, log_table
+from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.log import LOGGER
 from utils.options.prune import PruneOptions
 
@@ -47,9 +47,11 @@ class PruneRun:
 
     @cached_property
     def val_loader(self) -> DetectionLoader:
-        """Validation images in rectangles of like proportions, twice the training batch."""
+        """Validation images in rectangles, batches of up to twice the training batch."""
         batch = 2 * self.opt.batch_size
-        return validation_loader(self.data, batch_size=batch, **self._loading())
+        loader = validation_loader(self.data, batch_size=batch, **self._loading())
+        warn_of_settings(loader.dataset.labels, self.opt.max_det)
+        return loader
 
     @cached_property
     def plain_loader(self) -> DetectionLoader:
@@ -71,8 +73,14 @@ class PruneRun:
     def validate(self, model: Model, title: str) -> EvalResult:
         """Validate a model as it is deployed, under a title in the log."""
         LOGGER.info(f"\n{title}:")
-        names, single = model.names, self.opt.single_cls
-        result = evaluate(model.fuse(), self.val_loader, names=names, single_cls=single)
+        opt = self.opt
+        result = evaluate(
+            model.fuse(),
+            self.val_loader,
+            names=model.names,
+            single_cls=opt.single_cls,
+            max_det=opt.max_det,
+        )
         log_table(result)
         return result
 

@@ -34,6 +34,7 @@ from utils.errors import UserError
 from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.prune import PruneOptions
+from utils.run_lock import run_lock
 from utils.rundir import environment, make_run_dir, save_options
 
 FINETUNED = "after finetune"
@@ -69,10 +70,11 @@ def prune(opt: PruneOptions) -> Path | None:
     data = matching_data(model, opt)
     check_teacher(model, opt)
     cost_fn = cost_fn_of(prunable, opt)
-    if folder is None:
-        folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
-        forget_earlier(folder)
-    with logging_to(folder / "log.txt"), stoppable(folder):
+    new = folder is None
+    folder = folder or make_run_dir(opt.project, opt.name, opt.exist_ok)
+    with run_lock(folder), logging_to(folder / "log.txt"), stoppable(folder):
+        if new:
+            forget_earlier(folder)
         return run_stages(PruneRun(opt, data, folder, stride), prunable, criterion, cost_fn)
 
 
@@ -83,7 +85,8 @@ def dry_run(prunable: Prunable, opt: PruneOptions) -> None:
     best = prunable.reachable(limits_of(opt))
     LOGGER.info(f"Reachable speed-up within the limits: {best:.2f}x")
     folder = make_run_dir(opt.project, DRY_RUN, exist_ok=True)  # takes no run's number
-    write_preflight(prunable, folder)
+    with run_lock(folder):
+        write_preflight(prunable, folder)
     LOGGER.info(f"preflight.csv and skipped.csv are in {folder}")
 
 
@@ -120,7 +123,7 @@ def run_stages(
 
 def go_on_after_cut(opt: PruneOptions, folder: Path) -> Path:
     """Do what an interrupted run lacks once the cut is on disk: the finetune, and its row."""
-    with logging_to(folder / "log.txt"), stoppable(folder):
+    with run_lock(folder), logging_to(folder / "log.txt"), stoppable(folder):
         smaller = load_model(folder / "weights" / "pruned.pt", select_device(opt.device))
         data, stride = matching_data(smaller, opt), int(smaller.stride.max())
         return finish(PruneRun(opt, data, folder, stride, Report.read(folder)), smaller)

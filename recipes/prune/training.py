@@ -38,6 +38,7 @@ SHARED = (
     "patience",
     "batch_size",
     "cache",
+    "max_det",
     "single_cls",
     "noplots",
     "device",

@@ -18,6 +18,7 @@ from recipes.val import val
 from tests.conftest import ROOT
 from utils.errors import UserError
 from utils.options.val import ValOptions
+from utils.run_lock import LOCK_FILE
 
 pytestmark = pytest.mark.flow
 PICTURES = {"confusion_matrix.png", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}
@@ -89,6 +90,7 @@ def test_command_line_writes_everything(setup, tmp_path):
     names = {p.name for p in folder.iterdir()}
     batches = {f"val_batch{i}_{kind}.jpg" for i in range(3) for kind in ("labels", "pred")}
     assert names == PICTURES | batches | {
+        LOCK_FILE,
         "labels",
         "log.txt",
         "opt.yaml",

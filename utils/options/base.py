@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.options.meta import Meta
+from utils.errors import UserError
+from utils.options.meta import MOST_WORKERS, Meta
 from utils.options.parser import build_parser, dashed
 from utils.options.ranges import check_values
 
@@ -41,6 +42,9 @@ def parse_options(kind: type[T], argv: Sequence[str] | None = None, description:
         UserError: a value out of its range.
     """
     given = sys.argv[1:] if argv is None else argv
+    for word in given:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"{word!a}: is not UTF-8; rename the file or folder")
     parser = build_parser(kind, description)
     values = vars(parser.parse_args([dashed(word) for word in given]))
     found = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
@@ -89,6 +93,7 @@ class RunOptions(Options):
         "data loading processes per rank; changes nothing but the speed",
         group="run",
         least=0,
+        most=MOST_WORKERS,
     )
     project: str = option("runs", "folder of the runs", group="run")
     name: str = option("exp", "name of this run; exp2, exp3 ... where it exists", group="run")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from utils.options.base import Options, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class CheckOptions(Options):
         "img-size",
         group="what",
         least=32,
+        most=MOST_PIXELS,
     )
     prune: bool = option(
         True, "find out what pruning can cut; without, shapes and counts only", group="search"

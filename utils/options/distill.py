@@ -202,6 +202,16 @@ class WithTeacherOptions(TeacherOptions, TrainOptions):
         """Raw outputs can only be compared where both have the teacher's anchors."""
         return super().fits_anchors and not (self.distils and self.logit)
 
+    @property
+    def anchor_remedy(self) -> str:
+        """End of the warning that the anchors fit badly: what the user may do."""
+        if self.distils and self.logit:
+            return (
+                "; a logit loss needs the anchors of the teacher: train the teacher with"
+                " --autoanchor, or distil features only"
+            )
+        return super().anchor_remedy
+
 
 @dataclass(frozen=True)
 class DistillOptions(WithTeacherOptions):

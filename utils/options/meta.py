@@ -20,6 +20,10 @@ GROUPS = {
 }
 
 
+MOST_PIXELS = 8192  # a side of an image; one image of twice that fills 3 GB before any layer
+MOST_WORKERS = 256
+
+
 class Meta(TypedDict, total=False):
     """Keyword arguments of `option`.
 

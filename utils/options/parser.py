@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin
 from utils.errors import UserError, suggest
 from utils.options.meta import GROUPS
 
+LONGEST_MESSAGE = 1000  # characters
+
 
 def build_parser(kind: type, description: str) -> argparse.ArgumentParser:
     """Return the parser of the options dataclass `kind`, with the options in their groups."""
@@ -123,6 +125,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Print one line instead of the usage, with a suggestion for a misspelt option; exit 2."""
         if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0].split("=")[0]
+            words = message.split(": ", 1)[1].split()
+            word = words[0].split("=")[0] if words else "''"  # an empty argument, as of "$UNSET"
             message = f"unknown option {word}{suggest(word, self._option_string_actions)}"
+        if len(message) > LONGEST_MESSAGE:
+            message = message[: LONGEST_MESSAGE - 3] + "..."
         self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")

@@ -8,6 +8,7 @@ from utils.errors import UserError
 from utils.log import LOGGER
 from utils.options.base import RunOptions, changed_options, option
 from utils.options.distill import TeacherOptions
+from utils.options.meta import MOST_PIXELS
 from utils.registry import registered_names
 
 METHODS = registered_names(ROOT / "prune_methods", "PRUNERS")
@@ -225,7 +226,8 @@ class PruneOptions(TeacherOptions, RunOptions):
         "img",
         "img-size",
         group="what",
-        negative=False,
+        least=0,
+        most=MOST_PIXELS,
     )
     cache: str = option(
         "",
@@ -235,6 +237,7 @@ class PruneOptions(TeacherOptions, RunOptions):
         choices=("", "ram", "disk"),
         group="what",
     )
+    max_det: int = option(300, "most detections of one image in validation", group="what", least=1)
     single_cls: bool = option(
         False, "treat all classes as one, as the weights were trained", group="what"
     )

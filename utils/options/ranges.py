@@ -32,7 +32,7 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
 def _within(value: float, meta: Mapping[str, Any]) -> bool:
     """Whether a number is finite and inside the declared range."""
     return (
-        math.isfinite(value)
+        _finite(value)
         and value >= meta.get("least", value)
         and value <= meta.get("most", value)
         and value > meta.get("above", -math.inf)
@@ -52,6 +52,11 @@ def _demand(meta: Mapping[str, Any]) -> str:
     else:
         text = "must be a finite number"
     return f"{text} ({meta['hint']})" if "hint" in meta else text
+
+
+def _finite(value: float) -> bool:
+    """Whether a number is finite and, if whole, fits into 64 bits."""
+    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
 
 
 _WORDS = {"above": "above", "least": "at least", "below": "below", "most": "at most"}

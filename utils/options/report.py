@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from utils.options.base import RunOptions, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class ReportOptions(RunOptions):
         "img-size",
         group="what",
         least=0,
+        most=MOST_PIXELS,
     )
     batch_size: int = option(
         32, "batch of validation and of the latency", "batch", group="what", least=1
     )
+    max_det: int = option(300, "most detections of one image in validation", group="what", least=1)
     seconds: float = option(
         20.0, "time spent on measuring latency, all models together", group="what", least=0
     )

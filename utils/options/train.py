@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from utils.errors import UserError, suggest
 from utils.log import LOGGER
 from utils.options.base import RunOptions, changed_options, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TrainOptions(RunOptions):
         group="data",
         second="val_imgsz",
         least=1,
+        most=MOST_PIXELS,
     )
     rect: bool = option(
         False,
@@ -84,6 +86,11 @@ class TrainOptions(RunOptions):
         "keep the anchors of the model YAML even where they fit the data badly",
         group="training",
     )
+    autoanchor: bool = option(
+        False,
+        "replace the anchors of --weights too where they fit the data badly",
+        group="training",
+    )
     noplots: bool = option(False, "no pictures", group="run")
     cache: str = option(
         "",
@@ -99,6 +106,7 @@ class TrainOptions(RunOptions):
         "vary the image size between half and 1.5 times from batch to batch",
         group="data",
     )
+    max_det: int = option(300, "most detections of one image in validation", group="data", least=1)
     single_cls: bool = option(False, "train all classes as one", group="data")
     optimizer: str = option("SGD", "optimizer", group="training", choices=("SGD", "Adam", "AdamW"))
     sync_bn: bool = option(
@@ -149,6 +157,7 @@ class TrainOptions(RunOptions):
         group="data",
         least=0,
         hint="the second value of --img-size",
+        most=MOST_PIXELS,
     )
 
     def resume_hint(self, run_dir: Path) -> str:
@@ -172,6 +181,8 @@ class TrainOptions(RunOptions):
         if missing:
             example = f"python {self.script} --cfg yolov5n --data demo --hyp demo"
             raise UserError(f"missing: {' and '.join(missing)}; for example: {example}")
+        if self.autoanchor and self.noautoanchor:
+            raise UserError("--autoanchor and --noautoanchor exclude each other")
         if self.reinit and (self.cfg or not self.weights):
             raise UserError(
                 "--reinit: takes the structure of --weights, without --cfg; for example: --weights"
@@ -212,8 +223,19 @@ class TrainOptions(RunOptions):
 
     @property
     def fits_anchors(self) -> bool:
-        """True where autoanchor may replace the anchors: only those of a new model."""
-        return not (self.weights or self.noautoanchor)
+        """True where autoanchor may replace the anchors: those of a new model, or as asked for."""
+        return self.autoanchor or not (self.weights or self.noautoanchor)
+
+    @property
+    def anchor_remedy(self) -> str:
+        """End of the warning that the anchors fit badly: what the user may do."""
+        if self.noautoanchor:
+            return "; leave out --noautoanchor"
+        given = f" --cfg {self.cfg}" if self.cfg else ""
+        return (
+            "; let new ones be found: python train.py --weights"
+            f" {self.weights}{given} --data {self.data} --autoanchor"
+        )
 
     @property
     def schedule(self) -> str:

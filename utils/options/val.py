@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from utils.errors import UserError
 from utils.options.base import RunOptions, option
+from utils.options.meta import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ValOptions(RunOptions):
         "img-size",
         group="what",
         least=0,
+        most=MOST_PIXELS,
     )
     conf_thres: float = option(
         0.001,
@@ -59,7 +61,10 @@ class ValOptions(RunOptions):
     )
     verbose: bool = option(False, "a row of metrics for every class", group="output")
     save_txt: bool = option(
-        False, "write labels/<image>.txt: class, x, y, w, h (normalised) a line", group="output"
+        False,
+        "write labels/<image>.txt: class, x, y, w, h (normalised) a line; images of"
+        " one name keep their folders",
+        group="output",
     )
     save_conf: bool = option(
         False, "with --save-txt: the confidence as sixth column", group="output"

@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from utils.plots.text import one_line
+
 Colour = tuple[int, int, int]
 """Red, green and blue, 0..255."""
 
@@ -91,6 +93,7 @@ def _tag(
     size: tuple[int, int],
 ) -> None:
     """Write text on a filled patch above a corner; move the patch into an image of that size."""
+    text = one_line(text)
     width, height = pen.textlength(text, font()) + 4, FONT_SIZE + 4
     x = max(0, min(corner[0], size[0] - width))
     y = max(0, min(corner[1] - height, size[1] - height))

@@ -13,11 +13,13 @@ from torch import Tensor
 from utils.evaluator import EvalResult
 from utils.metrics import CONFIDENCES, ConfusionMatrix
 from utils.plots.drawing import save_labels, save_mosaic
+from utils.plots.text import axis_text, axis_texts
 
 LEGEND_CLASSES = (
     20  # more classes than this are drawn as thin grey lines, the mean alone keeps a legend
 )
 CELL_NUMBERS = 30  # up to so many classes the cells of the confusion matrix carry their number
+LARGEST_SIDE = 60  # inches, of the confusion matrix
 SHOWN_CONFIDENCE = 0.25  # detections below it would hide the image
 
 
@@ -56,7 +58,9 @@ def _plot_curves(
     few = len(values) <= LEGEND_CLASSES
     for row, label in zip(values, labels, strict=True):
         style = (
-            {"linewidth": 1.2, "label": label} if few else {"linewidth": 0.6, "color": "lightgrey"}
+            {"linewidth": 1.2, "label": axis_text(label)}
+            if few
+            else {"linewidth": 0.6, "color": "lightgrey"}
         )
         axis.plot(CONFIDENCES, row, **style)
     if len(values):
@@ -77,16 +81,15 @@ def plot_confusion(confusion: ConfusionMatrix, names: Sequence[str], path: Path)
     """Predicted over true class; colours and numbers are shares of the true class (column)."""
     counts, nc = confusion.matrix.astype(float), confusion.nc
     shares = counts / np.maximum(counts.sum(0, keepdims=True), 1)
-    side = max(
-        5.5, (0.45 if nc <= CELL_NUMBERS else 0.18) * nc + 3
-    )  # inches, so that the names of the classes stay apart
+    # inches, so that the names of the classes stay apart, as far as a picture can be that large
+    side = min(max(5.5, (0.45 if nc <= CELL_NUMBERS else 0.18) * nc + 3), LARGEST_SIDE)
     figure = Figure(figsize=(side * 1.15, side), layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
     ticks, size = range(nc + 1), 10 if nc <= CELL_NUMBERS else 7
-    axis.set_xticks(ticks, [*names, "background"], rotation=90, fontsize=size)
-    axis.set_yticks(ticks, [*names, "missed"], fontsize=size)
+    axis.set_xticks(ticks, [*axis_texts(names), "background"], rotation=90, fontsize=size)
+    axis.set_yticks(ticks, [*axis_texts(names), "missed"], fontsize=size)
     axis.set_xlabel("True", fontsize=side + 4)
     axis.set_ylabel("Predicted", fontsize=side + 4)
     axis.set_title(

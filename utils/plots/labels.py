@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from utils.plots.drawing import class_colour
+from utils.plots.text import axis_texts
 
 NAMES_SHOWN = 30  # with more classes the axis shows ids
 
@@ -35,7 +36,7 @@ def _class_bars(axes: Any, classes: np.ndarray, names: Sequence[str]) -> None:
     bars = axes.bar(range(len(names)), numbers, color=colours)
     axes.set(ylabel="objects", title=f"{numbers.sum()} objects of {len(names)} classes")
     if len(names) <= NAMES_SHOWN:
-        axes.set_xticks(range(len(names)), names, rotation=0 if len(names) <= 6 else 90)
+        axes.set_xticks(range(len(names)), axis_texts(names), rotation=0 if len(names) <= 6 else 90)
         axes.bar_label(bars, rotation=0 if len(names) <= 12 else 90, padding=2)
         axes.margins(y=0.12)
     else:
