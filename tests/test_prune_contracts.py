@@ -22,7 +22,6 @@ from prune_methods import (
 )
 from prune_methods.criteria.fpgm import distances
 from recipes.prune.gradients import evidence_source
-from recipes.prune.stages import compensate
 from tests.prune_toys import Chain, Csp, run_of, toy
 from utils.errors import UserError
 from utils.registry import Registry, import_files_of, registered_names
@@ -207,29 +206,3 @@ def test_pruning_by_a_plan_verifies_the_cut():
     plan = prunable.search(PRUNERS["lamp"](), Target(2.0, imgsz=32), Limits(2))
     with pytest.raises(AssertionError, match="predicted"):
         prunable.prune(replace(plan, macs=plan.macs + 1), 32)
-
-
-@pytest.mark.parametrize(
-    ("fold", "batches", "steps"),
-    [
-        (True, 1, ["after folding constants", "after BN recalibration"]),
-        (True, 0, ["after folding constants"]),
-        (False, 1, ["after BN recalibration"]),
-        (False, 0, []),
-    ],
-)
-def test_compensation_is_done_as_asked_and_in_order(fold, batches, steps):
-    model = toy(Chain)
-    nn.init.zeros_(model.stem[1].weight)  # silent channels: their constants can be folded
-    prunable = Prunable.of(model)
-    masks = prunable.index.by_group(prunable.index.all_kept())
-    masks["stem.0"][:4] = False
-    smaller = prunable.cut(masks)
-    before = smaller.mid[1].running_mean.clone()
-    opt = SimpleNamespace(fold_constants=fold, recalibrate_batches=batches)
-    loader = [SimpleNamespace(images=(images(2)[0] * 255).byte())]
-    done = []
-    run = SimpleNamespace(opt=opt, plain_loader=loader)
-    compensate(run, prunable, masks, smaller, lambda step, _: done.append(step))
-    assert done == steps
-    assert torch.equal(smaller.mid[1].running_mean, before) == (not steps)

@@ -48,7 +48,8 @@ def pixel_weights(
     """Return how much the loss depends on each output pixel of each layer.
 
     The weight of a pixel is the squared gradient of the loss, summed over the channels, to the
-    power .5. Without weights a fit spends itself on background.
+    power .5. Without weights a fit spends itself on background. A layer whose gradients are all 0,
+    or not finite, gets equal weights.
 
     Args:
         model: the uncut model; its parameters and their gradients do not change.
@@ -82,4 +83,11 @@ def pixel_weights(
             parameter.requires_grad_(False)
     for handle in handles:
         handle.remove()
-    return {name: torch.cat(found).pow(POWER) for name, found in parts.items() if found}
+    return {name: _of_squares(torch.cat(found)) for name, found in parts.items() if found}
+
+
+def _of_squares(squares: Tensor) -> Tensor:
+    """Return the weights from squared gradients; 1 where these say nothing."""
+    if squares.isfinite().all() and squares.sum() > 0:
+        return squares.pow(POWER)
+    return torch.ones_like(squares)
