@@ -11,7 +11,7 @@ from models import Model
 from models.checkpoint import load_checkpoint, load_model, model_from_checkpoint
 from recipes.prepare import class_names, prepare_hyp, prepare_model
 from recipes.session import Session, TrainingRun, build_trainer, with_whole_strides
-from utils.config import Hyp, save_yaml
+from utils.config import load_hyp, save_yaml
 from utils.engine import dist
 from utils.engine.device import device_name, select_device
 from utils.engine.hooks import Hook
@@ -103,7 +103,7 @@ def resume(
         )
     old = type(opt).from_dict(checkpoint["args"])
     old = replace(old, device=opt.device or old.device)
-    hyp = Hyp(**checkpoint["hyp"])
+    hyp = load_hyp(checkpoint["hyp"])
     LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
     model = model_from_checkpoint(checkpoint)
     task_factory = task(model, old)

@@ -25,6 +25,7 @@ from utils.log import LOGGER
 from utils.options.distill import DistillOptions
 from utils.options.prune import PruneOptions
 from utils.options.sparse import SparseOptions
+from utils.options.stored import options_from
 from utils.options.train import TrainOptions
 from utils.rundir import make_run_dir
 
@@ -129,10 +130,8 @@ def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
             f"--resume {given}: is no run of prune.py; train.py, train_sparse.py and distill.py"
             " resume their own"
         )
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names
-    }
-    old = PruneOptions(**values)
+    values = {name: value for name, value in saved.items() if name in names}
+    old = options_from(PruneOptions, values, str(folder / "opt.yaml"))
     return replace(old, device=opt.device or old.device), folder
 
 

@@ -12,6 +12,7 @@ from utils.errors import UserError, suggest
 from utils.log import LOGGER
 from utils.options.base import RunOptions, changed_options, option
 from utils.options.meta import MOST_PIXELS
+from utils.options.stored import options_from
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,10 @@ class TrainOptions(RunOptions):
                     f"args: unknown option '{name}'{suggest(name, known)}; resume with the script"
                     " that trained it"
                 )
-        given: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        if isinstance(sizes := given.get("imgsz"), tuple):
+        given = dict(values)
+        if isinstance(sizes := given.get("imgsz"), list) and sizes:
             given |= {"imgsz": sizes[0], "val_imgsz": given.get("val_imgsz") or sizes[-1]}
-        return cls(**given)
+        return options_from(cls, given, "args")
 
     @property
     def fits_anchors(self) -> bool:
