@@ -185,6 +185,29 @@ def test_weights_bring_structure_anchors_and_what_fits(tmp_path, caplog):
     assert torch.equal(with_cfg.head.anchors_px * 1.5, source.head.anchors_px)
 
 
+def test_a_cfg_that_undoes_a_pruning_or_fits_badly_is_named(tmp_path, monkeypatch):
+    from models.checkpoint import save_checkpoint
+    from prune_methods import PRUNERS, Prunable, Target
+
+    said: list[str] = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    dense = build_model("yolov5n", nc=2)
+    prunable = Prunable.of(dense)
+    pruned = prunable.prune(prunable.search(PRUNERS["lamp"](), Target(2.0)))
+    for name, model in (("dense", dense), ("pruned", pruned)):
+        save_checkpoint(tmp_path / f"{name}.pt", model)
+    weights = {name: str(tmp_path / f"{name}.pt") for name in ("dense", "pruned")}
+    names = ["a", "b", "c"]
+    prepare_model(TrainOptions(weights=weights["pruned"]), Hyp(), names)
+    prepare_model(TrainOptions(weights=weights["dense"], cfg="yolov5n"), Hyp(), names)
+    assert said == []
+    prepare_model(TrainOptions(weights=weights["pruned"], cfg="yolov5n"), Hyp(), names)
+    assert "pruned.pt is pruned, and --cfg yolov5n builds the full model again" in said[0]
+    assert "leave out --cfg" in said[0]
+    prepare_model(TrainOptions(weights=weights["dense"], cfg="yolov5s"), Hyp(), names)
+    assert "of 349 items of" in said[1] and "all others start anew" in said[1]
+
+
 def test_hyperparameters_without_effect_are_named(caplog):
     LOGGER.addHandler(caplog.handler)
     prepare_hyp(TrainOptions(hyp="scratch-high"))
