@@ -10,7 +10,7 @@ from recipes.prune.context import PruneRun
 from recipes.prune.report import write_channels
 from utils.evaluator import EvalResult
 from utils.log import LOGGER
-from utils.options.base import to_dict
+from utils.options.base import recorded
 
 AfterStep = Callable[[str, Model], None]
 """Called with the name of a compensation and the model after it."""
@@ -27,7 +27,7 @@ def cut_and_compensate(run: PruneRun, prunable: Prunable, plan: Plan) -> Model:
     run.add_row("after the cut", smaller)
     compensate(run, prunable, plan.masks, smaller, run.add_row)
     smaller.names = model.names
-    save_model(smaller, run.folder / "weights" / "pruned.pt", args=to_dict(run.opt))
+    save_model(smaller, run.folder / "weights" / "pruned.pt", args=recorded(run.opt))
     return smaller
 
 

@@ -5,7 +5,7 @@ Both can be interrupted and resumed.
 
 import copy
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,17 +16,19 @@ from recipes.distill import diagnostics, task_for
 from recipes.prepare import prepare_hyp
 from recipes.prune.context import PruneRun
 from recipes.prune.report import REPORT_JSON
+from recipes.resuming import require_same_classes, warn_if_changed
 from recipes.session import TrainingRun
 from recipes.train import FitResult, HookFactory, fit, resume
 from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
 from utils.errors import UserError
 from utils.log import LOGGER
+from utils.options.base import with_moves
 from utils.options.distill import DistillOptions
-from utils.options.prune import PruneOptions
+from utils.options.prune import MOVED, PruneOptions
 from utils.options.sparse import SparseOptions
 from utils.options.stored import options_from
-from utils.options.train import TrainOptions
+from utils.options.train import MOVABLE, Progress, TrainOptions
 from utils.rundir import make_run_dir
 
 SHARED = (
@@ -50,7 +52,7 @@ class PruneStage:
 
     script: ClassVar[str] = "prune.py"
 
-    def resume_hint(self, run_dir: Path) -> str:
+    def resume_hint(self, run_dir: Path, progress: Progress = "epoch") -> str:
         """Return how to go on after an interruption; see TrainOptions."""
         return f"go on with: python prune.py --resume {run_dir.parent}"
 
@@ -108,7 +110,7 @@ def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
     """Return the options and the folder of the run that `--resume` names.
 
     A run is named by its folder, or by a checkpoint of one of its trainings. The options are those
-    that the run was started with; only the device may be another.
+    that the run was started with; the device may be another, and files may have moved.
 
     Raises:
         UserError: where the folder is not that of a run of prune.py.
@@ -132,7 +134,24 @@ def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
         )
     values = {name: value for name, value in saved.items() if name in names}
     old = options_from(PruneOptions, values, str(folder / "opt.yaml"))
-    return replace(old, device=opt.device or old.device), folder
+    return with_moves(old, opt, MOVED), folder
+
+
+def check_data(folder: Path, data: DataConfig, name: str) -> None:
+    """Compare the data of a resumed run with what its `opt.yaml` says of those it began with.
+
+    Args:
+        folder: Folder of the run.
+        data: Data set to go on with.
+        name: Its name, for messages.
+
+    Raises:
+        UserError: The classes differ.
+    """
+    saved = load_yaml(folder / "opt.yaml")
+    names = saved.get("class_names", data.names)
+    require_same_classes(list(names), data.names, folder, name)
+    warn_if_changed({"hash": saved.get("data_hash", data.hash)}, data)
 
 
 def forget_earlier(folder: Path) -> None:
@@ -172,4 +191,5 @@ def _trained(
 
 def _resumed(options: TrainOptions, last: Path) -> TrainOptions:
     """Return options of the same class that resume a checkpoint."""
-    return type(options)(resume=str(last), device=options.device)
+    moved = {name: getattr(options, name) for name in MOVABLE if hasattr(options, name)}
+    return type(options)(resume=str(last), device=options.device, **moved)
