@@ -66,8 +66,8 @@ class TrainingRun:
 
     @property
     def stride(self) -> int:
-        """Largest stride in pixels."""
-        return int(self.model.stride.max())
+        """Largest stride in pixels of a map that the model reads."""
+        return self.model.max_stride
 
 
 @dataclass(frozen=True)

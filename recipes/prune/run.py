@@ -71,7 +71,7 @@ def prune(opt: PruneOptions) -> Path | None:
     check_reachable(prunable, opt)
     if criterion.sparse and not opt.sparse_epochs:
         warn_if_dense(model, opt)
-    stride = int(model.stride.max())
+    stride = model.max_stride
     opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
     data = matching_data(model, opt, folder)
     check_teacher(model, opt)
@@ -131,7 +131,7 @@ def go_on_after_cut(opt: PruneOptions, folder: Path) -> Path:
     """Do what an interrupted run lacks once the cut is on disk: the finetune, and its row."""
     with run_lock(folder), logging_to(folder / "log.txt"), stoppable(folder):
         smaller = load_model(folder / "weights" / "pruned.pt", select_device(opt.device))
-        data, stride = matching_data(smaller, opt, folder), int(smaller.stride.max())
+        data, stride = matching_data(smaller, opt, folder), smaller.max_stride
         note_moves(opt, folder)
         return finish(PruneRun(opt, data, folder, stride, Report.read(folder)), smaller)
 
