@@ -145,16 +145,24 @@ def freeze(model: Model, rows: Sequence[int]) -> None:
             these rows.
 
     Raises:
-        UserError: The model has no such row.
+        UserError: The model has no such row, or no row is left to train.
     """
+    count = len(model.model)
     chosen = range(rows[0]) if len(rows) == 1 else rows
-    last = len(model.model) - 1
-    if any(not 0 <= row <= last for row in chosen):
-        raise UserError(f"--freeze {' '.join(map(str, rows))}: the model has the rows 0 to {last}")
+    wrong = rows[0] > count if len(rows) == 1 else any(row >= count for row in rows)
+    if wrong or any(row < 0 for row in rows):
+        raise UserError(
+            f"--freeze {' '.join(map(str, rows))}: the model has the rows 0 to {count - 1}"
+        )
     for row in chosen:
         model.model[row].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"--freeze {' '.join(map(str, rows))}: freezes the whole model, nothing would be"
+            f" trained; the model has the rows 0 to {count - 1}"
+        )
     if rows:
-        LOGGER.info(f"Frozen rows: {', '.join(map(str, chosen))}")
+        LOGGER.info(f"Frozen rows: {', '.join(map(str, chosen)) or 'none'}")
 
 
 def _anchor_number(hyp: Hyp) -> int | None:

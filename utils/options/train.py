@@ -135,7 +135,11 @@ class TrainOptions(RunOptions):
         False, "the same as --lr-schedule linear, which is the default", group="training"
     )
     label_smoothing: float = option(
-        0.0, "replaces the hyp file's label_smoothing where above 0", group="training"
+        0.0,
+        "replaces the hyp file's label_smoothing where above 0",
+        group="training",
+        least=0,
+        most=1,
     )
     patience: int = option(
         100,
@@ -147,6 +151,7 @@ class TrainOptions(RunOptions):
         "freeze the first N rows (--freeze 10) or these rows (--freeze 0 1 2)",
         group="training",
         multi=True,
+        least=0,
     )
     save_period: int = option(
         -1, "also keep epochN.pt every so many epochs; below 1 = never", group="run"
