@@ -52,6 +52,19 @@ class DataConfig:
             )
         return list_images(entries)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain data that tell this set from another one, for the checkpoint of a run.
+
+        The hash, the class names, and the number of images of each split.
+        """
+        return {"hash": self.hash, "names": list(self.names), "images": dict(self._counts)}
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        """Number of images of each split that the set has."""
+        return {split: len(self.images(split)) for split in SPLITS if getattr(self, split)}
+
     @cached_property
     def hash(self) -> str:
         """Ten hex digits over class names, file names and file sizes of all splits.

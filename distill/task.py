@@ -250,7 +250,7 @@ def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[
             " name as many of both"
         )
     # images of both models' strides, at least 2 cells of the coarsest level
-    size = 2 * math.lcm(*(int(hooks.model.stride.max()) for hooks in (student, teacher)))
+    size = 2 * math.lcm(*(hooks.model.max_stride for hooks in (student, teacher)))
     channels = []
     for ours, theirs, s, t in zip(
         student.names, teacher.names, student.shapes(size), teacher.shapes(size), strict=True

@@ -58,7 +58,7 @@ def check_size(student: Model, teacher: Model) -> None:
     Raises:
         UserError: Where the teacher needs a multiple that the student's stride does not ensure.
     """
-    ours, theirs = (int(model.stride.max()) for model in (student, teacher))
+    ours, theirs = student.max_stride, teacher.max_stride
     if ours % theirs:
         raise UserError(
             f"--teacher: has a level of stride {theirs}, the student's largest is {ours}: no image"

@@ -195,7 +195,24 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
         raise UserError(
             f"checkpoint: its weights do not fit its own structure: {reason}"
         ) from error
+    require_finite(state)
     return model.to(next(iter(state.values())).device)
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers: their model finds nothing, and no training mends them.
+
+    Raises:
+        UserError: Names the first tensor.
+    """
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    bad = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of its {len(floats)} tensors are not finite numbers (NaN or infinite), the"
+            f" first is '{bad[0]}': the training that wrote it had diverged; take an earlier"
+            " checkpoint"
+        )
 
 
 def _names(stored: Iterable[Any], nc: int) -> list[str]:
@@ -249,6 +266,10 @@ def model_from_official(path: Path | str) -> Model:
             f"{path}: its weights do not fit the model that it describes; the first that differs is"
             f" '{odd[0]}'"
         )
+    try:
+        require_finite(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     model.load_state_dict(state, strict=False)
     model.head.refresh()
     model.names = official.names

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.bounds import BUILD_ERRORS, MOST_LAYERS, BoundedTensors
+from models.keys import CHANNELS, check_keys
 from models.registry import BLOCKS, BuildContext
-from utils.errors import UserError, suggest
+from utils.errors import UserError, brief, suggest
 
-KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
 TRACE_SIZE = 128  # px; a multiple of every usual stride, and small enough to run in milliseconds
 MOST_SETTING = 64  # larger numbers are no reduction, kernel size or factor, but a width
 MAX_REPEATS = 1000
@@ -57,6 +58,10 @@ class ParsedRows:
     """Output tensors for the zero image; None where a backbone has no map of that stride."""
     tags: dict[str, int] = field(default_factory=dict)
     """Output index of each tag."""
+    layers: int = 0
+    """Number of rows, each counted as often as it is repeated."""
+    max_stride: int = 1
+    """Largest stride of a map that is read, in pixels: sides of images are multiples of it."""
 
 
 def parse(cfg: dict[str, Any], where: str) -> ParsedRows:
@@ -71,8 +76,8 @@ def parse(cfg: dict[str, Any], where: str) -> ParsedRows:
     """
     check_keys(cfg, where)
     rows = ParsedRows(where, cfg)
-    with torch.no_grad():
-        image = torch.zeros(1, cfg.get("ch", 3), TRACE_SIZE, TRACE_SIZE)
+    with torch.no_grad(), BoundedTensors():
+        image = torch.zeros(1, CHANNELS, TRACE_SIZE, TRACE_SIZE)
         for section in ("backbone", "head"):
             for number, row in enumerate(cfg[section]):
                 place = f"{where}: {section} row {number} {_short(row)}"
@@ -80,87 +85,46 @@ def parse(cfg: dict[str, Any], where: str) -> ParsedRows:
                     _add_row(rows, row, image)
                 except UserError as error:
                     raise UserError(f"{place}: {error}") from error
-                except (
-                    TypeError,
-                    ValueError,
-                    RuntimeError,
-                    AssertionError,
-                    IndexError,
-                    KeyError,
-                    AttributeError,
-                ) as error:
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                except BUILD_ERRORS as error:
+                    reason = (str(error) or type(error).__name__).splitlines()[0][:300]
                     raise UserError(
                         f"{place}: this block cannot be built with these arguments and inputs:"
                         f" {reason}"
                     ) from error
+        rows.max_stride = _max_stride(rows)
     return rows
 
 
-def check_keys(cfg: dict[str, Any], where: str) -> None:
-    """Check keys and values at the top level of a model YAML.
+def _max_stride(rows: ParsedRows) -> int:
+    """Return the largest stride of a map that a row reads or the head predicts on, in pixels.
 
-    Raises:
-        UserError: For an unknown or missing key, or a value out of its range.
+    A neck may read maps that are deeper than those of the head. A map of one cell is either of the
+    stride `TRACE_SIZE`, or pooled whatever the image's size: a longer image tells which.
     """
-    for key in cfg:
-        if key not in KEYS:
-            raise UserError(
-                f"{where}: unknown key '{key}'{suggest(str(key), KEYS)} (known: {', '.join(KEYS)})"
-            )
-    for key in ("nc", "backbone", "head"):
-        if key not in cfg:
-            raise UserError(
-                f"{where}: '{key}' is missing; a model YAML has nc, anchors, backbone and head"
-            )
-    for section in ("backbone", "head"):
-        if not isinstance(cfg[section], list):
-            raise UserError(
-                f"{where}: {section}: expected a list of rows [from, repeats, Block, args]"
-            )
-    for key, kinds in (
-        ("nc", (int,)),
-        ("ch", (int,)),
-        ("depth_multiple", (int, float)),
-        ("width_multiple", (int, float)),
-    ):
-        value = cfg.get(key, 1)
-        if type(value) not in kinds or not 0 < value < math.inf:
-            raise UserError(
-                f"{where}: {key}: {value!r} is not"
-                f" {'an integer' if kinds == (int,) else 'a number'} above 0"
-            )
-    if "anchors" in cfg:
-        _check_anchors(cfg["anchors"], where)
+    read = {i for spec in rows.specs for i in spec.source if i >= 0}
+    sides = {i: _side(rows.outputs[i]) for i in read}
+    strides = [math.ceil(TRACE_SIZE / side) for side in sides.values() if side > 1]
+    if 1 in sides.values():
+        longer = _run_again(rows, torch.zeros(1, CHANNELS, TRACE_SIZE, 2 * TRACE_SIZE))
+        single = [i for i, side in sides.items() if side == 1]
+        strides += [TRACE_SIZE for i in single if longer[i].shape[3] == 2]
+    return max(strides, default=1)
 
 
-def _check_anchors(anchors: Any, where: str) -> None:
-    """Check anchors: a number for each level, or for each level a list w, h, w, h ... in pixels.
+def _side(output: Tensor | None) -> int:
+    """Return the height of a map; 0 for what is no map."""
+    return output.shape[2] if isinstance(output, Tensor) and output.dim() == 4 else 0
 
-    The lists must be equally long.
-    """
-    if type(anchors) is int and anchors > 0:
-        return
-    if (
-        not isinstance(anchors, list)
-        or not anchors
-        or not all(isinstance(a, list) for a in anchors)
-    ):
-        raise UserError(
-            f"{where}: anchors: expected a number of anchors a level, or a list of w, h, w, h ..."
-            " for each level"
-        )
-    if not all(
-        type(value) in (int, float) and 0 < value < math.inf for level in anchors for value in level
-    ):
-        raise UserError(f"{where}: anchors: widths and heights are pixels, numbers above 0")
-    lengths = {len(level) for level in anchors}
-    if len(lengths) != 1 or 0 in lengths or lengths.pop() % 2:
-        sizes = ", ".join(str(len(level)) for level in anchors)
-        raise UserError(
-            f"{where}: anchors: every level needs the same even number of values w, h, w, h ...;"
-            f" found {sizes}"
-        )
+
+def _run_again(rows: ParsedRows, image: Tensor) -> dict[int, Any]:
+    """Return the outputs of all rows but the last for another image, by their index."""
+    outputs: dict[int, Any] = {-1: image}
+    for spec in rows.specs[:-1]:
+        inputs = [outputs[i] for i in spec.source]
+        result = run_once(rows.modules[spec.index], inputs if spec.listed else inputs[0])
+        several = [result] if spec.outputs == 1 else result
+        outputs |= {spec.index + i: output for i, output in enumerate(several)}
+    return outputs
 
 
 def _add_row(rows: ParsedRows, row: Any, image: Tensor) -> None:
@@ -172,6 +136,9 @@ def _add_row(rows: ParsedRows, row: Any, image: Tensor) -> None:
     listed = isinstance(source_item, list)
     x: Any = inputs if listed else inputs[0]
     block, context = BLOCKS[name], _context(rows.cfg, inputs, repeats)
+    rows.layers += context.repeats
+    if rows.layers > MOST_LAYERS:
+        raise UserError(f"the rows up to here, with their repeats, are more than {MOST_LAYERS}")
     module = _build(block, name, args, context)
     if context.repeats > 1 and not getattr(block, "repeats_inside", False):
         copies, copy_input = [module], x
@@ -223,13 +190,13 @@ def _fields(row: Any) -> tuple[Any, int, str, Any, str | None]:
     source, repeats, name, args = row[:4]
     tag = row[4] if len(row) == 5 else None
     if type(repeats) is not int or not 1 <= repeats <= MAX_REPEATS:
-        raise UserError(f"repeats is {repeats!r}; expected a number from 1 to {MAX_REPEATS}")
+        raise UserError(f"repeats is {brief(repeats)}; expected a number from 1 to {MAX_REPEATS}")
     if not isinstance(name, str):
-        raise UserError(f"the block is {name!r}; expected a name")
+        raise UserError(f"the block is {brief(name)}; expected a name")
     if not isinstance(args, list | dict):
-        raise UserError(f"args is {args!r}; expected a list or a mapping")
+        raise UserError(f"args is {brief(args)}; expected a list or a mapping")
     if tag is not None and not isinstance(tag, str):
-        raise UserError(f"the tag is {tag!r}; expected a name")
+        raise UserError(f"the tag is {brief(tag)}; expected a name")
     return source, repeats, name, args, tag
 
 
@@ -242,13 +209,13 @@ def _source(item: Any, index: int, tags: dict[str, int]) -> tuple[int, ...]:
     for one in item if isinstance(item, list) else [item]:
         if isinstance(one, str):
             if one not in tags:
-                raise UserError(f"from: no row above has the tag '{one}'{suggest(one, tags)}")
+                raise UserError(f"from: no row above has the tag {brief(one)}{suggest(one, tags)}")
             found.append(tags[one])
             continue
         absolute = one + index if type(one) is int and one < 0 else one
         first = -1 if index == 0 else 0  # only the first row reads the image
         if type(absolute) is not int or not first <= absolute < index:
-            raise UserError(f"from: {one!r} is no row above this one (model.{index})")
+            raise UserError(f"from: {brief(one)} is no row above this one (model.{index})")
         found.append(absolute)
     if not found:
         raise UserError("from: names no input")
@@ -258,6 +225,12 @@ def _source(item: Any, index: int, tags: dict[str, int]) -> tuple[int, ...]:
 def _context(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> BuildContext:
     """Return the context of a row that reads `inputs`; `repeats` is not yet scaled by depth."""
     depth = cfg.get("depth_multiple", 1.0)
+    scaled = max(round(repeats * depth), 1) if repeats > 1 else 1
+    if scaled > MAX_REPEATS:
+        raise UserError(
+            f"{repeats} repeats x depth_multiple {depth:g} are {scaled}; expected 1 to"
+            f" {MAX_REPEATS}"
+        )
     return BuildContext(
         in_channels=tuple(x.shape[1] for x in inputs),
         in_strides=tuple(TRACE_SIZE / x.shape[2] for x in inputs),
@@ -265,7 +238,7 @@ def _context(cfg: dict[str, Any], inputs: list[Any], repeats: int) -> BuildConte
         anchors=cfg.get("anchors"),
         width=cfg.get("width_multiple", 1.0),
         act=cfg.get("activation") or "SiLU",
-        repeats=max(round(repeats * depth), 1) if repeats > 1 else 1,
+        repeats=scaled,
     )
 
 
@@ -327,10 +300,9 @@ def run_once(module: nn.Module, x: Any) -> Any:
     return result
 
 
-def _short(row: Any) -> str:
-    """Format a row as its YAML shows it, cut at 80 characters."""
-    text = str(row)
-    if isinstance(row, list):
-        items = (_short(item) if isinstance(item, list) else str(item) for item in row)
-        text = f"[{', '.join(items)}]"
+def _short(row: Any, depth: int = 3) -> str:
+    """Format a row as its YAML shows it, cut at 80 characters and `depth` nested lists."""
+    text = row[:80] if isinstance(row, str) else brief(row)
+    if isinstance(row, list) and depth:
+        text = f"[{', '.join(_short(item, depth - 1) for item in row[:20])}]"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.log import deprecated
 from utils.registry import Registry
 
@@ -66,7 +66,8 @@ def activation(spec: Act) -> nn.Module:
     match = _ACTIVATION_TEXT.fullmatch(spec.strip()) if isinstance(spec, str) else None
     if match is None:
         raise UserError(
-            f"{spec!r} is no activation; write a name or nn.Name(numbers), as nn.LeakyReLU(0.1)"
+            f"{brief(spec)} is no activation; write a name or nn.Name(numbers), as"
+            " nn.LeakyReLU(0.1)"
         )
     make: Callable[..., nn.Module] = ACTIVATIONS[match["name"]]
     try:
@@ -76,7 +77,7 @@ def activation(spec: Act) -> nn.Module:
         return make(*values, **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, ValueError, TypeError) as error:
         raise UserError(
-            f"{spec!r}: the arguments of this activation cannot be used: {error}"
+            f"{brief(spec)}: the arguments of this activation cannot be used: {error}"
         ) from None
 
 

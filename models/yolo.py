@@ -59,6 +59,8 @@ class Model(nn.Module):
                 module.eps, module.momentum = 1e-3, 0.03
         self.deployed = False
         self.built_widths = widths_of(self)  # what the checkpoint compares a pruned model with
+        self.max_stride = max(plan.max_stride, int(self.head.stride.max()))
+        """Sides of images are multiples of it, in pixels: the largest stride of a map in use."""
         self._last_use = {i: spec.index for spec in self.specs for i in spec.source}
         given = {i for i, output in enumerate(plan.outputs) if output is not None}
         self._unread = given - self._last_use.keys() - {self.specs[-1].index}

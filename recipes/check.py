@@ -55,7 +55,7 @@ def check(opt: CheckOptions) -> None:
     for cfg in opt.cfg:
         model = build_model(cfg, opt.nc)
         groups, skipped = run_preflight(model, (), opt.graph_time_limit) if opt.prune else ([], [])
-        imgsz = whole_strides(opt.imgsz, int(model.stride.max()))
+        imgsz = whole_strides(opt.imgsz, model.max_stride)
         lines = table(row_reports(model, imgsz, groups, skipped))
         LOGGER.info(
             f"{cfg}: {len(model.rows)} rows, {model.nc} classes, {imgsz} x {imgsz}"

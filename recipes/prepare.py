@@ -14,6 +14,9 @@ from utils.errors import UserError
 from utils.log import LOGGER
 from utils.options.train import TrainOptions
 
+MOST_ITEMS = 0.8
+"""Share of the items that fits where `--cfg` is a variant of the model of `--weights`."""
+
 
 def prepare_hyp(opt: TrainOptions) -> Hyp:
     """Return the hyp file's values, with those replaced that the command line gives.
@@ -59,6 +62,7 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
         if opt.cfg:
             model = build_model(opt.cfg, nc=len(names), anchors=_anchor_number(hyp))
             copied, total = transfer_weights(model, source.state_dict())
+            _warn_of_loss(opt, source, copied, total)
         else:
             model = source if source.nc == len(names) else with_classes(source, len(names))
             copied, total = transfer_weights(model, source.state_dict(), exclude=())
@@ -69,6 +73,28 @@ def prepare_model(opt: TrainOptions, hyp: Hyp, names: list[str]) -> Model:
             LOGGER.info(f"Transferred {copied}/{total} items from {opt.weights}")
     model.names = names
     return model
+
+
+def _warn_of_loss(opt: TrainOptions, source: Model, copied: int, total: int) -> None:
+    """Warn where `--cfg` undoes a pruning, or has little in common with `--weights`.
+
+    Args:
+        opt: Options with both of them.
+        source: Model of the weights.
+        copied: Number of entries of the new model that the weights fill.
+        total: Number of all its entries.
+    """
+    if widths_of(build_model(source.cfg)) != widths_of(source):
+        LOGGER.warning(
+            f"WARNING: {opt.weights} is pruned, and --cfg {opt.cfg} builds the full model again,"
+            f" with {copied} of {total} items of the weights; leave out --cfg to train the pruned"
+            " model (--reinit for its structure with new weights)"
+        )
+    elif copied < MOST_ITEMS * total:
+        LOGGER.warning(
+            f"WARNING: only {copied} of {total} items of {opt.weights} fit --cfg {opt.cfg} by name"
+            " and shape; all others start anew"
+        )
 
 
 def with_classes(source: Model, nc: int) -> Model:
@@ -119,16 +145,24 @@ def freeze(model: Model, rows: Sequence[int]) -> None:
             these rows.
 
     Raises:
-        UserError: The model has no such row.
+        UserError: The model has no such row, or no row is left to train.
     """
+    count = len(model.model)
     chosen = range(rows[0]) if len(rows) == 1 else rows
-    last = len(model.model) - 1
-    if any(not 0 <= row <= last for row in chosen):
-        raise UserError(f"--freeze {' '.join(map(str, rows))}: the model has the rows 0 to {last}")
+    wrong = rows[0] > count if len(rows) == 1 else any(row >= count for row in rows)
+    if wrong or any(row < 0 for row in rows):
+        raise UserError(
+            f"--freeze {' '.join(map(str, rows))}: the model has the rows 0 to {count - 1}"
+        )
     for row in chosen:
         model.model[row].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"--freeze {' '.join(map(str, rows))}: freezes the whole model, nothing would be"
+            f" trained; the model has the rows 0 to {count - 1}"
+        )
     if rows:
-        LOGGER.info(f"Frozen rows: {', '.join(map(str, chosen))}")
+        LOGGER.info(f"Frozen rows: {', '.join(map(str, chosen)) or 'none'}")
 
 
 def _anchor_number(hyp: Hyp) -> int | None:

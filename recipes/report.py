@@ -167,7 +167,7 @@ def measure_candidates(
             imgsz=candidate.imgsz,
             batch_size=opt.batch_size,
             workers=opt.workers,
-            stride=int(model.stride.max()),
+            stride=model.max_stride,
             single_cls=single,
         )
         note = ", all classes as one" if single else ""

@@ -34,7 +34,7 @@ from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.images import unit_range, whole_strides
 from utils.log import LOGGER
 from utils.losses import build_loss
-from utils.options.base import to_dict
+from utils.options.base import recorded
 from utils.options.train import TrainOptions
 from utils.plots.drawing import save_labels
 from utils.plots.labels import plot_labels
@@ -66,8 +66,8 @@ class TrainingRun:
 
     @property
     def stride(self) -> int:
-        """Largest stride in pixels."""
-        return int(self.model.stride.max())
+        """Largest stride in pixels of a map that the model reads."""
+        return self.model.max_stride
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,9 @@ class Session:
     def save(self, path: Path, model: nn.Module, **fields: Any) -> None:
         """Write a checkpoint of this run; `fields` are entries beside model, hyp and options."""
         assert isinstance(model, Model)
-        hyp, args = self.run.hyp.to_dict(), to_dict(self.run.opt)
-        save_checkpoint(path, model, hyp=hyp, args=args, **fields)
+        hyp, args = self.run.hyp.to_dict(), recorded(self.run.opt)
+        data = self.run.data.identity
+        save_checkpoint(path, model, hyp=hyp, args=args, data=data, **fields)
 
 
 class BatchSize(Hook):

@@ -10,8 +10,16 @@ from data.config import load_data
 from models import Model
 from models.checkpoint import load_checkpoint, load_model, model_from_checkpoint
 from recipes.prepare import class_names, prepare_hyp, prepare_model
+from recipes.resuming import (
+    data_of,
+    note_moves,
+    progress,
+    require_train_state,
+    run_folder,
+    written,
+)
 from recipes.session import Session, TrainingRun, build_trainer, with_whole_strides
-from utils.config import Hyp, save_yaml
+from utils.config import load_hyp, save_yaml
 from utils.engine import dist
 from utils.engine.device import device_name, select_device
 from utils.engine.hooks import Hook
@@ -21,6 +29,7 @@ from utils.engine.tasks import DetectionTask, TaskFactory
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table
 from utils.log import LOGGER, logging_to
+from utils.options.base import with_moves
 from utils.options.train import TrainOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
 from utils.run_lock import run_lock
@@ -89,25 +98,23 @@ def resume(
     """Go on with an interrupted run in its own folder, with its own options.
 
     `opt.resume` is the path of a `last.pt`, or "latest" for the newest below `opt.project`; of the
-    other options only the device is used.
+    other options only the device is used, and those that say where moved files are.
 
     Raises:
-        UserError: There is no such checkpoint, or its training has finished.
+        UserError: There is no such checkpoint, its training has finished, it lies outside of its
+            run's folder, or the classes of the data have changed.
     """
     path = latest_checkpoint(opt.project) if opt.resume == "latest" else Path(opt.resume)
     checkpoint = load_checkpoint(path)
-    if "train_state" not in checkpoint:
-        raise UserError(
-            f"{path}: this training has finished, nothing to resume; start a new one from it:"
-            f" --weights {path}"
-        )
-    old = type(opt).from_dict(checkpoint["args"])
-    old = replace(old, device=opt.device or old.device)
-    hyp = Hyp(**checkpoint["hyp"])
+    require_train_state(path, checkpoint)
+    old = with_moves(type(opt).from_dict(checkpoint["args"]), opt)
+    folder = run_folder(path, checkpoint["args"])
+    data = data_of(path, checkpoint, old)
+    hyp = load_hyp(checkpoint["hyp"])
     LOGGER.info(f"Resuming {path} after epoch {checkpoint['epoch']}")
     model = model_from_checkpoint(checkpoint)
     task_factory = task(model, old)
-    run = TrainingRun(model, load_data(old.data), hyp, old, path.absolute().parent.parent)
+    run = TrainingRun(model, data, hyp, old, folder)
     return fit(run, task=task_factory, hooks=hooks(run), resume=checkpoint["train_state"])
 
 
@@ -132,12 +139,16 @@ def fit(
     device = select_device(run.opt.device, world.local_rank)
     lock = run_lock(run.run_dir) if world.main else nullcontext()
     log = logging_to(run.run_dir / "log.txt") if world.main else nullcontext()
-    stop = GracefulStop(lambda: run.opt.resume_hint(run.run_dir))
+    last = run.run_dir / "weights" / "last.pt"
+    earlier = 0 if resume else written(last)
+    stop = GracefulStop(lambda: run.opt.resume_hint(run.run_dir, progress(last, earlier)))
     with lock, log, dist.process_group(world, device), stop:
         run = replace(run, opt=with_whole_strides(run.opt, run.stride), model=run.model.to(device))
         session = Session(run, world, device)
         if world.main and resume is None:
             _record(session)
+        elif world.main:
+            note_moves(run.opt, run.run_dir)
         trainer = build_trainer(session, task, [*hooks, stop], new_anchors)
         if resume is not None:
             trainer.load_state_dict(resume)
@@ -147,8 +158,7 @@ def fit(
         )
         LOGGER.info(f"{run.model.summary()}")
         trainer.fit()
-        weights = run.run_dir / "weights"
-        best, last = weights / "best.pt", weights / "last.pt"
+        best = last.with_name("best.pt")
         result = _final_validation(session, best) if world.main else None
     LOGGER.info(f"Results saved to {run.run_dir}")
     return FitResult(best, last, result)

@@ -18,7 +18,7 @@ from recipes.session import TrainingRun
 from recipes.train import FitResult, train
 from utils.engine.hooks import Hook
 from utils.log import LOGGER
-from utils.options.base import changed_options, to_dict
+from utils.options.base import changed_options, recorded, to_dict
 from utils.options.sparse import SparseOptions
 
 
@@ -42,7 +42,7 @@ def sparse_hooks(run: TrainingRun) -> Sequence[Hook]:
     statistics = BNStatsLogger(
         sparsity, run.run_dir, hist_every=opt.hist_every, pictures=not opt.noplots
     )
-    save = partial(save_checkpoint, hyp=run.hyp.to_dict(), args=to_dict(opt))
+    save = partial(save_checkpoint, hyp=run.hyp.to_dict(), args=recorded(opt))
     sparsest = [] if opt.nosave else [SparsestCheckpoints(sparsity, run.run_dir / "weights", save)]
     return [sparsity, FreshStatistics(), statistics, *sparsest, *diagnostics(run)]
 

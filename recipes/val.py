@@ -47,7 +47,7 @@ def val(opt: ValOptions) -> EvalResult:
         LOGGER.warning("--half has no effect on the CPU: computing in float32")
     data, model = load_data(opt.data), load_model(opt.weights, device).fuse()
     names = shown_names(data, model, opt)
-    stride = int(max(model.stride))
+    stride = model.max_stride
     opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
     speed = opt.task == "speed"  # measured on squares, all of one size
     loader = validation_loader(

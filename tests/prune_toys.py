@@ -12,9 +12,11 @@ from prune_methods import (
     Criterion,
     Evidence,
     EvidenceSource,
+    GateCriterion,
     GradientCriterion,
     Masks,
     Prunable,
+    gate_evidence,
     gradient_evidence,
 )
 from prune_methods.groups.graph import raw_outputs
@@ -118,8 +120,9 @@ def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterio
 
     The tables come from gradients of the squared outputs on two random images.
     """
-    if not isinstance(criterion, GradientCriterion):
+    if not isinstance(criterion, GradientCriterion | GateCriterion):
         return None
+    gather = gate_evidence if isinstance(criterion, GateCriterion) else gradient_evidence
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
     def losses(model: nn.Module, per_image: bool):
@@ -131,7 +134,7 @@ def measure_for(model: nn.Module, found: list[ChannelGroup], criterion: Criterio
 
     def measure(masks: Masks) -> Evidence:
         masked = Prunable(model, found).zero_channels(masks)
-        return gradient_evidence(ChannelIndex(masked, found), criterion, losses)
+        return gather(ChannelIndex(masked, found), criterion, losses)
 
     return measure
 

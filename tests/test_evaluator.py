@@ -301,3 +301,15 @@ def test_training_validates_with_its_own_max_det_and_says_where_it_is_too_low(
     session._validation(fake, nn.Identity())(nn.Identity())
     assert given["max_det"] == 6
     assert "recall cannot exceed 0.750" in warnings[0]
+
+
+def test_outputs_that_are_not_finite_are_counted_and_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    model = Replay([[[10, 10, 30, 30, 0.9, 0]]] * 3, nc=1)
+    labels = [[[0, 10, 10, 30, 30]]] * 3
+    assert evaluate(model, loader_of(labels), names=["a"], progress=False).map50 > 0.9
+    assert "not finite" not in caplog.text
+    model.decoded[1] = float("nan")
+    model.decoded[2, 3, 0] = float("inf")
+    evaluate(model, loader_of(labels), names=["a"], progress=False)
+    assert "in 2 of 3 images the model's outputs are not finite" in caplog.text

@@ -293,3 +293,14 @@ def test_transfer_takes_what_fits_but_not_the_anchors() -> None:
     )  # without anchors and the three predictions' weights and biases
     assert torch.equal(target.model[0].conv.weight, source.model[0].conv.weight)
     assert target.head.anchors_px.unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    model = fresh()
+    with torch.no_grad():
+        next(model.parameters())[0, 0, 0, 0] = value
+    model.model[0].bn.running_var[3] = value
+    save_model(model, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=r"bad\.pt: 2 of its \d+ tensors are not finite .*model\.0"):
+        load_model(tmp_path / "bad.pt")

@@ -200,7 +200,7 @@ def test_resume_takes_its_own_options_and_says_so(tmp_path, caplog):
                 "--resume", str(tmp_path), "--speed-up", "2.5", "--method", "l1", "--device", "cpu"
             )
         )
-    assert (opt.speed_up, opt.method, opt.device) == (3.0, "lamp", "cpu")
+    assert (opt.speed_up, opt.method, opt.device) == (3.0, "group_fisher", "cpu")
     assert [r.getMessage() for r in caplog.records] == [
         "--method, --speed-up: no effect with --resume, the run goes on with its own options"
     ]

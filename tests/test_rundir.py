@@ -71,8 +71,9 @@ def test_select_device(monkeypatch):
     assert select_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert select_device("").type == "cpu"
-    with pytest.raises(UserError, match="no GPU '0'"):
-        select_device("0")
+    for asked in ("0", "cuda", "cuda:", "cuda:0", " CUDA ", "0,1", "gpu", "mps"):
+        with pytest.raises(UserError, match="there is no GPU that torch can use"):
+            select_device(asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert str(select_device("")) == "cuda:0" and str(select_device("cuda:2")) == "cuda:2"
     assert (
@@ -83,8 +84,10 @@ def test_select_device(monkeypatch):
         select_device("0,1")
     with pytest.raises(UserError, match="more processes"):
         select_device("0,1", local_rank=2)
-    with pytest.raises(UserError, match="no GPU 'x'"):
-        select_device("x")
+    for asked in ("x", "\N{SUPERSCRIPT TWO}", "-1", "9" * 5000, "cuda:4"):
+        with pytest.raises(UserError, match="there is no GPU '"):
+            select_device(asked)
+    assert str(select_device("cuda")) == "cuda:0"
 
 
 def test_world(monkeypatch):

@@ -21,6 +21,7 @@ from utils.engine.trainer import Trainer
 from utils.errors import UserError
 from utils.log import LOGGER
 from utils.losses import build_loss
+from utils.options.base import parse_options
 from utils.options.train import TrainOptions
 
 Batch = namedtuple("Batch", "images targets")
@@ -185,6 +186,29 @@ def test_weights_bring_structure_anchors_and_what_fits(tmp_path, caplog):
     assert torch.equal(with_cfg.head.anchors_px * 1.5, source.head.anchors_px)
 
 
+def test_a_cfg_that_undoes_a_pruning_or_fits_badly_is_named(tmp_path, monkeypatch):
+    from models.checkpoint import save_checkpoint
+    from prune_methods import PRUNERS, Prunable, Target
+
+    said: list[str] = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    dense = build_model("yolov5n", nc=2)
+    prunable = Prunable.of(dense)
+    pruned = prunable.prune(prunable.search(PRUNERS["lamp"](), Target(2.0)))
+    for name, model in (("dense", dense), ("pruned", pruned)):
+        save_checkpoint(tmp_path / f"{name}.pt", model)
+    weights = {name: str(tmp_path / f"{name}.pt") for name in ("dense", "pruned")}
+    names = ["a", "b", "c"]
+    prepare_model(TrainOptions(weights=weights["pruned"]), Hyp(), names)
+    prepare_model(TrainOptions(weights=weights["dense"], cfg="yolov5n"), Hyp(), names)
+    assert said == []
+    prepare_model(TrainOptions(weights=weights["pruned"], cfg="yolov5n"), Hyp(), names)
+    assert "pruned.pt is pruned, and --cfg yolov5n builds the full model again" in said[0]
+    assert "leave out --cfg" in said[0]
+    prepare_model(TrainOptions(weights=weights["dense"], cfg="yolov5s"), Hyp(), names)
+    assert "of 349 items of" in said[1] and "all others start anew" in said[1]
+
+
 def test_hyperparameters_without_effect_are_named(caplog):
     LOGGER.addHandler(caplog.handler)
     prepare_hyp(TrainOptions(hyp="scratch-high"))
@@ -219,3 +243,34 @@ def test_reinit_keeps_structure_and_anchors_and_no_weight(tmp_path):
     assert torch.isfinite(new.train()(torch.zeros(2, 3, 64, 64))[0]).all()
     with pytest.raises(UserError, match="--reinit"):
         TrainOptions(cfg="yolov5n", data="demo", reinit=True).check()
+
+
+@pytest.mark.parametrize("rows", [(-1,), (0, -1), (99,), (0, 99)])
+def test_rows_that_no_model_has_are_not_frozen_in_silence(rows):
+    model = build_model("yolov5n", nc=2)
+    with pytest.raises(UserError, match=r"the model has the rows 0 to 24"):
+        freeze(model, rows)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_numbers_of_rows_from_none_to_all_are_frozen():
+    for count in (0, 1, 24):
+        model = build_model("yolov5n", nc=2)
+        freeze(model, (count,))
+        frozen = [not any(p.requires_grad for p in row.parameters()) for row in model.model]
+        with_weights = [any(True for _ in row.parameters()) for row in model.model]
+        assert [f for f, w in zip(frozen, with_weights, strict=True) if w] == [
+            i < count for i, w in enumerate(with_weights) if w
+        ]
+
+
+def test_a_model_without_a_row_to_train_is_refused():
+    with pytest.raises(UserError, match="nothing would be trained"):
+        freeze(build_model("yolov5n", nc=2), (25,))
+
+
+def test_a_negative_row_is_one_line_on_the_command_line():
+    with pytest.raises(UserError, match="--freeze -1: must be at least 0"):
+        parse_options(TrainOptions, ["--cfg", "yolov5n", "--data", "demo", "--freeze=-1"])
+    with pytest.raises(UserError, match="--label-smoothing"):
+        parse_options(TrainOptions, ["--label-smoothing=-0.1"])

@@ -1,6 +1,7 @@
 """Registry, hyper-parameters, names of YAMLs, options: what every script stands on."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 
 from utils.config import Hyp, load_hyp, load_yaml, resolve
 from utils.errors import UserError, suggest
+from utils.hyp_ranges import RANGES
 from utils.options.base import option, parse_options, to_dict
 from utils.registry import Registry, registered_names
 
@@ -103,12 +105,43 @@ def test_hyp_reads_what_users_write():
         ({"nbs": 1.5}, "nbs: 1.5 is not a int"),
         ({"mosaic": 1.5}, "mosaic: 1.5 is out of range"),
         ({"loss": "otaa"}, "loss: 'otaa' is not known"),
-        ({"lr0": 0}, "lr0: 0.0 must be above 0"),
+        ({"lr0": 0}, "lr0: 0 is out of range: must be above 0 and at most 10"),
+        ({"momentum": 2}, "momentum: 2 is out of range: must be at least 0 and below 1"),
+        ({"weight_decay": -0.1}, "weight_decay: -0.1 is out of range: must be from 0 to 1"),
+        ({"warmup_epochs": -1}, "warmup_epochs: -1 is out of range: must be at least 0"),
+        ({"anchors": 0}, "hyp: anchors: 0 is out of range: must be from 1 to 100"),
+        ({"anchor_t": 1}, "anchor_t: 1 is out of range: must be above 1"),
+        ({"box": -0.05}, "box: -0.05 is out of range"),
+        ({"close_mosaic": -1}, "close_mosaic: -1 is out of range"),
+        ({"scale": 1}, "scale: 1 is out of range: must be at least 0 and below 1"),
     ],
 )
 def test_bad_hyp_is_named(given: dict, message: str):
     with pytest.raises(UserError, match=message):
         load_hyp(given)
+
+
+def test_every_number_has_a_range():
+    numbers = {f.name for f in dataclasses.fields(Hyp)} - {"loss", "autobalance"}
+    assert set(RANGES) == numbers
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, -math.inf, "nan", "x", None, []])
+def test_no_number_takes_nonsense(name: str, value: object):
+    if (name, value) == ("anchors", None):
+        assert load_hyp({name: value}).anchors is None
+        return
+    with pytest.raises(UserError, match=f"hyp: {name}: "):
+        load_hyp({name: value})
+
+
+@pytest.mark.parametrize("name", [name for name, r in RANGES.items() if r.most is not None])
+def test_no_number_exceeds_its_range(name: str):
+    most = RANGES[name].most
+    assert most is not None
+    with pytest.raises(UserError, match=f"hyp: {name}: .*out of range"):
+        load_hyp({name: most * 1.5 + 1})
 
 
 def test_bad_hyp_file_is_named(tmp_path: Path):

@@ -15,6 +15,7 @@ import yaml
 
 from utils.errors import UserError, brief, suggest
 from utils.files import why_not_regular
+from utils.hyp_ranges import RANGES, check_range
 from utils.yaml_files import read_yaml
 
 MOST_CLASSES = 20_000  # the confusion matrix has the square of it
@@ -144,15 +145,12 @@ class Hyp:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            value = _checked(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            if field.name in RANGES:
+                check_range(field.name, value)
         if self.loss not in {"yolo", "ota"}:
             raise UserError(f"hyp: loss: '{self.loss}' is not known (yolo or ota)")
-        for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"hyp: {name}: {getattr(self, name)} is out of range (0 to 1)")
-        for name in ("lr0", "anchor_t", "nbs", "ema_tau"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"hyp: {name}: {getattr(self, name)} must be above 0")
 
     def scaled(self, num_layers: int = 3, num_classes: int = 80, imgsz: int = 640) -> "Hyp":
         """Return the hyper-parameters with the gains of a training run.
@@ -196,7 +194,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             return bool(value)
         elif kind is str and isinstance(value, str):
             return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     wanted = "finite number" if kind is float else kind.__name__
     raise UserError(f"hyp: {field.name}: {brief(value)} is not a {wanted}")

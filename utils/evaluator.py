@@ -119,10 +119,12 @@ def evaluate(
             if loss is not None:
                 parts = loss([level.float() for level in raw], batch.targets.to(device))[1]
                 losses.add(parts, len(batch.images))
+            tally.unreadable += int((~decoded.isfinite()).flatten(1).any(1).sum())
             detections = _select(decoded, opt, clock)
             tally.add_batch(batch, detections)
             if on_batch is not None:
                 on_batch(batch, detections)
+    tally.warn_if_unreadable()
     return EvalResult(
         **vars(tally.metrics(names)),
         seen=tally.seen,
@@ -226,12 +228,21 @@ class _Tally:
         self.labels: list[Tensor] = []  # (m, 5) of each image: class, xyxy
         self.right: list[Tensor] = []  # (n, 10) of each image: right at each IoU threshold
         self.confusion = ConfusionMatrix(nc)
+        self.unreadable = 0  # images with predictions that are not finite
         self._thresholds = torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
 
     @property
     def seen(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    def warn_if_unreadable(self) -> None:
+        """Warn of images whose predictions are not finite: nothing can be found in them."""
+        if self.unreadable:
+            LOGGER.warning(
+                f"WARNING: in {self.unreadable} of {self.seen} images the model's outputs are not"
+                " finite numbers and count as nothing found; its weights overflow"
+            )
 
     def add_batch(self, batch: Any, detections: list[Tensor]) -> None:
         """Add one batch; `detections` are in pixels of the letterboxed images."""

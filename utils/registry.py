@@ -55,7 +55,7 @@ class Registry:
         if found := self.fallback(name):
             return found
         raise UserError(
-            f"unknown {self.kind} '{name}'{suggest(name, self._items)} (known:"
+            f"unknown {self.kind} '{name[:80]}'{suggest(name, self._items)} (known:"
             f" {', '.join(self.names())})"
         )
 

@@ -10,7 +10,7 @@ import torch
 
 from utils.config import ROOT, save_yaml
 from utils.errors import UserError
-from utils.options.base import command_line, to_dict
+from utils.options.base import command_line, recorded
 
 RECORDED_PACKAGES = (
     "torch",
@@ -91,7 +91,7 @@ def git_commit() -> str | None:
 
 def save_options(options: Any, path: Path, **more: Any) -> None:
     """Write `opt.yaml`: the options, the command to paste again, and `more`."""
-    save_yaml({**to_dict(options), "command": command_line(), **more}, path)
+    save_yaml({**recorded(options), "command": command_line(), **more}, path)
 
 
 def _version(package: str) -> str | None:

@@ -24,7 +24,7 @@ def predict_augmented(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         (N, M, 5 + nc), M predictions of all views together.
     """
-    width, stride = images.shape[3], int(max(model.stride))  # pyright: ignore[reportArgumentType]
+    width, stride = images.shape[3], int(getattr(model, "max_stride", 0) or max(model.stride))  # pyright: ignore[reportArgumentType]
     views: list[Tensor] = []
     level_sizes: list[list[int]] = []  # predictions of each level, finest level first
     for factor, mirrored in VIEWS:

@@ -180,7 +180,8 @@ def build_graph(model: nn.Module, opaque: Collection[str] = ()) -> Graph:
     modules = dict(copied.named_modules())
     names: Names = {m: n for n, m in modules.items()} | {p: n for n, p in copied.named_parameters()}
     opaque_modules = replace_opaque_modules(copied, opaque)
-    x = torch.rand(1, 3, TRACE_SIZE, TRACE_SIZE).to(next(copied.parameters()))
+    size = max(TRACE_SIZE, getattr(model, "max_stride", 1))
+    x = torch.rand(1, 3, size, size).to(next(copied.parameters()))
     severed: set[Any] = set()
 
     def run(net: Any, x: Any) -> Any:

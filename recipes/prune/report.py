@@ -13,10 +13,13 @@ from torch import nn
 from models import Model
 from models.widths import channels_of
 from prune_methods import Plan, Step
+from utils.errors import UserError
 from utils.evaluator import EvalResult
-from utils.files import write_atomic
+from utils.files import read_text, write_atomic
 from utils.tables import markdown_table
 
+DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+MOST_BYTES = 2**20  # of that file
 REPORT_JSON = "prune_report.json"
 BAR_INCHES = 0.16  # height of one layer in channels.png: labels of 7 points stay apart
 
@@ -154,11 +157,22 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> "Report":
-        """Return the report that `write` wrote."""
-        content = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
-        report = cls(content["imgsz"])
-        report.rows = [StageRow(**row) for row in content["stages"]]
-        report.remarks = list(content["remarks"])
+        """Return the report that `write` wrote.
+
+        Raises:
+            UserError: The file has been damaged or edited.
+        """
+        file = folder / REPORT_JSON
+        try:
+            content = json.loads(read_text(file, MOST_BYTES))
+            report = cls(int(content["imgsz"]))
+            report.rows = [StageRow(**row) for row in content["stages"]]
+            report.remarks = [str(remark) for remark in content["remarks"]]
+            report.markdown()  # every figure is a number that can be printed
+        except DAMAGED as error:
+            raise UserError(
+                f"{file}: damaged or edited: {str(error)[:200]}; delete it to prune anew"
+            ) from None
         return report
 
 

@@ -25,7 +25,14 @@ from recipes.prune.preflight_report import (
 )
 from recipes.prune.report import REPORT_JSON, Report
 from recipes.prune.stages import cut_and_compensate
-from recipes.prune.training import finetune, forget_earlier, interrupted_run, sparse_train
+from recipes.prune.training import (
+    check_data,
+    finetune,
+    forget_earlier,
+    interrupted_run,
+    sparse_train,
+)
+from recipes.resuming import found_data, note_moves
 from utils.engine import dist
 from utils.engine.device import select_device
 from utils.engine.run_hooks import GracefulStop
@@ -65,9 +72,9 @@ def prune(opt: PruneOptions) -> Path | None:
     check_reachable(prunable, opt)
     if criterion.sparse and not opt.sparse_epochs:
         warn_if_dense(model, opt)
-    stride = int(model.stride.max())
+    stride = model.max_stride
     opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
-    data = matching_data(model, opt)
+    data = matching_data(model, opt, folder)
     check_teacher(model, opt)
     cost_fn = cost_fn_of(prunable, opt)
     new = folder is None
@@ -103,7 +110,8 @@ def run_stages(
     """
     model = cast(Model, prunable.model)
     device = next(model.parameters()).device
-    save_options(run.opt, run.folder / "opt.yaml", **environment(device), data_hash=run.data.hash)
+    origin = {"data_hash": run.data.hash, "class_names": run.data.names}
+    save_options(run.opt, run.folder / "opt.yaml", **environment(device), **origin)
     write_preflight(prunable, run.folder)
     LOGGER.info(model.summary())
     LOGGER.info(short_form(prunable))
@@ -125,7 +133,8 @@ def go_on_after_cut(opt: PruneOptions, folder: Path) -> Path:
     """Do what an interrupted run lacks once the cut is on disk: the finetune, and its row."""
     with run_lock(folder), logging_to(folder / "log.txt"), stoppable(folder):
         smaller = load_model(folder / "weights" / "pruned.pt", select_device(opt.device))
-        data, stride = matching_data(smaller, opt), int(smaller.stride.max())
+        data, stride = matching_data(smaller, opt, folder), smaller.max_stride
+        note_moves(opt, folder)
         return finish(PruneRun(opt, data, folder, stride, Report.read(folder)), smaller)
 
 
@@ -177,9 +186,17 @@ def check_reachable(prunable: Prunable, opt: PruneOptions) -> None:
         )
 
 
-def matching_data(model: Model, opt: PruneOptions) -> DataConfig:
-    """Load the data, whose classes must be the model's."""
-    data = load_data(opt.data)
+def matching_data(model: Model, opt: PruneOptions, resumed: Path | None = None) -> DataConfig:
+    """Load the data, whose classes must be the model's, and those that a resumed run began with.
+
+    Args:
+        model: Model to cut or to finetune; gets the names of the classes.
+        opt: Options of the run.
+        resumed: Folder of a run that is resumed; None for a new one.
+    """
+    data = found_data(opt.data) if resumed else load_data(opt.data)
+    if resumed:
+        check_data(resumed, data, opt.data)
     names = class_names(data.names, opt.single_cls)
     if len(names) != model.nc:
         raise UserError(

@@ -9,7 +9,7 @@ from recipes.prune.context import PruneRun
 from recipes.prune.report import write_channels
 from utils.evaluator import EvalResult
 from utils.log import LOGGER
-from utils.options.base import to_dict
+from utils.options.base import recorded
 
 
 def cut_and_compensate(
@@ -26,7 +26,7 @@ def cut_and_compensate(
     found = compensate(plan.masks, smaller, run.add_row)
     found = compensate.repaired(plan.masks, found, run.add_row)
     LOGGER.info(f"The model {found.stage} goes on: loss {found.loss:.3f} on held-out images")
-    save_model(found.model, run.folder / "weights" / "pruned.pt", args=to_dict(run.opt))
+    save_model(found.model, run.folder / "weights" / "pruned.pt", args=recorded(run.opt))
     return found.model
 
 

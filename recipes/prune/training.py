@@ -6,29 +6,31 @@ Both can be interrupted and resumed.
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from data.config import DataConfig
 from models import Model, load_model
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from recipes.distill import diagnostics, task_for
 from recipes.prepare import prepare_hyp
 from recipes.prune.context import PruneRun
 from recipes.prune.report import REPORT_JSON
-from recipes.prune.start import StartIsCandidate
+from recipes.resuming import require_same_classes, warn_if_changed
 from recipes.session import TrainingRun
 from recipes.train import FitResult, HookFactory, fit, resume
 from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
-from utils.engine.hooks import Hook
+from utils.engine.hooks import Hook, TrainerState
 from utils.errors import UserError
 from utils.log import LOGGER
+from utils.options.base import recorded, with_moves
 from utils.options.distill import DistillOptions
-from utils.options.prune import PruneOptions
+from utils.options.prune import MOVED, PruneOptions
 from utils.options.sparse import SparseOptions
-from utils.options.train import TrainOptions
+from utils.options.stored import options_from
+from utils.options.train import MOVABLE, Progress, TrainOptions
 from utils.rundir import make_run_dir
 
 SHARED = (
@@ -45,6 +47,7 @@ SHARED = (
     "workers",
     "seed",
 )
+BEFORE = -1  # epoch of the checkpoint that is written before the first one
 
 
 class PruneStage:
@@ -52,7 +55,7 @@ class PruneStage:
 
     script: ClassVar[str] = "prune.py"
 
-    def resume_hint(self, run_dir: Path) -> str:
+    def resume_hint(self, run_dir: Path, progress: Progress = "epoch") -> str:
         """Return how to go on after an interruption; see TrainOptions."""
         return f"go on with: python prune.py --resume {run_dir.parent}"
 
@@ -115,7 +118,7 @@ def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
     """Return the options and the folder of the run that `--resume` names.
 
     A run is named by its folder, or by a checkpoint of one of its trainings. The options are those
-    that the run was started with; only the device may be another.
+    that the run was started with; the device may be another, and files may have moved.
 
     Raises:
         UserError: where the folder is not that of a run of prune.py.
@@ -137,11 +140,26 @@ def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
             f"--resume {given}: is no run of prune.py; train.py, train_sparse.py and distill.py"
             " resume their own"
         )
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names
-    }
-    old = PruneOptions(**values)
-    return replace(old, device=opt.device or old.device), folder
+    values = {name: value for name, value in saved.items() if name in names}
+    old = options_from(PruneOptions, values, str(folder / "opt.yaml"))
+    return with_moves(old, opt, MOVED), folder
+
+
+def check_data(folder: Path, data: DataConfig, name: str) -> None:
+    """Compare the data of a resumed run with what its `opt.yaml` says of those it began with.
+
+    Args:
+        folder: Folder of the run.
+        data: Data set to go on with.
+        name: Its name, for messages.
+
+    Raises:
+        UserError: The classes differ.
+    """
+    saved = load_yaml(folder / "opt.yaml")
+    names = saved.get("class_names", data.names)
+    require_same_classes(list(names), data.names, folder, name)
+    warn_if_changed({"hash": saved.get("data_hash", data.hash)}, data)
 
 
 def forget_earlier(folder: Path) -> None:
@@ -181,4 +199,31 @@ def _trained(
 
 def _resumed(options: TrainOptions, last: Path) -> TrainOptions:
     """Return options of the same class that resume a checkpoint."""
-    return type(options)(resume=str(last), device=options.device)
+    moved = {name: getattr(options, name) for name in MOVABLE if hasattr(options, name)}
+    return type(options)(resume=str(last), device=options.device, **moved)
+
+
+class StartIsCandidate(Hook):
+    """Validate the model before the first epoch: `best.pt` is never worse than the start."""
+
+    main_only = True
+
+    def __init__(self, run: TrainingRun):
+        self.run = run
+
+    def on_fit_start(self, trainer: TrainerState) -> None:
+        """Write the start as `best.pt`; a resumed run has done that."""
+        evaluate: Any = getattr(trainer, "evaluate", None)
+        if trainer.step or evaluate is None:
+            return
+        result = evaluate(trainer.ema.model)
+        trainer.best_fitness = float(result.fitness)
+        LOGGER.info(f"Before the finetune: mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}")
+        fields = {"epoch": BEFORE, "best_fitness": trainer.best_fitness, "history": []}
+        save_checkpoint(
+            self.run.run_dir / "weights" / "best.pt",
+            trainer.ema.model,
+            hyp=self.run.hyp.to_dict(),
+            args=recorded(self.run.opt),
+            **fields,
+        )

@@ -9,8 +9,8 @@ def select_device(text: str = "", local_rank: int | None = None) -> torch.device
     """Return the device that `--device` asks for.
 
     Args:
-        text: `cpu`, a GPU number, `0,1,...` under torchrun, or empty for the first GPU, and for the
-            CPU where the machine has none.
+        text: `cpu`, a GPU number, `0,1,...` under torchrun, `cuda` for the first GPU, or empty for
+            the first GPU, and for the CPU where the machine has none.
         local_rank: Place of this process among the processes of torchrun on this machine; picks one
             of the GPUs in `text`, or of all GPUs where `text` is empty. None without torchrun.
 
@@ -18,16 +18,21 @@ def select_device(text: str = "", local_rank: int | None = None) -> torch.device
         UserError: A GPU that the machine does not have, several GPUs without torchrun, or more
             processes than GPUs.
     """
-    text = text.strip().lower().removeprefix("cuda:").removeprefix("cuda")
-    count = torch.cuda.device_count()
-    if text == "cpu" or (not text and not count):
+    given, count = text.strip().lower(), torch.cuda.device_count()
+    text = given.removeprefix("cuda").removeprefix(":")
+    if given == "cpu" or not (given or count):
         return torch.device("cpu")
+    if not count:
+        raise UserError(
+            f"--device {given}: there is no GPU that torch can use on this machine; --device cpu"
+            " would be right"
+        )
     numbers = [word.strip() for word in text.split(",")] if text else [str(i) for i in range(count)]
     for number in numbers:
-        if not number.isdigit() or int(number) >= count:
+        if not _is_number(number) or int(number) >= count:
             raise UserError(
-                f"--device {text}: there is no GPU '{number}' (this machine has {count}); cpu, 0 or"
-                " 0,1 would be right"
+                f"--device {given}: there is no GPU '{number}' (this machine has {count}); cpu, 0"
+                " or 0,1 would be right"
             )
     if local_rank is None:
         if text and len(numbers) > 1:
@@ -42,6 +47,11 @@ def select_device(text: str = "", local_rank: int | None = None) -> torch.device
             f" ({len(numbers)})"
         )
     return torch.device("cuda", int(numbers[local_rank]))
+
+
+def _is_number(word: str) -> bool:
+    """Return whether a word is a number of plain digits, few enough for the name of a GPU."""
+    return word.isascii() and word.isdecimal() and len(word) < 5
 
 
 def device_name(device: torch.device) -> str:

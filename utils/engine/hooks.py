@@ -17,7 +17,10 @@ from utils.engine.ema import ModelEMA
 from utils.engine.optim import Schedule
 from utils.engine.precision import Precision
 from utils.engine.tasks import Task
-from utils.errors import UserError
+from utils.errors import UserError, brief
+
+DAMAGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors that a state raises which someone has edited."""
 
 
 class Loader(Protocol):
@@ -117,9 +120,28 @@ class TrainerState:
         The hooks must be the same, in the same order.
 
         Raises:
-            UserError: The number of hooks differs, so another version wrote the state. Nothing has
-                been changed then.
+            UserError: The number of hooks differs, so another version wrote the state; nothing has
+                been changed then. Or the state is damaged.
         """
+        try:
+            self._load(state)
+        except UserError:
+            raise
+        except DAMAGED as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"this run cannot be resumed: its train_state is damaged or edited: {reason}; start"
+                " a new run from its weights: --weights"
+            ) from None
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Take the state over; see `load_state_dict`."""
+        kinds = {"ema_updates": int, "epoch": int, "step": int, "stop": bool, "best_fitness": float}
+        for name, kind in kinds.items():
+            if not isinstance(state[name], kind):
+                raise TypeError(f"{name} is {brief(state[name])}")
+        if state["history"] != [row for row in state["history"] if isinstance(row, dict)]:
+            raise TypeError(f"history is {brief(state['history'])}")
         if len(state["hooks"]) != len(self.hooks):
             raise UserError(
                 f"this run cannot be resumed: written with {len(state['hooks'])} hooks, this"
@@ -130,12 +152,31 @@ class TrainerState:
         self.ema.model.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(state["optimizer"])
+        _check_shapes(self.optimizer)
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.stop = state["epoch"] + 1, state["step"], state["stop"]
         self.best_fitness, self.history = state["best_fitness"], list(state["history"])
         for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
+            _check_numbers(hook.state_dict(), hook_state)
             hook.load_state_dict(hook_state)
+
+
+def _check_shapes(optimizer: Optimizer) -> None:
+    """Raise ValueError where a loaded state of the optimizer does not fit its parameter."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            whole = isinstance(value, Tensor) and value.dim() > 0
+            if whole and value.shape != parameter.shape:
+                shape = list(parameter.shape)
+                raise ValueError(f"optimizer: {name} has another shape than its parameter, {shape}")
+
+
+def _check_numbers(own: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Raise TypeError where a hook has a number that its stored state has something else for."""
+    for name, value in own.items():
+        if isinstance(value, int | float) and not isinstance(stored[name], int | float):
+            raise TypeError(f"hooks: {name} is {brief(stored[name])}")
 
 
 class Hook:

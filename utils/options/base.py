@@ -9,9 +9,11 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.errors import UserError
+from utils.log import LOGGER
 from utils.options.meta import MOST_WORKERS, Meta
 from utils.options.parser import build_parser, dashed
 from utils.options.ranges import check_values
@@ -57,6 +59,34 @@ def to_dict(options: Any) -> dict[str, Any]:
     """Return the values of an options dataclass by name, tuples as lists, as YAML can hold them."""
     values = dataclasses.asdict(options)
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """Return the values as `to_dict`, with absolute paths: they hold in every directory.
+
+    A name that is no existing file (`demo`) stays as it is.
+    """
+    values = to_dict(options)
+    for item in dataclasses.fields(options):
+        value = values[item.name]
+        if item.metadata.get("path") and value and Path(value).is_file():
+            values[item.name] = str(Path(value).absolute())
+    return values
+
+
+def with_moves(old: T, given: Any, movable: Collection[str] = ("data", "teacher")) -> T:
+    """Return the options of a run that is resumed on another device or after files have moved.
+
+    Args:
+        old: Options that the run began with.
+        given: Options of the command that resumes it.
+        movable: Options that the command may replace, beside the device.
+    """
+    new = {name: value for name in ("device", *movable) if (value := getattr(given, name, ""))}
+    for name in movable:
+        if name in new and new[name] != (before := getattr(old, name)):
+            LOGGER.info(f"--{name}: {new[name]} in place of {before}")
+    return dataclasses.replace(old, **new)  # type: ignore[type-var]
 
 
 def changed_options(options: Any, besides: Collection[str] = ()) -> list[str]:

@@ -31,6 +31,7 @@ class TeacherOptions:
         "trained checkpoint to learn from: ours, pruned ones too, or an official YOLOv5 /"
         " YOLOv7 .pt",
         group="teacher",
+        path=True,
     )
     teacher_cfg: str = option(
         "",

@@ -32,6 +32,7 @@ class Meta(TypedDict, total=False):
     bare: value of the option given without one (`--cache` alone means `ram`).
     multi: one or more values, stored as a tuple.
     positional: the words that belong to no option, stored as a tuple.
+    path: the value may be the path of a file, which is recorded as an absolute one.
     second: name of the option that a second value goes to (`--img-size 640 320`).
     least, most: smallest and largest allowed number.
     above, below: bounds that are not allowed themselves.
@@ -44,6 +45,7 @@ class Meta(TypedDict, total=False):
     bare: Any
     multi: bool
     positional: bool
+    path: bool
     second: str
     least: float
     most: float

@@ -39,7 +39,7 @@ def dashed(word: str) -> str:
 
 def _add(group: argparse._ActionsContainer, item: dataclasses.Field) -> None:
     """Add one option to the parser, or to a group of it."""
-    meta, kind = item.metadata, _base_type(item)
+    meta, kind = item.metadata, base_type(item)
     text = meta["help"].replace("%", "%%")
     if meta.get("positional"):
         metavar = item.name.upper().removesuffix("S")
@@ -73,7 +73,7 @@ def _valued(item: dataclasses.Field, kind: type) -> dict[str, Any]:
     return form
 
 
-def _base_type(item: dataclasses.Field) -> type:
+def base_type(item: dataclasses.Field) -> type:
     """Return the scalar type behind `int`, `str | None` or `tuple[int, ...]`."""
     kind = item.type
     assert not isinstance(kind, str), "options modules must not use postponed annotations"

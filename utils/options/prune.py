@@ -9,11 +9,15 @@ from utils.log import LOGGER
 from utils.options.base import RunOptions, changed_options, option
 from utils.options.distill import TeacherOptions
 from utils.options.meta import MOST_PIXELS
+from utils.options.train import MOVABLE
 from utils.registry import registered_names
 
 METHODS = registered_names(ROOT / "prune_methods", "PRUNERS")
 SPARSE_METHODS = registered_names(ROOT / "prune_methods", "PENALTIES")
 EXAMPLE = "python prune.py --weights runs/train/exp/weights/best.pt --data demo"
+
+MOVED = ("weights", *MOVABLE)
+"""Options that a resumed run takes from its command line: files that may have moved."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class PruneOptions(TeacherOptions, RunOptions):
         "",
         "trained checkpoint: ours (a pruned one too) or an official YOLOv5 / YOLOv7 .pt",
         group="what",
+        path=True,
     )
     data: str = option(
-        "", "data YAML: bare name (demo) or path; --dry-run needs none", group="what"
+        "", "data YAML: bare name (demo) or path; --dry-run needs none", group="what", path=True
     )
     method: str = option(
         "group_fisher", f"what a channel is worth: {', '.join(METHODS)}", group="target"
@@ -272,7 +277,7 @@ class PruneOptions(TeacherOptions, RunOptions):
                 "--dry-run: cannot be had with --resume, which goes on with the run; give --weights"
                 " instead"
             )
-        if changed := changed_options(self, besides={"resume", "device"}):
+        if changed := changed_options(self, besides={"resume", "device", *MOVED}):
             LOGGER.warning(
                 f"{', '.join(changed)}: no effect with --resume, the run goes on with its own"
                 " options"

@@ -6,12 +6,19 @@ Standard library only.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from utils.errors import UserError, suggest
 from utils.log import LOGGER
 from utils.options.base import RunOptions, changed_options, option
 from utils.options.meta import MOST_PIXELS
+from utils.options.stored import options_from
+
+MOVABLE = ("data", "teacher")
+"""Options that a resumed run takes from its command line: files that may have moved."""
+
+Progress = Literal["nothing", "epoch", "all"]
+"""What an interrupted run has saved: no epoch, an epoch to go on from, or all of them."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +31,26 @@ class TrainOptions(RunOptions):
         "checkpoint to start from: ours, an official YOLOv5 / YOLOv7 .pt, or empty to train from"
         " scratch",
         group="what",
+        path=True,
     )
     cfg: str = option(
         "",
         "model YAML: bare name (yolov5n) or path; may be left out where --weights bring their own"
         " structure",
         group="what",
+        path=True,
     )
-    data: str = option("", "data YAML: bare name (demo) or path", group="what")
+    data: str = option("", "data YAML: bare name (demo) or path", group="what", path=True)
     reinit: bool = option(
         False,
         "keep the structure of --weights, a pruned one for instance, and start from new weights",
         group="what",
     )
     hyp: str = option(
-        "scratch-low", "hyper-parameter YAML: bare name (finetune) or path", group="training"
+        "scratch-low",
+        "hyper-parameter YAML: bare name (finetune) or path",
+        group="training",
+        path=True,
     )
     loss: str | None = option(
         None,
@@ -123,7 +135,11 @@ class TrainOptions(RunOptions):
         False, "the same as --lr-schedule linear, which is the default", group="training"
     )
     label_smoothing: float = option(
-        0.0, "replaces the hyp file's label_smoothing where above 0", group="training"
+        0.0,
+        "replaces the hyp file's label_smoothing where above 0",
+        group="training",
+        least=0,
+        most=1,
     )
     patience: int = option(
         100,
@@ -135,6 +151,7 @@ class TrainOptions(RunOptions):
         "freeze the first N rows (--freeze 10) or these rows (--freeze 0 1 2)",
         group="training",
         multi=True,
+        least=0,
     )
     save_period: int = option(
         -1, "also keep epochN.pt every so many epochs; below 1 = never", group="run"
@@ -160,15 +177,26 @@ class TrainOptions(RunOptions):
         most=MOST_PIXELS,
     )
 
-    def resume_hint(self, run_dir: Path) -> str:
-        """Return what to do next where a run is interrupted."""
-        last = run_dir / "weights" / "last.pt"
-        if last.is_file():
+    def resume_hint(self, run_dir: Path, progress: "Progress" = "epoch") -> str:
+        """Return what to do next where a run is interrupted.
+
+        Args:
+            run_dir: Folder of the run.
+            progress: What the run has saved.
+        """
+        weights = run_dir / "weights"
+        last = weights / "last.pt"
+        if progress == "nothing":
+            other = f" ({last} is of an earlier run)" if last.is_file() else ""
+            return f"stopped before the first epoch was complete, nothing is saved{other}"
+        if progress == "all":
             return (
-                f"the last completed epoch is saved; go on with: python {self.script} --resume"
-                f" {last}"
+                "all epochs are done and saved, only the last validation is missing: python val.py"
+                f" --weights {weights / 'best.pt'} --data {self.data}"
             )
-        return "stopped before the first epoch was complete, nothing is saved"
+        return (
+            f"the last completed epoch is saved; go on with: python {self.script} --resume {last}"
+        )
 
     def check(self) -> None:
         """Raise `UserError` for what is missing; warn of what is given in vain."""
@@ -191,7 +219,9 @@ class TrainOptions(RunOptions):
 
     def _warn_of_others(self) -> None:
         """Warn of options given beside `--resume`: a resumed run goes on with its own."""
-        if changed := changed_options(self, besides={"resume", "project", "device", "local_rank"}):
+        if changed := changed_options(
+            self, besides={"resume", "project", "device", "local_rank", *MOVABLE}
+        ):
             LOGGER.warning(
                 f"{', '.join(changed)}: no effect with --resume, the run goes on with its own"
                 " options"
@@ -213,13 +243,15 @@ class TrainOptions(RunOptions):
                     f"args: unknown option '{name}'{suggest(name, known)}; resume with the script"
                     " that trained it"
                 )
-        given: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        if isinstance(sizes := given.get("imgsz"), tuple):
+        return options_from(cls, cls.sizes(values), "args")
+
+    @staticmethod
+    def sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return stored options with one number for each image size."""
+        given = dict(values)
+        if isinstance(sizes := given.get("imgsz"), list) and sizes:
             given |= {"imgsz": sizes[0], "val_imgsz": given.get("val_imgsz") or sizes[-1]}
-        return cls(**given)
+        return given
 
     @property
     def fits_anchors(self) -> bool:

@@ -19,7 +19,7 @@ class ValOptions(RunOptions):
         "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt",
         group="what",
     )
-    data: str = option("", "data YAML: bare name (demo) or path", group="what")
+    data: str = option("", "data YAML: bare name (demo) or path", group="what", path=True)
     batch_size: int = option(32, "images at a time", "batch", group="what", least=1)
     imgsz: int = option(
         0,
