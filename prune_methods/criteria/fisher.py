@@ -35,7 +35,8 @@ def gate_evidence(index: ChannelIndex, criterion: GateCriterion, losses: Losses)
         UserError: where no image has finite gradients.
     """
     model = copy.deepcopy(index.model).eval().requires_grad_(True)
-    weights = {name: model.get_submodule(name).weight for name in index.ins}
+    layers = {name: model.get_submodule(name).weight for name in index.ins}
+    weights = {name: weight for name, weight in layers.items() if isinstance(weight, Tensor)}
     sums, used = np.zeros(index.total), 0
     for loss in losses(model, True):
         found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)

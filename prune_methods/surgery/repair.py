@@ -45,7 +45,7 @@ class RepairSettings:
     """
 
     steps: int = 300
-    lr: float = 3e-3
+    lr: float = 1e-2
     features: float = 1.0
     layers: int = 8
     clip: float = 10.0
@@ -134,7 +134,7 @@ def repair(
     bar = tqdm(batches, "Repair", how.steps, unit="step")
     with evaluating(model), evaluating(smaller):
         for x in bar:
-            names = draw.permutation(list(maps.kept))[: how.layers if how.features else 0]
+            names = _drawn(list(maps.kept), how, draw)
             with maps.reading(names) as pairs:
                 with torch.no_grad():
                     goal = model(x)
@@ -147,6 +147,12 @@ def repair(
             nn.utils.clip_grad_norm_(weights, how.clip)
             optimizer.step()
             schedule.step()
+
+
+def _drawn(names: list[str], how: RepairSettings, draw: np.random.Generator) -> list[str]:
+    """Return the layers whose maps are compared in a step."""
+    number = min(how.layers, len(names)) if how.features else 0
+    return [names[i] for i in draw.permutation(len(names))[:number]]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from data.config import DataConfig
 from models import Model, load_model
@@ -216,13 +216,14 @@ class StartIsCandidate(Hook):
         evaluate: Any = getattr(trainer, "evaluate", None)
         if trainer.step or evaluate is None:
             return
-        result = evaluate(trainer.ema.model)
+        model = cast(Model, trainer.ema.model)
+        result = evaluate(model)
         trainer.best_fitness = float(result.fitness)
         LOGGER.info(f"Before the finetune: mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}")
         fields = {"epoch": BEFORE, "best_fitness": trainer.best_fitness, "history": []}
         save_checkpoint(
             self.run.run_dir / "weights" / "best.pt",
-            trainer.ema.model,
+            model,
             hyp=self.run.hyp.to_dict(),
             args=recorded(self.run.opt),
             **fields,
