@@ -4,7 +4,6 @@ Both can be interrupted and resumed.
 """
 
 import copy
-import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from recipes.train import FitResult, HookFactory, fit, resume
 from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
 from utils.errors import UserError
+from utils.files import copy_atomic
 from utils.log import LOGGER
 from utils.options.base import with_moves
 from utils.options.distill import DistillOptions
@@ -102,7 +102,7 @@ def finetune(run: PruneRun, smaller: Model) -> FitResult:
         options = Finetune(**common)
     LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {run.folder / 'finetune'}")
     found = _trained(smaller, run.data, options, diagnostics)
-    shutil.copyfile(found.best, weights / "best.pt")
+    copy_atomic(found.best, weights / "best.pt")
     return found
 
 
