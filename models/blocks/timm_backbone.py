@@ -117,8 +117,8 @@ def _downloaded(make: Callable[..., nn.Module], name: str) -> nn.Module:
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"pretrained: the weights of '{name}' cannot be downloaded from {host} ({reason}); write"
-            " False to start from new ones, or build it once where there is a network"
+            f"pretrained: the weights of '{name}' cannot be downloaded from {host} ({reason});"
+            " write False to start from new ones, or build it once where there is a network"
         ) from None
 
 
