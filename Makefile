@@ -11,6 +11,8 @@ else
   READY := $(VENV)/.installed
 endif
 BASE_PYTHON ?= python3
+# CI installs requirements.lock, exact versions with hashes, instead.
+REQUIREMENTS ?= requirements-dev.txt
 DEMO_QUICK ?=
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -45,10 +47,10 @@ check-environment:
 	@$(PYTHON) -c "import torch, torchvision, torch_pruning, cv2, yaml, matplotlib, tqdm, pycocotools" \
 	  || { echo "$(PYTHON) lacks a requirement: run '$(PYTHON) -m pip install -r requirements-dev.txt'"; exit 2; }
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements.txt $(REQUIREMENTS)
 	@echo "==> installing into $(VENV): several GB with PyTorch, a few minutes"
 	@test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	@touch $@
 
 clean-demo:

@@ -3,7 +3,6 @@
 The cache lies beside the labels, a plain `.npz` without pickle.
 """
 
-import csv
 import json
 import os
 import zipfile
@@ -22,7 +21,13 @@ from data.images import READ_ERRORS, probe_image
 from data.label_search import warn_of_unlabelled
 from data.labels import CLASS_ID, Finding, class_id_reason, parse_labels
 from utils.errors import UserError
-from utils.files import atomic_open, why_not_regular
+from utils.files import (
+    atomic_open,
+    dispensable,
+    sweep_leftovers,
+    why_not_regular,
+    write_csv,
+)
 from utils.log import LOGGER
 
 CACHE_VERSION = 2
@@ -216,10 +221,8 @@ def _worded(problem: Problem) -> str:
 
 def write_report(path: Path, report: Iterable[Problem]) -> None:
     """Write `dataset_report.csv`: file, line (0 = the whole file), reason."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(Problem._fields)
-        writer.writerows(report)
+    with dispensable(path):
+        write_csv(path, Problem._fields, report)
 
 
 def _private(cache_file: Path) -> Path:
@@ -299,6 +302,7 @@ def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
         try:
             if target != cache_file:
                 target.parent.mkdir(parents=True, exist_ok=True)
+            sweep_leftovers(target.parent, target.name)
             with atomic_open(target) as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
             return

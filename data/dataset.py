@@ -18,7 +18,7 @@ from data.cache import scan
 from data.files import short_hash, stamp, user_cache_folder
 from data.images import read_image, resize_long_side
 from data.options import LoaderOptions
-from utils.files import atomic_open
+from utils.files import atomic_open, sweep_leftovers
 from utils.log import LOGGER
 
 
@@ -82,6 +82,8 @@ class DetectionDataset(Dataset):
         self._corners = [corners_of(labels) for labels in self.labels]
         self._disk = user_cache_folder() / f"images-{self.imgsz}"
         self._use_disk = options.cache == "disk"
+        if self._use_disk:
+            sweep_leftovers(self._disk)
         in_memory = options.cache == "ram" and self._fits_ram()
         self._ram: list[np.ndarray] = self._read_all() if in_memory else []
 
@@ -197,14 +199,10 @@ class DetectionDataset(Dataset):
         except (OSError, ValueError, EOFError):
             image = self._read(index)
         try:
-            self._disk.mkdir(parents=True, exist_ok=True)
-            with atomic_open(file) as stream:
+            with atomic_open(file, sync=False) as stream:
                 np.save(stream, image)
         except OSError as error:
-            LOGGER.warning(
-                f"--cache disk: {self._disk}: {error.strerror}; reading the images as they are from"
-                " now on"
-            )
+            LOGGER.warning(f"--cache disk: {error}; reading the images as they are from now on")
             self._use_disk = False
         return image
 

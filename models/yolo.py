@@ -16,9 +16,11 @@ from models.heads.detect import ImplicitA, ImplicitM
 from models.parser import RowSpec, parse
 from models.pruning_rules import detach_channels
 from models.registry import ACTIVATIONS
+from models.training_checks import bear_single_values
 from models.widths import widths_of
 from utils.config import load_yaml, resolve
 from utils.errors import UserError
+from utils.layout import channels_last
 from utils.profiling import count_macs, count_operations, count_parameters
 from utils.registry import import_files_of
 
@@ -57,6 +59,7 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = 1e-3, 0.03
+        bear_single_values(self)
         self.deployed = False
         self.built_widths = widths_of(self)  # what the checkpoint compares a pruned model with
         self.max_stride = max(plan.max_stride, int(self.head.stride.max()))
@@ -117,7 +120,7 @@ class Model(nn.Module):
         with torch.no_grad():
             fuse_children(deployed.model)
         deployed.deployed = True
-        deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        channels_last(deployed)
         return deployed.requires_grad_(False)
 
     def info(self, imgsz: int = 640) -> dict[str, float]:

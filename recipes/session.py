@@ -19,6 +19,7 @@ from data.dataset import DetectionDataset
 from data.loader import DetectionLoader, build_loader, validation_loader
 from models import Model
 from models.checkpoint import save_checkpoint
+from models.training_checks import unused_parameters
 from recipes.prepare import freeze
 from utils.config import Hyp
 from utils.engine import dist
@@ -32,6 +33,7 @@ from utils.engine.trainer import Trainer, to_unit_range
 from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.images import unit_range, whole_strides
+from utils.layout import channels_last
 from utils.log import LOGGER
 from utils.losses import build_loss
 from utils.options.base import recorded
@@ -259,6 +261,8 @@ def build_trainer(
         remedy=opt.anchor_remedy,
     )
     freeze(run.model, opt.freeze)
+    if world.size > 1:
+        _expect_unused(run.model)
     loss = build_loss(run.model, run.effective_hyp)
     task = _task_on_device(session, task_factory, loss)
     ema = ModelEMA(run.model, tau=run.hyp.ema_tau)
@@ -282,13 +286,25 @@ def build_trainer(
     )
 
 
+def _expect_unused(model: Model) -> None:
+    """Name the parameters that get no gradient, for which the other processes would wait."""
+    unused = unused_parameters(model)
+    if unused:
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        LOGGER.warning(
+            f"forward never uses {', '.join(unused[:5])}{more}: no gradient, so no training; torch"
+            " looks for such parameters in every step, remove them to train faster"
+        )
+        model.has_idle_layers = True
+
+
 def _task_on_device(session: Session, task_factory: TaskFactory, loss: nn.Module) -> Task:
     """Return the run's task on its device, in channels-last layout.
 
     That layout is a fifth quicker on CPUs and what tensor cores want; the loader's images have it.
     """
     task = task_factory(session.run.model, loss, session.world.size).to(session.device)
-    return task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return channels_last(task)
 
 
 def _synchronise_batch_norms(task: Task, session: Session) -> None:

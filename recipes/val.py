@@ -23,6 +23,7 @@ from utils.detection_files import (
 )
 from utils.engine.device import device_name, select_device
 from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
+from utils.files import write_atomic
 from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.val import ValOptions
@@ -107,11 +108,11 @@ def validate_into(
         f"Speed: {times} per image at {opt.imgsz} px, batch {opt.batch_size}, {device_name(device)}"
     )
     if opt.save_json:
-        (folder / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
+        write_atomic(folder / "predictions.json", json.dumps(records))
     if not opt.noplots:
         plot_evaluation(result, names[: result.confusion.nc], folder)
     text = json.dumps(summary(result, opt), indent=2, ensure_ascii=False)
-    (folder / "results.json").write_text(text, encoding="utf-8")
+    write_atomic(folder / "results.json", text)
     LOGGER.info(f"Results saved to {folder}")
     return result
 
@@ -168,8 +169,7 @@ def writers(
             if opt.save_txt:
                 text = yolo_text(native, *shapes[0], with_confidence=opt.save_conf)
                 target = labels / f"{outputs[file]}.txt"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(text, encoding="utf-8")
+                write_atomic(target, text, sync=False)
             if opt.save_json:
                 records.extend(coco_records(native, ids[file], category_ids))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from utils.errors import UserError
+from utils.files import refusal
 from utils.options.base import parse_options
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def run_script(kind: type[T], work: Callable[[T], object], description: str | No
         raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:
         where = error.filename or "the operating system refuses"
-        _fail(f"{os.fsdecode(where)}: {error.strerror or error}")
+        _fail(f"{os.fsdecode(where)}: {refusal(error)}")
     except MemoryError:
         _fail(
             "out of memory: a smaller --imgsz, --batch-size or model, or fewer --workers would fit"

@@ -1,11 +1,11 @@
 """The table that compares runs: a row for each model, with the changes against the first row."""
 
-import csv
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from utils.files import write_atomic
+from utils.files import save_picture, write_atomic, write_csv
 from utils.plots.text import axis_text
 from utils.tables import markdown_table
 
@@ -127,10 +127,9 @@ def write(rows: list[ComparisonRow], conditions: Conditions, folder: Path) -> No
         "notes": notes(rows),
     }
     write_atomic(folder / "report.json", json.dumps(content, indent=2) + "\n")
-    with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+    write_csv(
+        folder / "report.csv", list(asdict(rows[0])), [[*asdict(row).values()] for row in rows]
+    )
 
 
 def plot(rows: list[ComparisonRow], path: Path) -> None:
@@ -164,7 +163,7 @@ def plot(rows: list[ComparisonRow], path: Path) -> None:
         frameon=False,
     )
     figure.suptitle("Accuracy against cost (up and to the left is better)")
-    figure.savefig(path, dpi=120)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=120))
 
 
 def _how(rows: list[ComparisonRow], conditions: Conditions) -> str:

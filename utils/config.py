@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError, brief, suggest
-from utils.files import why_not_regular
+from utils.files import why_not_regular, write_atomic
 from utils.hyp_ranges import RANGES, check_range
 from utils.yaml_files import read_yaml
 
@@ -51,7 +51,7 @@ def load_yaml(
 def save_yaml(content: dict[str, Any], path: Path) -> None:
     """Write a mapping in the order of its keys."""
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)
 
 
 def resolve(name: Path | str, kind: str) -> Path:

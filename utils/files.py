@@ -1,5 +1,6 @@
 """Write files so that a failure never leaves half a file; read those of strangers with care."""
 
+import csv
 import errno
 import fcntl
 import glob
@@ -9,17 +10,20 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError, brief
+from utils.log import LOGGER
 
 LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; the path goes behind that of a folder
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 """Errors of a disk that takes no more: a user can mend them, they are no bugs."""
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""How text is written: the names of files that are not UTF-8 keep their bytes."""
 TEMPORARY = re.compile(r"\..+\.(pt|csv|yaml|json|md|txt|png|jpg|npz|npy)\.[a-z0-9_]{8}\.tmp")
 """Names of the temporary files of `atomic_open`: 8 random characters, as `mkstemp` draws them."""
 
@@ -51,7 +55,7 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as (descriptor, temporary):
-            with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
+            with os.fdopen(descriptor, mode, **({} if "b" in mode else TEXT)) as file:
                 # no other process takes the file for a leftover; gone with the descriptor
                 _lock(file.fileno())
                 yield file
@@ -136,6 +140,38 @@ def write_atomic(path: Path, text: str, sync: bool = True) -> None:
     """Write a text file whole or not at all; see `atomic_open`."""
     with atomic_open(path, "w", sync) as file:
         file.write(text)
+
+
+@contextmanager
+def dispensable(path: Path) -> Iterator[None]:
+    """Go on, with a warning, where the block cannot write a file that a run can do without.
+
+    Pictures, tables that are written anew each epoch: no training ends because of them.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = str(error) if isinstance(error, StorageError) else f"{path}: {refusal(error)}"
+        LOGGER.warning(f"{reason}; the run goes on without")
+
+
+def save_picture(path: Path, draw: Callable[[IO[bytes]], object]) -> None:
+    """Write a picture whole or not at all, and go on with a warning where the disk refuses it.
+
+    Args:
+        path: File of the picture.
+        draw: Writes the picture into the open file.
+    """
+    with dispensable(path), atomic_open(path) as file:
+        draw(file)
+
+
+def write_csv(path: Path, head: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table with its head as CSV, whole or not at all."""
+    with atomic_open(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def copy_atomic(source: Path, path: Path) -> None:

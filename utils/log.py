@@ -1,5 +1,6 @@
 """One logger for console and `log.txt`; only the main process logs below errors."""
 
+import errno
 import logging
 import os
 import sys
@@ -40,10 +41,38 @@ def deprecated(old: str, new: str) -> None:
     LOGGER.warning(f"{old}: old name, still understood; write {new}")
 
 
+class _RunLog(logging.FileHandler):
+    """The file `log.txt` of a run, which goes on where the disk refuses the file."""
+
+    _refused = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  a name of logging
+        """Warn of the first line that the disk refuses; the program's own errors are printed."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._warn(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, whose last lines the disk may refuse."""
+        try:
+            super().close()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._refused:
+            self._refused = True
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            reason = "disk full" if full else error.strerror or str(error)
+            LOGGER.warning(f"{self.baseFilename}: lines are missing: {reason}; the run goes on")
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append everything that is logged inside the block to the file `path` too."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _RunLog(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)
     try:

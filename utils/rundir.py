@@ -10,6 +10,7 @@ import torch
 
 from utils.config import ROOT, save_yaml
 from utils.errors import UserError
+from utils.files import refusal
 from utils.options.base import command_line, recorded
 
 RECORDED_PACKAGES = (
@@ -47,7 +48,7 @@ def make_run_dir(project: Path | str, name: str, exist_ok: bool = False) -> Path
             number += 1
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be created: {error.strerror}; --project names the folder of the"
+                f"{folder}: cannot be created: {refusal(error)}; --project names the folder of the"
                 " runs"
             ) from None
 

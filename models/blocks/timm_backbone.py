@@ -23,7 +23,12 @@ FasterNet of this project do.
 """
 
 import copy
+import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +68,10 @@ class Timm(nn.Module):
             raise UserError(
                 f"timm {timm.__version__} has no model '{name}'{suggest(name, timm.list_models())}"
             )
-        download = pretrained and not weights_follow()
-        return cls(
-            timm.create_model(name, pretrained=download, features_only=True, in_chans=context.c1)
-        )
+        make = partial(timm.create_model, name, features_only=True, in_chans=context.c1)
+        if pretrained and not weights_follow():
+            return cls(_downloaded(make, name))
+        return cls(make(pretrained=False))
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
         """Map (N, C1, H, W) to five maps, None for each missing stride; see the module."""
@@ -85,6 +90,36 @@ class Timm(nn.Module):
         pairs = zip(folded.body(image), self.body(image), strict=True)
         same = all((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1e-6) for a, b in pairs)
         return folded if same else self
+
+
+def _downloaded(make: Callable[..., nn.Module], name: str) -> nn.Module:
+    """Return a model with its pretrained weights, from timm's cache or downloaded now.
+
+    Without a network the library would try again for a minute, so a look at the host comes first.
+
+    Raises:
+        UserError: The weights are neither in the cache nor can they be downloaded.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415  # comes with timm
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return make(pretrained=True)  # from the cache
+    except (OSError, RuntimeError, ValueError):
+        pass
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    try:
+        if not getproxies():
+            socket.create_connection((host, 443), timeout=5).close()
+        return make(pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"pretrained: the weights of '{name}' cannot be downloaded from {host} ({reason});"
+            " write False to start from new ones, or build it once where there is a network"
+        ) from None
 
 
 def fold_norms(module: Any, image: Tensor) -> Any:

@@ -124,7 +124,9 @@ def _kind(dependencies: tp.DependencyGraph, module: Any, handler: Any) -> str:
     """Return the kind of a member, or a description of a layer that cannot be cut."""
     if isinstance(module, _ConvNd) and module.groups > 1:
         depthwise = module.groups == module.in_channels == module.out_channels
-        return "depthwise" if depthwise else "grouped convolution"
+        if depthwise:  # the cut knows two dimensions only, and no transposed ones
+            return "depthwise" if isinstance(module, nn.Conv2d) else type(module).__name__
+        return "grouped convolution"
     if isinstance(module, nn.Conv2d | nn.Linear):
         return "out" if dependencies.is_out_channel_pruning_fn(handler) else "in"
     if isinstance(module, _BatchNorm | nn.GroupNorm):

@@ -222,12 +222,17 @@ def _skipped(name: str, members: Iterable[Member], reason: str) -> list[Skipped]
     The first entry carries the norms and bare parameters of the group.
 
     Args:
-        name: the layer to list where no member computes channels.
+        name: the layer that was followed; listed alone where it is no member that can be cut.
         members: the members of the group.
         reason: why it is not pruned.
     """
     members = list(members)
-    producers = list(dict.fromkeys(m.name for m in members if m.kind in PRODUCERS)) or [name]
+    producers = list(dict.fromkeys(m.name for m in members if m.kind in PRODUCERS))
+    if (
+        producers and name not in producers
+    ):  # of a kind that is never cut; the others list themselves
+        return [Skipped(name, reason)]
+    producers = producers or [name]
     also = tuple(dict.fromkeys(m.name for m in members if m.kind in ("norm", "param")))
     return [Skipped(producer, reason, () if i else also) for i, producer in enumerate(producers)]
 

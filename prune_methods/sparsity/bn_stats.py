@@ -3,7 +3,6 @@
 At the end a verdict says what the training has brought.
 """
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from prune_methods.sparsity.plots import plot_evolution, plot_heatmap, plot_hist
 from utils.engine.hooks import Hook, TrainerState
 from utils.engine.precision import all_finite
 from utils.engine.run_hooks import users_columns
-from utils.files import atomic_open
+from utils.event_file import EventFile
+from utils.files import dispensable, write_csv
 from utils.log import LOGGER
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -53,7 +53,7 @@ class BNStatsLogger(Hook):
         self.layers: list[np.ndarray] = []  # float32 (layers, columns) for each epoch
         self.pooled: list[np.ndarray] = []  # (1, columns) over all channels for each epoch
         self.before: Tensor | None = None  # all gammas before the first step
-        self._writer: Any = None
+        self._file: EventFile | None = None
 
     def on_fit_start(self, trainer: TrainerState) -> None:
         """Keep the gammas of the start and open the event file."""
@@ -61,7 +61,7 @@ class BNStatsLogger(Hook):
         if self.before is None:
             self.before = torch.cat(list(self.sparsity.gammas.values())).cpu()
         if self.pictures:
-            self._writer = _event_writer(self.folder, trainer.epoch)
+            self._file = _event_file(self.folder, trainer.epoch)
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
         """Record a row for each layer, and draw a histogram where one is due."""
@@ -73,11 +73,11 @@ class BNStatsLogger(Hook):
         every_norm = torch.cat(list(norms.values())) if norms else None
         self.pooled.append(_statistics(every, every_norm)[None].astype(np.float32))
         self._write_csv({name: len(gamma) for name, gamma in gammas.items()})
-        if self._writer is not None:
-            self._writer.add_histogram("gamma/all", every, trainer.epoch)
+        if self._file is not None:
+            histograms = {"gamma/all": every}
             for name, gamma in gammas.items():
-                self._writer.add_histogram(f"gamma/{name}", gamma, trainer.epoch)
-            self._writer.flush()
+                histograms[f"gamma/{name}"] = gamma
+            self._file.add(trainer.epoch, {}, histograms)
         period = self.hist_every or -(-trainer.epochs // 10)
         if self.pictures and (trainer.epoch % period == 0 or trainer.epoch + 1 == trainer.epochs):
             assert self.before is not None
@@ -88,8 +88,8 @@ class BNStatsLogger(Hook):
 
     def on_fit_end(self, trainer: TrainerState) -> None:
         """Draw the two pictures of the whole run and log the verdict."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
         if not self.layers:
             return
         if self.pictures:
@@ -153,12 +153,14 @@ class BNStatsLogger(Hook):
         """
         has_norms = self.layers[0].shape[1] > len(GAMMA_COLUMNS)
         columns = GAMMA_COLUMNS + (NORM_COLUMNS if has_norms else ())
-        with atomic_open(self.folder / "stats.csv", "w") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["epoch", "layer", "channels", *columns])
-            for epoch, table in enumerate(self.layers):
-                for (name, width), row in zip(widths.items(), table, strict=True):
-                    writer.writerow([epoch, name, width, *(f"{value:.6g}" for value in row)])
+        rows = [
+            [epoch, name, width, *(f"{value:.6g}" for value in row)]
+            for epoch, table in enumerate(self.layers)
+            for (name, width), row in zip(widths.items(), table, strict=True)
+        ]
+        file = self.folder / "stats.csv"
+        with dispensable(file):  # the checkpoint holds the figures too
+            write_csv(file, ["epoch", "layer", "channels", *columns], rows)
 
 
 class SparsestCheckpoints(Hook):
@@ -251,13 +253,12 @@ def _statistics(gamma: Tensor, norm: Tensor | None) -> np.ndarray:
     return np.array(row)
 
 
-def _event_writer(folder: Path, epoch: int) -> Any:
-    """Return a TensorBoard writer for the histograms, or None without TensorBoard installed.
+def _event_file(folder: Path, epoch: int) -> EventFile | None:
+    """Return a TensorBoard file for the histograms, or None without TensorBoard installed.
 
     The histograms are a TensorBoard run of their own, beside the run of the scalars.
     """
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return EventFile(folder, epoch)
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=epoch)

@@ -1,12 +1,15 @@
 """Pictures of batch norm scales in sparse training: histogram, layers and distribution by epoch."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from utils.files import save_picture
 
 BINS = 80
 ROWS_NAMED = 70  # names that the heat map shows at most; with more layers only every n-th row
@@ -56,7 +59,7 @@ def plot_histogram(
     axis.set_ylim(bottom=0.7)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=110)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=110))
 
 
 def plot_heatmap(
@@ -96,7 +99,7 @@ def plot_heatmap(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     step = -(-layers // ROWS_NAMED)
     left.set_yticks(range(0, layers, step), list(names)[::step], fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=110))
 
 
 def plot_evolution(
@@ -132,7 +135,7 @@ def plot_evolution(
             axes[1], norms[:, 0], norms[:, 1:], percentiles, "norm of coupled slices", "tab:green"
         )
         axes[1].set_title("Group norms, all channels")
-    figure.savefig(path, dpi=110)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=110))
 
 
 def _bands(

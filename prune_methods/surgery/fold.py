@@ -151,7 +151,7 @@ def _middles(
 
     def read(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            middle = _middle_pixel(inputs[0])
+            middle = _middle_pixel(inputs[0], module)
             values[name] = middle[torch.from_numpy(readers[name]).to(middle.device)]
             outputs[name] = output
 
@@ -177,6 +177,13 @@ def _middles(
     return values, norms
 
 
-def _middle_pixel(x: Tensor) -> Tensor:
-    """Return the channels of the middle pixel of (N, C, H, W), or of the first row of (..., C)."""
-    return x[0, :, x.shape[2] // 2, x.shape[3] // 2] if x.dim() == 4 else x.flatten(0, -2)[0]
+def _middle_pixel(x: Tensor, reader: nn.Module) -> Tensor:
+    """Return the channels (C,) that a layer reads at the middle pixel of the first image.
+
+    A linear layer reads the last dimension: (N, H, W, C) as in ConvNeXt, (N, L, C) or (N, C). A
+    convolution reads dimension 1 of (N, C, H, W).
+    """
+    first = x[0] if isinstance(reader, nn.Linear) else x[0].movedim(0, -1)
+    for length in first.shape[:-1]:
+        first = first[length // 2]
+    return first

@@ -1,11 +1,10 @@
 """Files that a pruning run writes for people: channels by layer, a row a step, and the report."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from torch import nn
@@ -15,7 +14,7 @@ from models.widths import channels_of
 from prune_methods import Plan, Step
 from utils.errors import UserError
 from utils.evaluator import EvalResult
-from utils.files import read_text, write_atomic
+from utils.files import read_text, save_picture, write_atomic, write_csv
 from utils.tables import markdown_table
 
 DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -80,7 +79,7 @@ def plot_channels(old: Mapping[str, int], new: Mapping[str, int], path: Path) ->
     axes.set_title(
         f"Channels layer by layer: {sum(old.values())} before, {sum(new.values())} after"
     )
-    figure.savefig(path, dpi=130)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=130))
 
 
 @dataclass(frozen=True)
@@ -174,11 +173,3 @@ class Report:
                 f"{file}: damaged or edited: {str(error)[:200]}; delete it to prune anew"
             ) from None
         return report
-
-
-def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table with its head as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)

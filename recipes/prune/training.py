@@ -4,7 +4,6 @@ Both can be interrupted and resumed.
 """
 
 import copy
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from recipes.train_sparse import sparse_hooks
 from utils.config import load_yaml
 from utils.engine.hooks import Hook, TrainerState
 from utils.errors import UserError
+from utils.files import copy_atomic
 from utils.log import LOGGER
 from utils.options.base import recorded, with_moves
 from utils.options.distill import DistillOptions
@@ -105,7 +105,7 @@ def finetune(run: PruneRun, smaller: Model) -> FitResult:
         options = Finetune(**common)
     LOGGER.info(f"\nFinetuning for {opt.finetune_epochs} epochs in {run.folder / 'finetune'}")
     found = _trained(smaller, run.data, options, finetune_hooks)
-    shutil.copyfile(found.best, weights / "best.pt")
+    copy_atomic(found.best, weights / "best.pt")
     return found
 
 

@@ -3,7 +3,6 @@
 Progress bar, results.csv, TensorBoard, early stopping, checkpoints and interrupts.
 """
 
-import csv
 import os
 import signal
 import sys
@@ -17,7 +16,8 @@ from tqdm import tqdm
 from utils.engine.device import gpu_memory
 from utils.engine.hooks import Hook, TrainerState
 from utils.engine.precision import all_finite
-from utils.files import atomic_open
+from utils.event_file import EventFile
+from utils.files import dispensable, write_csv
 from utils.log import LOGGER
 
 DETECTION_LOSSES = ("box", "obj", "cls")
@@ -101,10 +101,9 @@ class ResultsCsv(Hook):
         """Write a line for each epoch; a cell is empty where the epoch has no such value."""
         rows = [users_columns(row) for row in trainer.history]
         names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
-        with atomic_open(self.path, "w") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        cells = [[_cell(row[name]) if name in row else "" for name in names] for row in rows]
+        with dispensable(self.path):  # the history is in the checkpoint too
+            write_csv(self.path, names, cells)
 
 
 def _cell(value: float) -> str:
@@ -118,12 +117,12 @@ class TensorBoard(Hook):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._writer: Any = None
+        self._file: EventFile | None = None
 
     def on_fit_start(self, trainer: TrainerState) -> None:
         """Open the event file, or log that TensorBoard is not installed."""
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._file = EventFile(self.folder, trainer.epoch)
         except ImportError:
             LOGGER.info(
                 "TensorBoard is not installed: no event files (pip install tensorboard would write"
@@ -131,19 +130,16 @@ class TensorBoard(Hook):
             )
             return
         LOGGER.info(f"TensorBoard: tensorboard --logdir {self.folder.parent}")
-        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch)
 
     def on_epoch_end(self, trainer: TrainerState) -> None:
         """Add a point of this epoch for every column."""
-        if self._writer is not None:
-            for name, value in users_columns(trainer.row).items():
-                self._writer.add_scalar(name, value, trainer.epoch)
-            self._writer.flush()
+        if self._file is not None:
+            self._file.add(trainer.epoch, users_columns(trainer.row), {})
 
     def on_fit_end(self, trainer: TrainerState) -> None:
         """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class EarlyStopping(Hook):

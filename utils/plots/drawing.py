@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from utils.files import save_picture
 from utils.plots.text import one_line
 
 Colour = tuple[int, int, int]
@@ -141,7 +142,9 @@ def save_mosaic(
             _tag(pen, (0, height), captions[i][:LONGEST_CAPTION], CAPTION_GREY, tile.size)
         pen.rectangle((0, 0, width - 1, height - 1), outline=WHITE)
         canvas.paste(tile, (i % columns * width, i // columns * height))
-    canvas.save(path, quality=90)
+    save_picture(
+        path, partial(canvas.save, format=Image.registered_extensions()[path.suffix], quality=90)
+    )
 
 
 def save_labels(batch: Any, names: Sequence[str], path: Path) -> None:

@@ -3,6 +3,7 @@ detections.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from utils.evaluator import EvalResult
+from utils.files import save_picture
 from utils.metrics import CONFIDENCES, ConfusionMatrix
 from utils.plots.drawing import save_labels, save_mosaic
 from utils.plots.text import axis_text, axis_texts
@@ -74,7 +76,7 @@ def _plot_curves(
         title=f"{axes[1]} over {axes[0].lower()}",
     )
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=130))
 
 
 def plot_confusion(confusion: ConfusionMatrix, names: Sequence[str], path: Path) -> None:
@@ -107,7 +109,7 @@ def plot_confusion(confusion: ConfusionMatrix, names: Sequence[str], path: Path)
                 color=colour,
                 fontsize=9,
             )
-    figure.savefig(path, dpi=130)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=130))
 
 
 def batch_pictures(

@@ -1,6 +1,7 @@
 """Statistics of the labels that a network is trained on, as one picture."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from utils.files import save_picture
 from utils.plots.drawing import class_colour
 from utils.plots.text import axis_texts
 
@@ -27,7 +29,7 @@ def plot_labels(labels: Sequence[np.ndarray], names: Sequence[str], path: Path) 
     _density(centres, rows[:, 1], rows[:, 2], "box centre x", "box centre y")
     centres.invert_yaxis()
     _density(sizes, rows[:, 3], rows[:, 4], "box width", "box height")
-    figure.savefig(path)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:]))
 
 
 def _class_bars(axes: Any, classes: np.ndarray, names: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
 """Pictures of a run: the curves of results.csv."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from utils.engine.hooks import Hook, TrainerState
 from utils.engine.run_hooks import users_columns
+from utils.files import save_picture
 
 
 def plot_results(rows: list[dict[str, float]], path: Path) -> None:
@@ -37,7 +39,7 @@ def plot_results(rows: list[dict[str, float]], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_picture(path, partial(figure.savefig, format=path.suffix[1:], dpi=120))
 
 
 class ResultsPlot(Hook):
