@@ -28,6 +28,7 @@ FOLDED = "after folding constants"
 RECALIBRATED = "after BN recalibration"
 RECONSTRUCTED = "after reconstruction"
 REPAIRED = "after repair"
+MOST_PASSES = 15  # over the training images, in a repair
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Compensator:
         if not self.opt.repairs:
             return found
         model = copy.deepcopy(found.model)
-        settings = RepairSettings(self.opt.repair_steps)
+        steps = min(self.opt.repair_steps, MOST_PASSES * len(self.run.plain_loader))
+        settings = RepairSettings(steps)
         self.prunable.repair(masks, model, self.images(), self.output_loss, settings)
         fit = self.sets.fit
         renew_bn(model, fit.part(slice(None), next(model.parameters()).device))

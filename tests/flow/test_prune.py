@@ -52,7 +52,14 @@ def test_run_folder_is_complete(pruned):
         for line in (folder / "prune_report.md").read_text().splitlines()
         if line.count("|") > 5
     ]
-    assert stages[2:] == ["base", "after the cut", "after BN recalibration", "after finetune"]
+    assert stages[2:] == [
+        "base",
+        "after the cut",
+        "after BN recalibration",
+        "after reconstruction",
+        "after repair",
+        "after finetune",
+    ]
     assert "x fewer MACs, measured time " in (folder / "prune_report.md").read_text()
     text = (pruned / "stdout.txt").read_text()
     assert "After the cut" in text and "Results saved to runs/prune/exp" in text
