@@ -19,6 +19,8 @@ QUICK = [
     "base.pt",
     "--no-finetune",
     "--noplots",
+    "--compensate",
+    "recalibrate",
     "--recalibrate-batches",
     "1",
     "--latency-batch",

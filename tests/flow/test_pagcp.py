@@ -26,6 +26,8 @@ COMMON = [
     "--device",
     "cpu",
     "--noplots",
+    "--compensate",
+    "recalibrate",
     "--exist-ok",
     "--method",
     "pagcp",

@@ -33,7 +33,17 @@ def pruned(tmp_path_factory) -> Path:
     tiny_set(folder)
     done = run(*TINY[:-1], "1", "--data", "tiny.yaml", folder=folder)
     assert done.returncode == 0, done.stderr[-2000:]
-    words = ("--weights", BASE, *COMMON, "--finetune-epochs", "1", "--val-every", "60")
+    words = (
+        "--weights",
+        BASE,
+        *COMMON,
+        "--finetune-epochs",
+        "1",
+        "--val-every",
+        "60",
+        "--repair-steps",
+        "4",
+    )
     done = script("prune.py", *words, folder=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder / "stdout.txt").write_text(done.stdout)
@@ -96,6 +106,8 @@ def test_pruned_checkpoints_go_through_every_script(pruned):
         "l1",
         "--no-finetune",
         "--noplots",
+        "--compensate",
+        "none",
         "--name",
         "again",
     )
@@ -143,6 +155,8 @@ def test_dry_run_and_allow_less(pruned):
         ".2",
         "--allow-less",
         "--no-finetune",
+        "--compensate",
+        "recalibrate",
         "--name",
         "less",
         "--noplots",

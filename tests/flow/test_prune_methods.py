@@ -26,6 +26,8 @@ COMMON = [
     "--device",
     "cpu",
     "--noplots",
+    "--compensate",
+    "recalibrate",
     "--speed-up",
     "2",
     "--finetune-epochs",

@@ -26,6 +26,8 @@ QUICK = [
     "0",
     "--recalibrate-batches",
     "1",
+    "--repair-steps",
+    "2",
 ]  # noqa: SIM905
 
 

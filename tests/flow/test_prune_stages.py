@@ -27,6 +27,8 @@ COMMON = [
     "--device",
     "cpu",
     "--noplots",
+    "--repair-steps",
+    "2",
     "--latency-seconds",
     "0",
 ]  # noqa: SIM905
@@ -77,6 +79,8 @@ def test_one_command_trains_sparsely_cuts_and_finetunes(whole):
         "after sparse training",
         "after the cut",
         "after BN recalibration",
+        "after reconstruction",
+        "after repair",
         "after finetune",
     ]
     with (folder / "sparse" / "results.csv").open() as file:
