@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from utils.errors import UserError
@@ -80,12 +81,18 @@ def label_path(image: Path) -> Path:
     The last folder named `images` becomes `labels`; without such a folder the label file lies
     beside the image.
     """
-    parts = list(image.parts[:-1])
+    return _label_folder(image.parent) / f"{image.stem}.txt"
+
+
+@lru_cache(maxsize=256)  # a set has few folders and many images
+def _label_folder(folder: Path) -> Path:
+    """Return the folder of the labels of the images in a folder."""
+    parts = list(folder.parts)
     for i in reversed(range(len(parts))):
         if parts[i] == "images":
             parts[i] = "labels"
             break
-    return Path(*parts, image.stem + ".txt")
+    return Path(*parts)
 
 
 def user_cache_folder() -> Path:
