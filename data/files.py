@@ -7,8 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.log import LOGGER
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+OTHER_IMAGES = frozenset(
+    {".avif", ".dng", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"}
+)
+"""Suffixes of images that are not read: they are counted and named."""
 NO_FILE = (-1, -1)  # stamp of a file that does not exist
 
 
@@ -55,6 +62,12 @@ def _images_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        others = [name for name in names if Path(name).suffix.lower() in OTHER_IMAGES]
+        if others:
+            LOGGER.warning(
+                f"{place}: {len(others)} images of other kinds are passed over, the first:"
+                f" {min(others)}; convert them to .png or .jpg"
+            )
         yield from (
             Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES
         )

@@ -12,7 +12,7 @@ from data.loader import validation_loader
 from models import Model, load_model
 from recipes.prepare import class_names
 from utils.comparison import ComparisonRow, Conditions, markdown, plot, write
-from utils.config import load_yaml
+from utils.config import load_yaml, resolve
 from utils.engine.device import device_name, select_device
 from utils.errors import UserError
 from utils.evaluator import evaluate, warn_of_settings
@@ -56,7 +56,7 @@ def report(opt: ReportOptions) -> Path:
     ]
     candidates = rename(candidates, opt.labels)
     data = {candidate.data for candidate in candidates}
-    if len(data) > 1:
+    if len({_data_file(name) for name in data}) > 1:
         raise UserError(
             f"the runs used different data ({', '.join(sorted(data))}): compare like with like, or"
             " name one with --data"
@@ -80,6 +80,14 @@ def report(opt: ReportOptions) -> Path:
     LOGGER.info("\n" + markdown(rows, conditions))
     LOGGER.info(f"Results saved to {folder} (report.md, report.csv, report.json, accuracy.png)")
     return folder
+
+
+def _data_file(name: str) -> Path | str:
+    """Return the file behind the name of a data set, however it is written; else the name."""
+    try:
+        return resolve(name, "data").resolve()
+    except UserError:
+        return name
 
 
 def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate]:
