@@ -160,7 +160,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         ) from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{wrong}: it has no 'format'")
-    if content["format"] != FORMAT:
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {brief(content['format'])}; this version reads format"
             f" {FORMAT}"
