@@ -33,6 +33,8 @@ from utils.log import LOGGER
 CACHE_VERSION = 2
 PART = 64  # images that a thread takes at a time
 FEW = 1000  # images that are looked at without a bar
+CACHE_ERRORS = (*READ_ERRORS, AttributeError, zipfile.BadZipFile)
+"""Errors that a damaged cache raises."""
 
 
 class Problem(NamedTuple):
@@ -261,6 +263,8 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
     A cache that is missing, broken, of another version or of another number of classes has no
     entries: every file is then scanned.
     """
+    if why_not_regular(file):
+        return {}
     try:
         with np.load(file, allow_pickle=False) as stored:
             head = json.loads(bytes(stored["head"]))
@@ -282,7 +286,7 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
             for name, findings in head["findings"].items():
                 entries[Path(name)].findings = [Finding(*finding) for finding in findings]
             return entries
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except CACHE_ERRORS:
         return {}
 
 
@@ -290,10 +294,12 @@ def _is_ours(file: Path) -> bool:
     """Return True where a cache may be written: the file is missing, or a cache of any version."""
     if not file.exists():
         return True
+    if why_not_regular(file):
+        return False
     try:
         with np.load(file, allow_pickle=False) as stored:
             return "version" in json.loads(bytes(stored["head"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except CACHE_ERRORS:
         return False
 
 

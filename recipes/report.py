@@ -14,9 +14,10 @@ from recipes.prepare import class_names
 from utils.comparison import ComparisonRow, Conditions, markdown, plot, write
 from utils.config import load_yaml, resolve
 from utils.engine.device import device_name, select_device
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.evaluator import evaluate, warn_of_settings
 from utils.log import LOGGER
+from utils.options.meta import MOST_PIXELS
 from utils.options.report import ReportOptions
 from utils.run_lock import run_lock
 from utils.rundir import make_run_dir
@@ -116,8 +117,11 @@ def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate
         raise UserError(f"{run}: neither a checkpoint nor a run folder with weights/best.pt")
     options = folder / "opt.yaml"
     trained = load_yaml(options) if options.is_file() else {}
+    stored = trained.get("imgsz") or 0
+    if type(stored) is not int or not 0 <= stored <= MOST_PIXELS:
+        raise UserError(f"{options}: imgsz: {brief(stored)} is no image size; give --imgsz")
     data = data or str(trained.get("data") or "")
-    imgsz = imgsz or int(trained.get("imgsz") or 0)
+    imgsz = imgsz or stored
     if not data or not imgsz:
         raise UserError(
             f"{run}: no opt.yaml says which data and image size it used; give --data and --imgsz"
