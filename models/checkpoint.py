@@ -7,7 +7,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def write_atomically(content: Any, path: Path) -> None:
     with atomic_open(path) as file:
         sink = _Sink(file)
         try:
-            torch.save(content, sink)
+            torch.save(content, cast(IO[bytes], sink))
         except RuntimeError as error:
             if sink.error is not None:
                 raise sink.error from error
