@@ -6,7 +6,7 @@ The cache lies beside the labels, a plain `.npz` without pickle.
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.deep_images import ONE_BYTE, white_level
+from data.deep_images import ONE_BYTE
 from data.files import NO_FILE, label_path, short_hash, stamp, user_cache_folder
 from data.images import READ_ERRORS, probe_image
 from data.label_search import warn_of_unlabelled
@@ -31,6 +31,10 @@ from utils.files import (
 from utils.log import LOGGER
 
 CACHE_VERSION = 2
+PART = 64  # images that a thread takes at a time
+FEW = 1000  # images that are looked at without a bar
+CACHE_ERRORS = (*READ_ERRORS, AttributeError, zipfile.BadZipFile)
+"""Errors that a damaged cache raises."""
 
 
 class Problem(NamedTuple):
@@ -86,13 +90,37 @@ def scan(images: Sequence[Path], nc: int) -> Scan:
     now = {image: stamp(image) + stamp(label) for image, label in zip(images, labels, strict=True)}
     changed = [image for image in images if image not in known or known[image].stamps != now[image]]
     if changed:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            jobs = pool.map(lambda image: _look_at(image, now[image], nc), changed)
-            title, few = f"Scanning {images[0].parent}", len(changed) < 1000
-            fresh = list(tqdm(jobs, title, len(changed), leave=False, disable=few))
-        known |= dict(zip(changed, fresh, strict=True))
-        _save(cache_file, known, nc)
+        known |= _look_at_all(changed, now, nc)
+        there = {image: entry for image, entry in known.items() if image in now or image.exists()}
+        _save(cache_file, there, nc)
     return _summary(images, [known[image] for image in images], nc)
+
+
+def _look_at_all(
+    images: Sequence[Path], stamps: Mapping[Path, tuple[int, ...]], nc: int
+) -> dict[Path, CacheEntry]:
+    """Read images and their labels, many at a time; show a bar for more than a few.
+
+    Args:
+        images: Images to read.
+        stamps: Stamps of each image and its labels.
+        nc: Number of classes.
+    """
+    parts = [images[start : start + PART] for start in range(0, len(images), PART)]
+    few = len(images) < FEW
+    found: dict[Path, CacheEntry] = {}
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(None, f"Scanning {images[0].parent}", len(images), leave=False, disable=few) as bar,
+    ):
+
+        def look(part: Sequence[Path]) -> list[CacheEntry]:
+            return [_look_at(image, stamps[image], nc) for image in part]
+
+        for part, entries in zip(parts, pool.map(look, parts), strict=True):
+            found |= zip(part, entries, strict=True)
+            bar.update(len(part))
+    return found
 
 
 def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
@@ -102,8 +130,7 @@ def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
         if reason := why_not_regular(image):
             entry.findings.append(Finding(0, reason.replace("such file", "such image")))
         else:
-            entry.shape = probe_image(image)
-            entry.white = white_level(image)
+            entry.shape, entry.white = probe_image(image)
     except READ_ERRORS as error:
         entry.findings.append(Finding(0, f"corrupt image: {_one_line(error)}"))
     if stamps[2:] != NO_FILE:
@@ -122,7 +149,7 @@ def _labels_of(label: Path, nc: int) -> tuple[np.ndarray, list[Finding]]:
         if not label.is_file():
             what = "a link to nothing" if label.is_symlink() else "no file"
             raise OSError(f"{label} is {what}")
-        return parse_labels(label.read_text(encoding="utf-8-sig"), nc)
+        return parse_labels(label.read_bytes().decode("utf-8-sig"), nc)
     except (OSError, UnicodeDecodeError) as error:
         nothing = np.zeros((0, 5), np.float32)
         return nothing, [Finding(0, f"labels cannot be read: {_one_line(error)}")]
@@ -236,6 +263,8 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
     A cache that is missing, broken, of another version or of another number of classes has no
     entries: every file is then scanned.
     """
+    if why_not_regular(file):
+        return {}
     try:
         with np.load(file, allow_pickle=False) as stored:
             head = json.loads(bytes(stored["head"]))
@@ -257,7 +286,7 @@ def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
             for name, findings in head["findings"].items():
                 entries[Path(name)].findings = [Finding(*finding) for finding in findings]
             return entries
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except CACHE_ERRORS:
         return {}
 
 
@@ -265,10 +294,12 @@ def _is_ours(file: Path) -> bool:
     """Return True where a cache may be written: the file is missing, or a cache of any version."""
     if not file.exists():
         return True
+    if why_not_regular(file):
+        return False
     try:
         with np.load(file, allow_pickle=False) as stored:
             return "version" in json.loads(bytes(stored["head"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except CACHE_ERRORS:
         return False
 
 
@@ -277,7 +308,6 @@ def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
 
     Where neither can be written, a warning is logged and the program goes on.
     """
-    entries = {image: entry for image, entry in entries.items() if image.exists()}
     if not entries:
         return
     head = {

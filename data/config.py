@@ -220,7 +220,7 @@ def _generate(where: str, name: Any, folder: Path) -> None:
     """Compose the set of a generator in `folder`."""
     from data.demo import RECIPES, compose
 
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise UserError(
             f"{where}: generator: {brief(name)} is not known{suggest(str(name), RECIPES)} (known:"
             f" {', '.join(RECIPES)})"

@@ -18,6 +18,7 @@ from data.cache import scan
 from data.files import short_hash, stamp, user_cache_folder
 from data.images import read_image, resize_long_side
 from data.options import LoaderOptions
+from data.workers import shared
 from utils.files import atomic_open, sweep_leftovers
 from utils.log import LOGGER
 
@@ -246,6 +247,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
     ).permute(0, 3, 1, 2)
     rows = [np.insert(sample.boxes, 0, i, axis=1) for i, sample in enumerate(samples)]
     targets = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False))
-    return Batch(
-        images, targets, [sample.file for sample in samples], [sample.shape for sample in samples]
-    )
+    names, shapes = [sample.file for sample in samples], [sample.shape for sample in samples]
+    return Batch(shared(images), shared(targets), names, shapes)

@@ -189,7 +189,9 @@ def _difference(folder: Path) -> str:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
         return f"it has no {MANIFEST} that says what was composed"
     if links := [path for path in folder.rglob("*") if path.is_symlink()]:
         return f"{links[0].relative_to(folder)} is a link"

@@ -3,11 +3,19 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.log import LOGGER
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+OTHER_IMAGES = frozenset(
+    {".avif", ".dng", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"}
+)
+"""Suffixes of images that are not read: they are counted and named."""
 NO_FILE = (-1, -1)  # stamp of a file that does not exist
 
 
@@ -54,6 +62,12 @@ def _images_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        others = [name for name in names if Path(name).suffix.lower() in OTHER_IMAGES]
+        if others:
+            LOGGER.warning(
+                f"{place}: {len(others)} images of other kinds are passed over, the first:"
+                f" {min(others)}; convert them to .png or .jpg"
+            )
         yield from (
             Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES
         )
@@ -80,12 +94,18 @@ def label_path(image: Path) -> Path:
     The last folder named `images` becomes `labels`; without such a folder the label file lies
     beside the image.
     """
-    parts = list(image.parts[:-1])
+    return _label_folder(image.parent) / f"{image.stem}.txt"
+
+
+@lru_cache(maxsize=256)  # a set has few folders and many images
+def _label_folder(folder: Path) -> Path:
+    """Return the folder of the labels of the images in a folder."""
+    parts = list(folder.parts)
     for i in reversed(range(len(parts))):
         if parts[i] == "images":
             parts[i] = "labels"
             break
-    return Path(*parts, image.stem + ".txt")
+    return Path(*parts)
 
 
 def user_cache_folder() -> Path:

@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,11 +23,23 @@ READ_ERRORS = (
 )
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
-JPEG_END = b"\xff\xd9"
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+HEADER = 4096  # bytes of a JPEG that are looked at before Pillow takes over
+FRAME = struct.Struct(">BBHBHHB")  # 0xFF, kind, length; of a frame: bits, height, width, channels
+FRAME_SEGMENTS = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive
+EXIF_SEGMENT, PIXELS_SEGMENT = 0xE1, 0xDA
+MOST_PIXELS = 50_000_000  # Pillow judges larger images
 
 
-def probe_image(path: Path) -> tuple[int, int]:
-    """Return (width, height) of an image after its EXIF orientation is applied.
+class ImageFacts(NamedTuple):
+    """What the scan wants to know of an image."""
+
+    size: tuple[int, int]  # width, height, after the EXIF orientation is applied
+    white: float = ONE_BYTE  # value that becomes 255, see `white_level`
+
+
+def probe_image(path: Path) -> ImageFacts:
+    """Return size and white level of an image, after checking that the file is whole.
 
     Headers and checksums are read. A JPEG without its end marker is decoded in full to see whether
     the file is whole. A TIFF is always decoded, because Pillow turns it while decoding.
@@ -34,23 +47,55 @@ def probe_image(path: Path) -> tuple[int, int]:
     Raises:
         READ_ERRORS: One of them, where the file is broken or cut short.
     """
+    with path.open("rb") as file:
+        if size := _plain_jpeg_size(file):
+            return ImageFacts(size)
+    with path.open("rb") as file, Image.open(file) as image:
+        jpeg = image.format in {"JPEG", "MPO"}  # always of 8 bits, and without checksums
+        if jpeg and _ends_with(file, JPEG_END):
+            return ImageFacts(_upright_size(image))
+        if not jpeg:
+            image.verify()
     with Image.open(path) as image:
-        image.verify()
-    with Image.open(path) as image:
-        if image.format == "TIFF" or (
-            image.format in {"JPEG", "MPO"} and not _ends_with(path, JPEG_END)
-        ):
+        if jpeg or image.format == "TIFF":
             image.load()
-        width, height = image.size
-        turned = image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS
+        return ImageFacts(_upright_size(image), ONE_BYTE if jpeg else white_level(path))
+
+
+def _plain_jpeg_size(file: IO[bytes]) -> tuple[int, int] | None:
+    """Return (width, height) of a whole JPEG without EXIF; None for all other files.
+
+    The segments are walked from the start of the file to its pixels, ten times as quickly as Pillow
+    reads their content. Whatever is unusual is left to Pillow.
+    """
+    head, size, place = file.read(HEADER), None, 2
+    if not head.startswith(JPEG_START):
+        return None
+    while place + FRAME.size <= len(head):
+        mark, kind, length, bits, height, width, channels = FRAME.unpack_from(head, place)
+        if mark != 0xFF or kind == EXIF_SEGMENT:
+            return None
+        if kind == PIXELS_SEGMENT:
+            return size if size and _ends_with(file, JPEG_END) else None
+        if kind in FRAME_SEGMENTS:
+            usual = bits == 8 and channels in {1, 3} and 0 < width * height < MOST_PIXELS
+            size = (width, height) if usual else None
+        place += 2 + length
+    return None
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an image after its EXIF orientation is applied."""
+    width, height = image.size
+    turned = "exif" in image.info or image.format != "JPEG"
+    turned = turned and image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS
     return (height, width) if turned else (width, height)
 
 
-def _ends_with(path: Path, marker: bytes) -> bool:
+def _ends_with(file: IO[bytes], marker: bytes) -> bool:
     """Return True where the last bytes of a file are the marker."""
-    with path.open("rb") as file:
-        file.seek(-len(marker), os.SEEK_END)
-        return file.read() == marker
+    file.seek(-len(marker), os.SEEK_END)
+    return file.read() == marker
 
 
 def read_image(path: Path, white: float | None = None) -> np.ndarray:

@@ -28,17 +28,20 @@ def warn_of_unlabelled(images: Sequence[Path], labels: Sequence[Path]) -> None:
         images: Image files of a split.
         labels: Label file of each image, existing or not.
     """
-    folders: dict[Path, list[Path]] = {}
+    folders: dict[Path, dict[str, Path]] = {}
     for image, label in zip(images, labels, strict=True):
-        folders.setdefault(label.parent, []).append(image)
-    names = {folder: _names(folder, {".txt"}) for folder in folders}
-    for folder, members in folders.items():
-        if names[folder].isdisjoint(f"{image.stem}.txt" for image in members):
+        folders.setdefault(label.parent, {})[label.name] = image
+    stray: list[Path] = []
+    for folder, wanted in folders.items():
+        names = _names(folder, {".txt"})
+        if names.isdisjoint(wanted):
             LOGGER.warning(
-                f"{folder}: has no label file for any of the {len(members)} images in"
-                f" {members[0].parent}: all are backgrounds"
+                f"{folder}: has no label file for any of the {len(wanted)} images in"
+                f" {next(iter(wanted.values())).parent}: all are backgrounds"
             )
-    stray = [text for folder in folders for text in _strays(folder, names[folder], folders[folder])]
+        if unclaimed := names.difference(wanted):
+            places = dict.fromkeys(image.parent for image in wanted.values())
+            stray += _strays(folder, unclaimed, places)
     if stray:
         LOGGER.warning(
             f"{len(stray)} label files belong to no image and are not used, the first:"
@@ -84,7 +87,7 @@ def _names(folder: Path, suffixes: Iterable[str]) -> set[str]:
         return set()
 
 
-def _strays(folder: Path, names: set[str], images: Sequence[Path]) -> Iterator[Path]:
+def _strays(folder: Path, names: Iterable[str], places: Iterable[Path]) -> Iterator[Path]:
     """Yield the label files of a folder that no image claims, sorted.
 
     Images on the disk that the split leaves out claim theirs too. Texts that hold no boxes, such as
@@ -92,17 +95,15 @@ def _strays(folder: Path, names: set[str], images: Sequence[Path]) -> Iterator[P
 
     Args:
         folder: Folder of the texts.
-        names: Names of its texts.
-        images: Images of the split whose labels are sought there.
+        names: Names of its texts that belong to no image of the split.
+        places: Folders of the images whose labels are sought there.
     """
-    places = dict.fromkeys(image.parent for image in images)
-    on_disk = {Path(name).stem for place in places for name in _names(place, IMAGE_SUFFIXES)}
-    claimed = on_disk | {image.stem for image in images}
-    for name in sorted(names):
-        if name[:-4] not in claimed or not name.endswith(".txt"):
-            text = folder / name
-            if _holds_boxes(text):
-                yield text
+    images = (name for place in places for name in _names(place, IMAGE_SUFFIXES))
+    claimed = {f"{name.rpartition('.')[0]}.txt" for name in images}
+    for name in sorted(set(names) - claimed):
+        text = folder / name
+        if _holds_boxes(text):
+            yield text
 
 
 def _holds_boxes(text: Path) -> bool:

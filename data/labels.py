@@ -32,33 +32,77 @@ def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:
     Returns:
         (n, 5) float32 rows `class, xc, yc, w, h` (0..1), and the findings.
     """
-    rows: list[np.ndarray] = []
-    findings: list[Finding] = []
-    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), start=1):
-        if not line.strip():
-            continue
-        row, reason = _parse_line(line, nc)
-        if row is None:
-            findings.append(Finding(number, reason))
-            continue
+    lines = [line.split() for line in text.lstrip("\ufeff").splitlines()]
+    rows = _plain_boxes(lines, nc)
+    if rows is not None:
+        numbers = [number for number, words in enumerate(lines, start=1) if words]
+        return _without_useless(rows, numbers, [])
+    return _without_useless(*_line_by_line(lines, nc))
+
+
+def _plain_boxes(lines: list[list[str]], nc: int) -> np.ndarray | None:
+    """Return the rows of a text of boxes alone, all of them right; None for any other text."""
+    if not {0, FEWEST_COLUMNS}.issuperset(map(len, lines)):
+        return None
+    try:
+        values = [float(word) for words in lines for word in words]
+    except ValueError:
+        return None
+    table = np.array(values).reshape(-1, FEWEST_COLUMNS)
+    if not values:
+        return table.astype(np.float32)
+    classes = values[::FEWEST_COLUMNS]
+    in_range = table.min() >= 0 and table[:, 1:].max() <= 1 and max(classes) < nc  # not for NaN
+    whole = in_range and all(map(float.is_integer, classes))
+    return table.astype(np.float32) if whole else None
+
+
+def _line_by_line(lines: list[list[str]], nc: int) -> tuple[np.ndarray, list[int], list[Finding]]:
+    """Return the rows of the lines that are right, the numbers of these lines, and the findings."""
+    rows, numbers, findings = [], [], []
+    for number, words in enumerate(lines, start=1):
+        row, reason = _parse_line(words, nc) if words else (None, "")
         if reason:
-            findings.append(Finding(number, reason, fatal=False))
-        if row[3] <= 0 or row[4] <= 0:
-            findings.append(Finding(number, "box has no area: dropped", fatal=False))
-        elif any(np.array_equal(row, other) for other in rows):
-            findings.append(Finding(number, "box is there twice: dropped", fatal=False))
-        else:
+            findings.append(Finding(number, reason, fatal=row is None))
+        if row is not None:
             rows.append(row)
-    return np.array(rows, np.float32).reshape(-1, 5), findings
+            numbers.append(number)
+    return np.array(rows, np.float32).reshape(-1, FEWEST_COLUMNS), numbers, findings
 
 
-def _parse_line(line: str, nc: int) -> tuple[np.ndarray | None, str]:
+def _without_useless(
+    rows: np.ndarray, numbers: list[int], findings: list[Finding]
+) -> tuple[np.ndarray, list[Finding]]:
+    """Drop boxes that have no area or are there twice, and report them.
+
+    Args:
+        rows: (n, 5) float32.
+        numbers: Line of each row.
+        findings: What is known already.
+
+    Returns:
+        The rows that stay, and all findings by their lines.
+    """
+    keys = list(map(tuple, rows.tolist()))
+    if len(set(keys)) == len(keys) and (not keys or rows[:, 3:].min() > 0):
+        return rows, findings
+    empty = (rows[:, 3:] <= 0).any(1)
+    keep, seen = np.zeros(len(rows), bool), set()
+    for i, key in enumerate(keys):
+        keep[i] = not empty[i] and key not in seen
+        seen.add(key)
+    reasons = {True: "box has no area: dropped", False: "box is there twice: dropped"}
+    dropped = [Finding(numbers[i], reasons[bool(empty[i])], False) for i in np.flatnonzero(~keep)]
+    return rows[keep], sorted(findings + dropped, key=lambda finding: finding.line)
+
+
+def _parse_line(words: list[str], nc: int) -> tuple[np.ndarray | None, str]:
     """Return the row of a line with an empty or harmless finding.
 
     A bad line gives None and the reason.
     """
     try:
-        values = np.array([float(word) for word in line.split()])
+        values = np.array([float(word) for word in words])
     except ValueError:
         return None, "not numbers"
     if len(values) < 5 or (len(values) > 5 and (len(values) % 2 == 0 or len(values) < 7)):

@@ -4,9 +4,7 @@ Neither order nor content depends on the number of workers.
 """
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,10 @@ from data.config import DataConfig
 from data.dataset import Batch, DetectionDataset, SampleKey, collate
 from data.label_search import require_objects
 from data.options import LoaderOptions
+from data.workers import plan_workers, prepare_worker
 from utils.errors import UserError
 from utils.log import LOGGER
+from utils.worker_errors import worker_reason
 
 FRACTION_STREAM = 1_000_003  # keeps the draw of the fraction apart from the order of epoch 0, 1 ...
 
@@ -102,18 +102,19 @@ class DetectionLoader(DataLoader):
 
     dataset: DetectionDataset  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, dataset: DetectionDataset, plan: BatchPlan, workers: int):
+    def __init__(self, dataset: DetectionDataset, plan: BatchPlan, workers: int, ahead: int):
+        """Make a loader; each of its workers makes `ahead` batches before they are asked for."""
         self.plan = plan
         options: dict[str, Any] = {}
         if workers:
-            options = {"persistent_workers": True, "prefetch_factor": 4}
+            options = {"persistent_workers": True, "prefetch_factor": ahead}
         super().__init__(
             dataset,  # type: ignore[arg-type]
             batch_sampler=plan,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=expect_hang_ups,
+            worker_init_fn=prepare_worker,
             **options,
         )
 
@@ -121,31 +122,27 @@ class DetectionLoader(DataLoader):
         """Yield the batches of the epoch.
 
         A `UserError` of a worker arrives at the end of a traceback's text, and is taken from there.
+
+        Raises:
+            UserError: A worker failed, ended, or could not be started.
         """
         try:
             yield from super().__iter__()
         except UserError as error:
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+        except RuntimeError as error:
+            if reason := worker_reason(error):
+                raise UserError(reason) from None
+            raise
+        except BlockingIOError as error:
+            raise UserError(
+                f"no more data workers can be started: {error.strerror}; use fewer --workers"
+            ) from None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch, before iterating."""
         self.plan.epoch = epoch
         self.dataset.set_epoch(epoch)
-
-
-def expect_hang_ups(worker: int) -> None:
-    """In a data worker: say nothing where the main process ends while it is being handed a batch.
-
-    A thread of `multiprocessing` hands it over and prints a traceback then. The interrupted program
-    has said all there is to say; what fails in making a batch takes another way, with the batch.
-    Other exceptions are printed as before.
-    """
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not issubclass(kind, (ConnectionError, EOFError)):
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = hook
 
 
 def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoader:
@@ -175,7 +172,7 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
             " proportions"
         )
     plan = _plan(dataset, opt, weights)
-    return DetectionLoader(dataset, plan, min(opt.workers, len(plan)))
+    return DetectionLoader(dataset, plan, *plan_workers(opt, len(plan)))
 
 
 def _plan(dataset: DetectionDataset, opt: LoaderOptions, weights: np.ndarray | None) -> BatchPlan:

@@ -173,7 +173,8 @@ def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
     Raises:
         UserError: Where the models or layers do not fit, or an argument of a loss is wrong.
     """
-    check_size(model, teacher)
+    varied = getattr(opt, "rect", False) or getattr(opt, "multi_scale", False)
+    check_size(model, teacher, 0 if varied else getattr(opt, "imgsz", 0))
     if opt.logit:
         check_heads(model, teacher)
     reads_features = bool(opt.feature_weights)

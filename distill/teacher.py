@@ -3,6 +3,7 @@
 The teacher stays outside of everything that trains, averages or saves the student.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,19 +51,26 @@ class Teacher:
         return raw, features
 
 
-def check_size(student: Model, teacher: Model) -> None:
+def check_size(student: Model, teacher: Model, imgsz: int = 0) -> None:
     """Check that images of the student's size suit the teacher.
 
-    Images are multiples of the student's largest stride.
+    Args:
+        student: Model whose largest stride the images are multiples of.
+        teacher: Model that sees the same images.
+        imgsz: Side of all training images in pixels; 0 where they have several sizes.
 
     Raises:
-        UserError: Where the teacher needs a multiple that the student's stride does not ensure.
+        UserError: Where the teacher needs a multiple that neither the student's stride nor the size
+            ensures.
     """
     ours, theirs = student.max_stride, teacher.max_stride
-    if ours % theirs:
+    if ours % theirs and (not imgsz or imgsz % theirs):
+        both = math.lcm(ours, theirs)
+        suitable = max(round(imgsz / both), 1) * both if imgsz else 640 // both * both or both
         raise UserError(
-            f"--teacher: has a level of stride {theirs}, the student's largest is {ours}: no image"
-            f" would suit both; choose a teacher of stride {ours}"
+            f"--teacher: has a level of stride {theirs}, the student's largest is {ours}; train on"
+            f" squares of a size that suits both, as --imgsz {suitable}, without --rect and"
+            " --multi-scale"
         )
 
 

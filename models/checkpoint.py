@@ -7,7 +7,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def write_atomically(content: Any, path: Path) -> None:
     with atomic_open(path) as file:
         sink = _Sink(file)
         try:
-            torch.save(content, sink)
+            torch.save(content, cast(IO[bytes], sink))
         except RuntimeError as error:
             if sink.error is not None:
                 raise sink.error from error
@@ -149,14 +149,18 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{wrong}: it holds more than plain data and tensors") from None
+        raise UserError(
+            f"{wrong}: it holds more than plain data and tensors, such as a whole model from"
+            " torch.save(model); models.save_model(model, 'x.pt') writes a model of ours, pruned by"
+            " whatever tool"
+        ) from None
     except (*ARCHIVE_ERRORS, *DAMAGED) as error:
         raise UserError(
             f"{path}: cannot be read, it is damaged or no checkpoint: {one_line(error)}"
         ) from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{wrong}: it has no 'format'")
-    if content["format"] != FORMAT:
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {brief(content['format'])}; this version reads format"
             f" {FORMAT}"
@@ -261,6 +265,13 @@ def model_from_official(path: Path | str) -> Model:
     state = {k: v for k, v in official.state_dict.items() if k.rsplit(".", 1)[-1] != "anchor_grid"}
     own = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] != "anchor_grid"}
     odd = sorted(set(state) ^ set(own)) or [k for k in own if state[k].shape != own[k].shape]
+    if set(state) == set(own) and odd:
+        narrower = sum(state[k].numel() < own[k].numel() for k in odd)
+        raise UserError(
+            f"{path}: {len(odd)} of its tensors have other sizes than its YAML asks for, {narrower}"
+            " are smaller: it was pruned by another tool; load the unpruned file with"
+            " models.load_model, prune that, and save it by models.save_model(model, 'pruned.pt')"
+        )
     if odd:
         raise UserError(
             f"{path}: its weights do not fit the model that it describes; the first that differs is"

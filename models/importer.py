@@ -81,6 +81,12 @@ class OfficialCheckpoint:
     nc: int
 
 
+PICKLED_HERE = (
+    "this is a whole model, pickled by torch.save(model), as after Torch-Pruning; save it where it"
+    " was made by models.save_model(model, 'pruned.pt'), which keeps the widths of its layers"
+)
+
+
 def is_official(path: Path) -> bool:
     """Return whether the file pickles a module of the official projects, by its bytes alone."""
     try:
@@ -102,6 +108,8 @@ def read_official(path: Path | str) -> OfficialCheckpoint:
     try:
         content = _read_zip(path) if is_archive(path) else _read_legacy(path)
         model = _model_of(content)
+        if "yaml" not in model.__dict__ and "cfg" in model.__dict__:
+            raise UserError(PICKLED_HERE)
         cfg = _plain(model.__dict__["yaml"])
         state = {
             n: t.float() if t.is_floating_point() else t for n, t in _tensors(model, "").items()

@@ -20,6 +20,13 @@ from models.registry import BLOCKS, BuildContext
 from utils.errors import UserError, brief, suggest
 
 TRACE_SIZE = 128  # px; a multiple of every usual stride, and small enough to run in milliseconds
+OTHER_HEADS = {
+    "IAuxDetect": "it needs auxiliary levels in the loss; IDetect on the first half of its levels"
+    " is the deployed model",
+    "IBin": "its sizes are classes of intervals, which no loss here knows; use IDetect",
+    "Segment": "it makes masks, and this is a detector; use Detect",
+}
+"""Heads of YOLOv5 and YOLOv7 whose likeness in name to ours says nothing."""
 MOST_SETTING = 64  # larger numbers are no reduction, kernel size or factor, but a width
 MAX_REPEATS = 1000
 NAMED_VALUES = {"None": None, "True": True, "False": False}
@@ -135,6 +142,8 @@ def _add_row(rows: ParsedRows, row: Any, image: Tensor) -> None:
     inputs = [image if i < 0 else _output(rows, i) for i in source]
     listed = isinstance(source_item, list)
     x: Any = inputs if listed else inputs[0]
+    if name in OTHER_HEADS and name not in BLOCKS:
+        raise UserError(f"{name} is not built here: {OTHER_HEADS[name]}")
     block, context = BLOCKS[name], _context(rows.cfg, inputs, repeats)
     rows.layers += context.repeats
     if rows.layers > MOST_LAYERS:

@@ -81,8 +81,8 @@ def _check_lists(content: Mapping[str, Any]) -> None:
 def _check_structure(structure: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Check that the widths of each module are numbers, and its shapes those of the weights."""
     for module, widths in structure.items():
-        shapes = widths.get("shapes") if type(widths) in DICTS else None
-        if type(module) is not str or type(shapes) not in DICTS:
+        shapes = widths.get("shapes") if isinstance(widths, dict) else None
+        if type(module) is not str or not isinstance(shapes, dict):
             raise _wrong("structure", module, "widths and shapes by the name of a module")
         for name, shape in shapes.items():
             tensor = state.get(f"{module}.{name}" if module else str(name))

@@ -12,11 +12,12 @@ from data.loader import validation_loader
 from models import Model, load_model
 from recipes.prepare import class_names
 from utils.comparison import ComparisonRow, Conditions, markdown, plot, write
-from utils.config import load_yaml
+from utils.config import load_yaml, resolve
 from utils.engine.device import device_name, select_device
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.evaluator import evaluate, warn_of_settings
 from utils.log import LOGGER
+from utils.options.meta import MOST_PIXELS
 from utils.options.report import ReportOptions
 from utils.run_lock import run_lock
 from utils.rundir import make_run_dir
@@ -56,7 +57,7 @@ def report(opt: ReportOptions) -> Path:
     ]
     candidates = rename(candidates, opt.labels)
     data = {candidate.data for candidate in candidates}
-    if len(data) > 1:
+    if len({_data_file(name) for name in data}) > 1:
         raise UserError(
             f"the runs used different data ({', '.join(sorted(data))}): compare like with like, or"
             " name one with --data"
@@ -80,6 +81,14 @@ def report(opt: ReportOptions) -> Path:
     LOGGER.info("\n" + markdown(rows, conditions))
     LOGGER.info(f"Results saved to {folder} (report.md, report.csv, report.json, accuracy.png)")
     return folder
+
+
+def _data_file(name: str) -> Path | str:
+    """Return the file behind the name of a data set, however it is written; else the name."""
+    try:
+        return resolve(name, "data").resolve()
+    except UserError:
+        return name
 
 
 def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate]:
@@ -108,8 +117,11 @@ def find_candidates(run: Path, data: str = "", imgsz: int = 0) -> list[Candidate
         raise UserError(f"{run}: neither a checkpoint nor a run folder with weights/best.pt")
     options = folder / "opt.yaml"
     trained = load_yaml(options) if options.is_file() else {}
+    stored = trained.get("imgsz") or 0
+    if type(stored) is not int or not 0 <= stored <= MOST_PIXELS:
+        raise UserError(f"{options}: imgsz: {brief(stored)} is no image size; give --imgsz")
     data = data or str(trained.get("data") or "")
-    imgsz = imgsz or int(trained.get("imgsz") or 0)
+    imgsz = imgsz or stored
     if not data or not imgsz:
         raise UserError(
             f"{run}: no opt.yaml says which data and image size it used; give --data and --imgsz"

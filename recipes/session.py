@@ -271,7 +271,7 @@ def build_trainer(
     return Trainer(
         task=task,
         loader=loader,
-        optimizer=build_optimizer(task, opt.optimizer, run.hyp, opt.batch_size),
+        optimizer=build_optimizer(task, opt.optimizer_name, run.hyp, opt.batch_size),
         schedule=session.schedule(opt.batch_size, len(loader)),
         ema=ema,
         epochs=opt.epochs,

@@ -247,9 +247,12 @@ def test_a_new_student_takes_the_anchors_of_its_teacher(models):
 
 def test_a_teacher_of_larger_strides_needs_other_images(models):
     teacher = copy.deepcopy(models[1])
-    teacher.head.stride.mul_(2)
+    teacher.max_stride = 64
     with pytest.raises(UserError, match="a level of stride 64, the student's largest is 32"):
         check_size(models[0], teacher)
+    check_size(models[0], teacher, imgsz=640)
+    with pytest.raises(UserError, match="as --imgsz 384, without --rect and --multi-scale"):
+        check_size(models[0], teacher, imgsz=400)
 
 
 def test_pairs_must_be_as_many_and_of_equal_stride(models):

@@ -259,7 +259,8 @@ def writes(call: ast.Call) -> bool:
     """Tell whether a call writes to a path; one that writes into an open file does not."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     module = getattr(getattr(call.func, "value", None), "id", "")
-    modes = [a.value for a in [*call.args, *(k.value for k in call.keywords)] if is_text(a)]
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    modes = [a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     if name in ("open", "fdopen") and any(
         set(mode) & set("wax+") for mode in modes if len(mode) < 4
     ):
@@ -267,10 +268,6 @@ def writes(call: ast.Call) -> bool:
     if name in ("copy", "copy2", "copytree"):
         return module == "shutil"
     return name in WRITING
-
-
-def is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def test_every_file_of_a_run_is_written_by_the_atomic_writer():

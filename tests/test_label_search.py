@@ -219,3 +219,16 @@ def test_the_reason_that_is_shown_is_the_one_why_images_are_left_out(
     cache.scan(list_images([tmp_path / "images"]), nc=3)
     assert warnings[-1].startswith("1 images are left out")
     assert "001.txt:2: value 2 is out of range" in warnings[-1]
+
+
+def test_images_of_other_kinds_are_counted_and_jfif_is_read(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    write_set(tmp_path, [(20, 10)] * 2)
+    (tmp_path / "images/train/001.png").rename(tmp_path / "images/train/001.jfif")
+    for name in ("b.gif", "a.HEIC"):
+        (tmp_path / "images/train" / name).write_bytes(b"GIF89a")
+    found = list_images([tmp_path / "images"])
+    assert [path.name for path in found] == ["000.png", "001.jfif"]
+    assert len(cache.scan(found, nc=3).files) == 2
+    assert "2 images of other kinds are passed over, the first: a.HEIC" in warnings[0]

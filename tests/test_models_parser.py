@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
+from models.parser import OTHER_HEADS
 from models.registry import BLOCKS, BuildContext
 from utils.config import save_yaml
 from utils.errors import UserError
@@ -208,3 +209,12 @@ def test_wrong_yamls_are_one_clear_line(cfg: dict[str, Any], message: str) -> No
 def test_an_unknown_model_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'yolov7-tiny'"):
         build_model("yolov7-tinny")
+
+
+@pytest.mark.parametrize("name", list(OTHER_HEADS))
+def test_heads_that_are_not_built_are_not_taken_for_misspelt(name: str) -> None:
+    rows = [[-1, 1, "Conv", [8, 3, 2]]]
+    cfg = {"nc": 2, "anchors": 3, "backbone": rows, "head": [[[0], 1, name, ["nc", "anchors"]]]}
+    with pytest.raises(UserError, match=f"{name} is not built here") as error:
+        build_model(cfg)
+    assert "did you mean" not in str(error.value)

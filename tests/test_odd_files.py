@@ -79,3 +79,13 @@ def test_an_image_of_more_pixels_than_memory_is_left_out(folder: Path) -> None:
     (folder / "images" / "bomb.png").write_bytes(head)
     dataset = opened(folder)
     assert len(dataset) == 1 and dataset.report[0].file.name == "bomb.png"
+
+
+@pytest.mark.parametrize("head", [b"[]", b"3", b"[" * 100_000, b"{", b'{"version": 2, "nc": 1}'])
+def test_a_damaged_label_cache_is_scanned_anew(folder: Path, head: bytes) -> None:
+    cache = folder / "labels.cache.npz"
+    np.savez(cache, head=np.frombuffer(head, np.uint8))
+    assert len(opened(folder)) == 1
+    cache.unlink()
+    os.mkfifo(cache)
+    assert len(opened(folder)) == 1

@@ -17,7 +17,7 @@ from utils.options.base import Options, option, parse_options
 from utils.options.check import CheckOptions
 from utils.options.distill import DistillOptions
 from utils.options.meta import GROUPS
-from utils.options.parser import build_parser
+from utils.options.parser import ABSENT, build_parser
 from utils.options.prune import PruneOptions
 from utils.options.report import ReportOptions
 from utils.options.sparse import SparseOptions
@@ -171,3 +171,18 @@ def test_image_sizes_are_rounded_up_to_whole_strides(given, sizes, warns, caplog
     opt = with_whole_strides(TrainOptions(imgsz=given[0], val_imgsz=given[1]), 32)
     LOGGER.removeHandler(caplog.handler)
     assert (opt.imgsz, opt.val_imgsz) == sizes and bool(caplog.records) == warns
+
+
+@pytest.mark.parametrize("word", list(ABSENT))
+def test_options_of_others_that_do_not_exist_are_explained(word, capsys):
+    with pytest.raises(SystemExit):
+        parse_options(TrainOptions, [word])
+    line = capsys.readouterr().err
+    assert f"unknown option {word}; {ABSENT[word]}" in line and "did you mean" not in line
+
+
+def test_adam_is_yolov7s_spelling_of_the_optimizer():
+    assert parse_options(TrainOptions, ["--adam"]).optimizer_name == "Adam"
+    assert parse_options(TrainOptions, ["--optimizer", "AdamW"]).optimizer_name == "AdamW"
+    with pytest.raises(UserError, match="contradict each other"):
+        _ = TrainOptions(adam=True, optimizer="AdamW").optimizer_name

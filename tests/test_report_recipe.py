@@ -69,3 +69,12 @@ def test_a_timed_pass_follows_one_of_the_same_model(tmp_path, monkeypatch):
     opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, seconds=0)
     report.measure_candidates([candidate(tmp_path, 3)] * 2, opt, torch.device("cpu"))
     assert len(set(passes)) == 2 and passes[::2] == passes[1::2]
+
+
+def test_one_data_set_by_two_names_is_the_same(tmp_path, monkeypatch):
+    (tmp_path / "set.yaml").write_text("train: .")
+    monkeypatch.chdir(tmp_path)
+    names = ("set.yaml", "./set.yaml", str(tmp_path / "set.yaml"))
+    assert {report._data_file(name) for name in names} == {tmp_path / "set.yaml"}
+    assert report._data_file("demo") == report._data_file("demo.yaml") != report._data_file("bccd")
+    assert report._data_file("gone") == "gone"

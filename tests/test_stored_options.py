@@ -10,6 +10,7 @@ import torch
 
 from recipes.prune.report import REPORT_JSON, Report, StageRow
 from recipes.prune.training import interrupted_run
+from recipes.report import find_candidates
 from tests.test_trainer import make_trainer
 from utils.config import save_yaml
 from utils.engine.run_hooks import EarlyStopping
@@ -131,3 +132,12 @@ def test_an_optimizer_state_of_another_shape() -> None:
     first["momentum_buffer"] = torch.zeros(7, 7)
     with pytest.raises(UserError, match="another shape than its parameter"):
         make_trainer(epochs=1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("imgsz", ["[64]", "large", "-3", "100000", "1.5"])
+def test_report_of_a_run_with_an_edited_opt_yaml(tmp_path: Path, imgsz: str) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "best.pt").write_bytes(b"")
+    (tmp_path / "opt.yaml").write_text(f"data: demo\nimgsz: {imgsz}\n")
+    with pytest.raises(UserError, match="opt.yaml: imgsz: "):
+        find_candidates(tmp_path)

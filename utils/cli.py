@@ -9,6 +9,7 @@ from typing import TypeVar
 from utils.errors import UserError
 from utils.files import refusal
 from utils.options.base import parse_options
+from utils.worker_errors import worker_reason
 
 T = TypeVar("T")
 
@@ -84,6 +85,8 @@ def _fail(message: str) -> None:
 def _plain_reason(error: RuntimeError) -> str:
     """Return what to say of an error of torch that is no bug; "" for a bug."""
     text = str(error)
+    if reason := worker_reason(error):
+        return reason
     if "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {text.splitlines()[0]}; a smaller --imgsz or --batch-size would fit"
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1

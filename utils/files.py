@@ -22,8 +22,6 @@ LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; the path goes behind that of a 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 """Errors of a disk that takes no more: a user can mend them, they are no bugs."""
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
-"""How text is written: the names of files that are not UTF-8 keep their bytes."""
 TEMPORARY = re.compile(r"\..+\.(pt|csv|yaml|json|md|txt|png|jpg|npz|npy)\.[a-z0-9_]{8}\.tmp")
 """Names of the temporary files of `atomic_open`: 8 random characters, as `mkstemp` draws them."""
 
@@ -55,7 +53,9 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as (descriptor, temporary):
-            with os.fdopen(descriptor, mode, **({} if "b" in mode else TEXT)) as file:
+            # the names of files that are not UTF-8 keep their bytes
+            encoding, errors = (None, None) if "b" in mode else ("utf-8", "surrogateescape")
+            with os.fdopen(descriptor, mode, encoding=encoding, errors=errors) as file:
                 # no other process takes the file for a leftover; gone with the descriptor
                 _lock(file.fileno())
                 yield file

@@ -166,9 +166,9 @@ class Remembered:
         try:
             state = json.loads(self.path.read_text(encoding="utf-8"))
             key, known = state["key"], state["losses"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             key, known = None, {}
-        if key != self.key:
+        if key != self.key or not _are_answers(known):
             LOGGER.info(
                 f"{self.path}: is of other weights, data or options, or damaged; the search begins"
                 " anew"
@@ -176,6 +176,15 @@ class Remembered:
             return {}
         LOGGER.info(f"{self.path}: the search goes on, {len(known)} cuts were tried before")
         return known
+
+
+def _are_answers(known: Any) -> bool:
+    """Return whether stored answers are what `TaskLosses` gives: numbers by task, or None."""
+    rows = known.values() if isinstance(known, dict) else [0]
+    return all(
+        row is None or (isinstance(row, list) and all(isinstance(loss, float) for loss in row))
+        for row in rows
+    )
 
 
 def state_key(

@@ -119,6 +119,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._get_help_string(action)
 
 
+ABSENT = {
+    "--evolve": "hyper-parameters are not evolved here; give a file of your own with --hyp, and"
+    " compare runs with report.py",
+    "--bucket": "files are not fetched here; give paths with --data and --weights",
+    "--upload-dataset": "nothing is uploaded here; leave it out",
+    "--bbox-interval": "nothing is uploaded here; pictures of batches lie in the run folder",
+    "--artifact-alias": "nothing is uploaded here; leave it out",
+    "--quad": "the quad collate function does not exist; use --multi-scale or --imgsz",
+    "--v5-metric": "the metrics are YOLOv5's already; leave it out",
+}
+"""Options of YOLOv5 and YOLOv7 that do not exist here, and what to do instead."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Parser whose errors are one line."""
 
@@ -127,7 +140,8 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             words = message.split(": ", 1)[1].split()
             word = words[0].split("=")[0] if words else "''"  # an empty argument, as of "$UNSET"
-            message = f"unknown option {word}{suggest(word, self._option_string_actions)}"
+            hint = f"; {ABSENT[word]}" if word in ABSENT else ""
+            message = f"unknown option {word}{hint or suggest(word, self._option_string_actions)}"
         if len(message) > LONGEST_MESSAGE:
             message = message[: LONGEST_MESSAGE - 3] + "..."
         self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")

@@ -121,6 +121,7 @@ class TrainOptions(RunOptions):
     max_det: int = option(300, "most detections of one image in validation", group="data", least=1)
     single_cls: bool = option(False, "train all classes as one", group="data")
     optimizer: str = option("SGD", "optimizer", group="training", choices=("SGD", "Adam", "AdamW"))
+    adam: bool = option(False, "the same as --optimizer Adam", group="training")
     sync_bn: bool = option(
         False, "batch-norm statistics over all GPUs (torchrun only)", group="training"
     )
@@ -268,6 +269,17 @@ class TrainOptions(RunOptions):
             "; let new ones be found: python train.py --weights"
             f" {self.weights}{given} --data {self.data} --autoanchor"
         )
+
+    @property
+    def optimizer_name(self) -> str:
+        """Name of the optimizer, whichever flag gave it.
+
+        Raises:
+            UserError: flags contradict each other.
+        """
+        if self.adam and self.optimizer == "AdamW":
+            raise UserError("--adam and --optimizer AdamW contradict each other; give one of them")
+        return "Adam" if self.adam else self.optimizer
 
     @property
     def schedule(self) -> str:
