@@ -59,7 +59,7 @@ def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
     base = f"{project}/base/weights/best.pt"
     epochs = str(size.finetune_epochs)
     train = f"train.py --cfg yolov5n --hyp demo --epochs {size.base_epochs} --name base".split()
-    cut = ["--method", "lamp", "--speed-up", "2.0", "--name", "lamp-2x"]
+    cut = ["--speed-up", "2.0", "--name", "pruned-2x"]
     finetune = ["--finetune-epochs", epochs, "--finetune-hyp", "demo-finetune"]
     control = f"--hyp demo-finetune --epochs {epochs} --name base-finetuned".split()
     return [
@@ -78,8 +78,8 @@ def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
 
 def _comparison(size: Size, project: str) -> list[str]:
     """Return the command that compares the models of the demo."""
-    runs = [f"{project}/{name}" for name in ("base", "base-finetuned", "lamp-2x")]
-    labels = ["base", "base + finetune, uncut", "lamp 2x, after the cut", "lamp 2x, finetuned"]
+    runs = [f"{project}/{name}" for name in ("base", "base-finetuned", "pruned-2x")]
+    labels = ["base", "base + finetune, uncut", "2x, after the cut", "2x, finetuned"]
     seconds = str(size.latency_seconds)
     return ["report.py", *runs, "--labels", *labels, "--seconds", seconds, "--name", "report"]
 
@@ -104,12 +104,12 @@ def main(opt: DemoOptions) -> None:
         "report/accuracy.png",
         "base/results.png",
         "base/val_batch0_pred.jpg",
-        "lamp-2x/channels.png",
-        "lamp-2x/prune_report.md",
-        "lamp-2x/finetune/results.png",
+        "pruned-2x/channels.png",
+        "pruned-2x/prune_report.md",
+        "pruned-2x/finetune/results.png",
     ):
         print(f"  {opt.project}/{path}")
-    print(f"The pruned and finetuned model: {opt.project}/lamp-2x/weights/best.pt")
+    print(f"The pruned and finetuned model: {opt.project}/pruned-2x/weights/best.pt")
 
 
 def _quoted(word: str) -> str:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from benchmarks.runner import Run
 
-METHODS = ("l1", "random", "group_norm", "lamp", "group_hessian", "group_taylor", "pagcp", "fpgm")
+METHODS = (
+    *("l1", "random", "group_norm", "lamp", "fpgm"),
+    *("group_fisher", "group_hessian", "group_taylor", "pagcp"),
+)
 SPARSE_METHODS = ("slim", "group_slim", "group_sl", "group_reg")
 SEEDS = (0, 1, 2)
 LONGER = 3  # times the epochs of the base

@@ -30,7 +30,9 @@ HEAD = (
 STAGES = {
     "after the cut": "zeroed",
     "after folding constants": "constants folded",
-    "after BN recalibration": "and recalibrated",
+    "after BN recalibration": "recalibrated",
+    "after reconstruction": "reconstructed",
+    "after repair": "and repaired",
 }
 
 
@@ -136,7 +138,7 @@ def noise(rows: dict[str, ComparisonRow]) -> str:
 def stages_table(recipe: Recipe, names: Sequence[str]) -> str:
     """Return the table of mAP50-95 right after the cut, on the images set aside for choosing.
 
-    Its columns are: uncut, removed channels zero, their constants folded, and recalibrated.
+    Its columns are: uncut, removed channels zero, and each compensation that was tried.
     """
     lines = []
     for name in names:
