@@ -86,13 +86,13 @@ def _without_useless(
     keys = list(map(tuple, rows.tolist()))
     if len(set(keys)) == len(keys) and (not keys or rows[:, 3:].min() > 0):
         return rows, findings
-    empty = (rows[:, 3:] <= 0).any(1)
+    empty: list[bool] = (rows[:, 3:].min(1) <= 0).tolist()
     keep, seen = np.zeros(len(rows), bool), set()
     for i, key in enumerate(keys):
         keep[i] = not empty[i] and key not in seen
         seen.add(key)
     reasons = {True: "box has no area: dropped", False: "box is there twice: dropped"}
-    dropped = [Finding(numbers[i], reasons[bool(empty[i])], False) for i in np.flatnonzero(~keep)]
+    dropped = [Finding(numbers[i], reasons[empty[i]], False) for i in np.flatnonzero(~keep)]
     return rows[keep], sorted(findings + dropped, key=lambda finding: finding.line)
 
 
