@@ -1,5 +1,6 @@
 """Which compensation goes on: as asked, or the one with the least held-out loss."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,13 @@ from torch import nn
 from prune_methods import Prunable
 from prune_methods.groups.graph import raw_outputs
 from prune_methods.surgery.calibration import Calibration
+from prune_methods.surgery.recalibrate import recalibrate_bn
 from prune_methods.surgery.repair import KeptMaps, RepairSettings, map_distance, repair
 from recipes.prune.calibration import CalibrationSets
 from recipes.prune.compensation import (
     AS_CUT,
     FOLDED,
+    FRESH_BASE,
     RECALIBRATED,
     RECONSTRUCTED,
     REPAIRED,
@@ -181,3 +184,20 @@ def test_a_repair_comes_closer_and_leaves_the_uncut_model_and_statistics(feature
     assert torch.equal(smaller.join[1].running_mean, mean)
     assert all(torch.equal(v, teacher[n]) for n, v in prunable.model.state_dict().items())
     assert all(p.grad is None for p in prunable.model.parameters())
+
+
+@pytest.mark.parametrize(("stale", "rows"), [(True, [FRESH_BASE]), (False, [])])
+def test_a_base_with_stale_statistics_gets_a_row_of_its_own(stale, rows):
+    """The loss is the distance from the model with the right statistics."""
+    right = toy(Chain).eval()
+    compensate = compensator(right)
+    loader = [SimpleNamespace(images=compensate.sets.fit.images)]
+    recalibrate_bn(right, loader, 1)
+    wrong = copy.deepcopy(right)
+    if stale:
+        wrong.stem[1].running_mean += 1
+    tried = compensator(wrong)
+    tried.__dict__["sets"] = CalibrationSets(calibration(right, 1), calibration(right, 2))
+    found = []
+    tried.check_base(lambda stage, _: found.append(stage))
+    assert found == rows

@@ -28,6 +28,8 @@ FOLDED = "after folding constants"
 RECALIBRATED = "after BN recalibration"
 RECONSTRUCTED = "after reconstruction"
 REPAIRED = "after repair"
+FRESH_BASE = "base, BN recalibrated"
+CLEAR = 0.02  # share of the loss by which fresh statistics must be better to be mentioned
 MOST_PASSES = 15  # over the training images, in a repair
 
 
@@ -65,6 +67,25 @@ class Compensator:
             tried = self._judged(*found, after)
             best = tried if forced or tried.loss < best.loss else best
         return best
+
+    def check_base(self, after: AfterStep) -> None:
+        """Give the uncut model fresh statistics too; call `after` where its loss falls by them.
+
+        After a short training the running statistics lag behind the weights. A cut that is
+        recalibrated would then seem to gain.
+        """
+        if self.opt.compensate not in ("auto", "recalibrate"):
+            return
+        base = cast(Model, self.prunable.model)
+        fresh = copy.deepcopy(base)
+        recalibrate_bn(fresh, self.run.plain_loader, self.opt.recalibrate_batches)
+        before, now = (held_out_loss(model, self.sets.judge) for model in (base, fresh))
+        if now < (1 - CLEAR) * before:
+            LOGGER.warning(
+                f"the statistics of the uncut model lag behind its weights: loss {before:.3f},"
+                f" {now:.3f} with fresh ones; compare the cut with the row '{FRESH_BASE}'"
+            )
+            after(FRESH_BASE, fresh)
 
     def repaired(self, masks: Masks, found: Candidate, after: AfterStep | None = None) -> Candidate:
         """Return the better one of a compensated model and its repair."""

@@ -22,6 +22,7 @@ def cut_and_compensate(
     model, smaller = cast(Model, prunable.model), cast(Model, prunable.prune(plan))
     smaller.names = model.names
     LOGGER.info(f"Cut to {plan.speed_up:.3f}x in {len(plan.steps)} steps; {smaller.summary()}")
+    compensate.check_base(run.add_row)
     write_channels(model, smaller, run.folder, picture=not run.opt.noplots)
     found = compensate(plan.masks, smaller, run.add_row)
     found = compensate.repaired(plan.masks, found, run.add_row)
