@@ -243,8 +243,9 @@ def _compose_split(recipe: Recipe, split: str, root: Path) -> None:
         rng = np.random.default_rng([VERSION, recipe.imgsz, list(SHEETS).index(split), number])
         scene = compose_scene(recipe.imgsz, sprites, photos, rng)
         pixels = cv2.cvtColor(scene.image.round().clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
+        # cv2.imwrite is silent on a full disk
         _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        (images / f"{number:04d}.jpg").write_bytes(encoded)  # imwrite is silent on a full disk
+        (images / f"{number:04d}.jpg").write_bytes(encoded.tobytes())
         (labels / f"{number:04d}.txt").write_text(scene.label_lines())
 
 

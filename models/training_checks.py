@@ -5,6 +5,8 @@ never be used, for whose gradient data parallel training would wait.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,16 +19,21 @@ from utils.log import LOGGER
 TRACE_SIZE = 128  # pixels, or twice the largest stride
 
 
-def bear_single_values(model: nn.Module) -> None:
+@contextmanager
+def single_values_borne(model: nn.Module) -> Iterator[None]:
     """Let batch norms use their running statistics for a single value a channel, in training.
 
     A last batch of one image, behind a global pooling as in ASPP, has no variance; PyTorch raises
     an error for it.
     """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(_freeze)
-            module.register_forward_hook(_thaw, always_call=True)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    handles = [norm.register_forward_pre_hook(_freeze) for norm in norms]
+    handles += [norm.register_forward_hook(_thaw, always_call=True) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _freeze(module: nn.Module, inputs: tuple[Any, ...]) -> None:

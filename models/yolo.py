@@ -16,7 +16,7 @@ from models.heads.detect import ImplicitA, ImplicitM
 from models.parser import RowSpec, parse
 from models.pruning_rules import detach_channels
 from models.registry import ACTIVATIONS
-from models.training_checks import bear_single_values
+from models.training_checks import single_values_borne
 from models.widths import widths_of
 from utils.config import load_yaml, resolve
 from utils.errors import UserError
@@ -59,7 +59,6 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = 1e-3, 0.03
-        bear_single_values(self)
         self.deployed = False
         self.built_widths = widths_of(self)  # what the checkpoint compares a pruned model with
         self.max_stride = max(plan.max_stride, int(self.head.stride.max()))
@@ -89,6 +88,13 @@ class Model(nn.Module):
 
         The output is a list of raw maps in training and `Detections(decoded, raw)` in eval mode.
         """
+        if self.training and len(x) == 1:
+            with single_values_borne(self):
+                return self._run(x)
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Any:
+        """Run the rows in their order; see `forward`."""
         outputs: dict[int, Any] = {-1: x}
         result: Any = x
         for spec in self.specs:
