@@ -10,6 +10,7 @@ METHODS = (
     *("group_fisher", "group_hessian", "group_taylor", "pagcp"),
 )
 SPARSE_METHODS = ("slim", "group_slim", "group_sl", "group_reg")
+SEEDED = ("group_fisher", "lamp")  # the default, and the one that looks at weights alone
 SEEDS = (0, 1, 2)
 LONGER = 3  # times the epochs of the base
 
@@ -29,9 +30,9 @@ class Recipe:
         base_epochs: Epochs of the base model.
         finetune_epochs: Epochs of a finetune.
         methods: Pruning methods.
-        curve: Speed-ups of the curve of LAMP and slim.
+        curve: Speed-ups of the curves.
         longer: Sparse methods that are also trained three times as long.
-        seeds: Seeds of the finetunes of the uncut model and of LAMP's 2x; the base has `SEEDS`.
+        seeds: Seeds of the finetunes of the uncut model and of `SEEDED`; the base has `SEEDS`.
         project: Folder of the runs.
     """
 
@@ -49,6 +50,11 @@ class Recipe:
     longer: tuple[str, ...]
     seeds: tuple[int, ...]
     project: Path
+
+    @property
+    def curved(self) -> tuple[str, ...]:
+        """Methods of the curve from small to large speed-ups."""
+        return tuple(method for method in (*SEEDED, "slim") if method in self.methods)
 
     def train(
         self, name: str, *words: str, epochs: int, seed: int = 0, script: str = "train.py"
@@ -159,14 +165,15 @@ def _sparse_run(recipe: Recipe, name: str, method: str, epochs: int) -> Run:
 def pruning_runs(recipe: Recipe) -> list[Run]:
     """Return the pruning runs.
 
-    2x by every method, LAMP's 2x at further seeds, the curve of LAMP and slim, and 2x after the
-    longer sparse trainings.
+    2x by every method, 2x of some methods at further seeds, the curves, and 2x after the longer
+    sparse trainings.
     """
     wanted = [(method, 2.0, 0) for method in recipe.methods]
-    wanted += [("lamp", 2.0, seed) for seed in recipe.seeds[1:]]
+    seeded = [method for method in SEEDED if method in recipe.methods]
+    wanted += [(method, 2.0, seed) for method in seeded for seed in recipe.seeds[1:]]
     wanted += [
         (method, speed_up, 0)
-        for method in ("lamp", "slim")
+        for method in recipe.curved
         for speed_up in recipe.curve
         if speed_up != 2.0
     ]

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.results_runs import LONGER, SEEDS, SPARSE_METHODS, Recipe
+from benchmarks.results_runs import LONGER, SEEDED, SEEDS, SPARSE_METHODS, Recipe
 from benchmarks.runner import Run
 from recipes.report import Candidate, measure_candidates
 from utils.comparison import ComparisonRow
@@ -102,9 +102,9 @@ def methods_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Comparis
 
 
 def curve_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, ComparisonRow]) -> str:
-    """Return the table of LAMP and slim from small to large speed-ups."""
+    """Return the table from small to large speed-ups."""
     lines = []
-    for method in ("lamp", "slim"):
+    for method in recipe.curved:
         for speed_up in recipe.curve:
             name = f"{method}-{speed_up:g}x"
             lines.append(
@@ -122,7 +122,7 @@ def curve_table(recipe: Recipe, runs: dict[str, Run], rows: dict[str, Comparison
 def noise(rows: dict[str, ComparisonRow]) -> str:
     """Return the line on the noise floor: how far the seed alone changes mAP50-95."""
     parts = []
-    for kind in ("base", "control", "lamp-2x"):
+    for kind in ("base", "control", *(f"{method}-2x" for method in SEEDED)):
         values = [row.map for row in _seeds(rows, kind)]
         if len(values) > 1:
             parts.append(

@@ -48,7 +48,8 @@ def test_a_name_that_is_not_utf8_is_used(folder: Path, cache: str | None) -> Non
     assert read_image(folder / "images" / f"{NOT_UTF8}16.png").shape == (8, 8, 3)
 
 
-def test_its_report_and_log_can_be_written(folder: Path) -> None:
+def test_its_report_and_log_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", False)  # pytest-xdist cannot send such names
     (folder / "images" / f"{NOT_UTF8}2.png").write_bytes(b"no image")
     report = opened(folder).report
     write_report(folder / "report.csv", report)

@@ -201,3 +201,19 @@ def test_a_base_with_stale_statistics_gets_a_row_of_its_own(stale, rows):
     found = []
     tried.check_base(lambda stage, _: found.append(stage))
     assert found == rows
+
+
+def test_maps_alone_are_followed_too():
+    """Outputs without a loss: the steps bring the feature maps closer."""
+    prunable, masks, smaller = half_cut(Csp)
+    x = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))]
+    maps = KeptMaps(prunable.index, masks, smaller.eval())
+
+    def lost():
+        with maps.reading(list(maps.kept)) as pairs, torch.no_grad():
+            prunable.model.eval()(x[0]), smaller(x[0])
+        return float(map_distance(pairs))
+
+    before = lost()
+    repair(maps, x, lambda ours, theirs: 0 * raw_outputs(ours)[0].sum(), RepairSettings(40))
+    assert lost() < 0.7 * before

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import build_model
@@ -13,7 +14,7 @@ from prune_methods.surgery.calibration import Calibration, pixel_weights
 from prune_methods.surgery.pixels import PixelSample, input_rows, output_rows
 from prune_methods.surgery.recalibrate import renew_bn
 from prune_methods.surgery.reconstruct import FitSettings, reconstruct
-from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
+from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy, unit
 
 EXACT = FitSettings(ridge=1e-6)
 
@@ -30,7 +31,7 @@ def calibration(count=12, size=24, batch=5):
     return Calibration(images.byte(), loss, batch)
 
 
-def with_copies(model, layer, norm, readers):
+def with_copies(layer, norm):
     """Make the second half of a layer's channels copies of the first half."""
     half = layer.weight.shape[0] // 2
     with torch.no_grad():
@@ -62,8 +63,8 @@ def relative(ours, theirs):
 @pytest.mark.parametrize("layer", ["stem", "mid"])
 def test_removed_copies_are_made_up_for_exactly(layer):
     model = toy(Chain)
-    unit = getattr(model, layer)
-    half = with_copies(model, unit[0], unit[1], None)
+    block = getattr(model, layer)
+    half = with_copies(block[0], block[1])
     prunable, masks, smaller = cut_by(model, **{f"{layer}_0": slice(half, None)})
     x = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(5))
     assert relative(outputs(smaller, x), outputs(model, x)) > 0.05
@@ -147,7 +148,7 @@ def test_the_recording_batch_does_not_matter():
         masks = prunable.index.by_group(keep)
         smaller = prunable.cut(masks)
         reconstruct(prunable.index, masks, smaller, calibration(batch=batch))
-        results.append(outputs(smaller, torch.rand(1, 3, 24, 24, generator=None) * 0 + 0.4))
+        results.append(outputs(smaller, torch.full((1, 3, 24, 24), 0.4)))
     assert relative(results[1], results[0]) < 1e-3 and relative(results[2], results[0]) < 1e-3
 
 
@@ -242,3 +243,44 @@ def test_pixel_weights_by_hand():
     found = pixel_weights(model, ["0"], Calibration(images, loss, 2))
     # d loss / d output is 3 and 4 at every pixel: sqrt(9 + 16)
     torch.testing.assert_close(found["0"], torch.full((3, 4), 5.0))
+
+
+def test_a_constant_goes_into_the_running_mean_right_behind():
+    model = randomised(nn.Sequential(unit(3, 6), unit(6, 4), nn.Conv2d(4, 2, 1)))
+    with torch.no_grad():
+        model[0][1].weight[4:] = 0  # constants, as large as what is kept
+        model[0][1].bias[4:] = 2
+    prunable = Prunable.of(model)
+    masks = prunable.index.by_group(prunable.index.all_kept())
+    masks["0.0"][4:] = False
+    smaller = prunable.cut(masks)
+    x = torch.rand(2, 3, 24, 24)
+    assert relative(outputs(smaller, x), outputs(model, x)) > 0.05
+    reconstruct(prunable.index, masks, smaller, calibration(), EXACT)
+    assert relative(outputs(smaller, x), outputs(model, x)) < 1e-3
+
+
+class Lossy(nn.Module):
+    """A layer that cannot be fitted, so that the next one sees other inputs in the cut model."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.odd = nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect")
+        self.out = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.out(F.silu(self.odd(F.silu(self.stem(x)))))
+
+
+def test_the_share_weighs_the_inputs_of_both_models():
+    """The uncut model's own inputs ask for its own weights; the cut model's ask for others."""
+    moved = {}
+    for share in (0.0, 0.5, 1.0):
+        model = toy(Lossy)
+        prunable, masks, smaller = cut_by(model, stem=[0, 1])
+        settings = FitSettings(ridge=1e-6, share=share)
+        reconstruct(prunable.index, masks, smaller, calibration(), settings)
+        moved[share] = float((smaller.out.weight - model.out.weight).detach().abs().max())
+    assert moved[1.0] < 1e-4 and min(moved[0.5], moved[0.0]) > 0.01
+    assert abs(moved[0.5] - moved[0.0]) > 0.005
