@@ -14,7 +14,7 @@ from data.config import load_data
 from data.dataset import DetectionDataset
 from data.images import read_image
 from data.options import LoaderOptions
-from utils.log import LOGGER, logging_to
+from utils.log import LOGGER, logging_to, setup_logging
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -48,8 +48,13 @@ def test_a_name_that_is_not_utf8_is_used(folder: Path, cache: str | None) -> Non
     assert read_image(folder / "images" / f"{NOT_UTF8}16.png").shape == (8, 8, 3)
 
 
-def test_its_report_and_log_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LOGGER, "propagate", False)  # pytest-xdist cannot send such names
+def test_its_report_and_log_can_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # pytest would keep the lines for its report, and pytest-xdist cannot send such names.
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    monkeypatch.setattr(LOGGER, "propagate", False)
+    setup_logging()
     (folder / "images" / f"{NOT_UTF8}2.png").write_bytes(b"no image")
     report = opened(folder).report
     write_report(folder / "report.csv", report)
@@ -58,6 +63,7 @@ def test_its_report_and_log_can_be_written(folder: Path, monkeypatch: pytest.Mon
     with logging_to(folder / "log.txt"):
         LOGGER.info(f"{report[0].file}")
     assert "caf\\udce92.png" in (folder / "log.txt").read_text()
+    assert "caf\\udce92.png" in capsys.readouterr().out
 
 
 def test_pipes_devices_and_folders_are_left_out(folder: Path) -> None:

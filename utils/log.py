@@ -18,7 +18,13 @@ class _TqdmSafeHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(printable(self.format(record), sys.stdout.encoding), file=sys.stdout)
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """Return text with escapes for what a stream cannot write, as in names of files."""
+    name = encoding or "utf-8"
+    return text.encode(name, "backslashreplace").decode(name)
 
 
 def setup_logging() -> None:
