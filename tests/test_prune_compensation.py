@@ -12,7 +12,7 @@ from prune_methods.groups.graph import raw_outputs
 from prune_methods.surgery.calibration import Calibration
 from prune_methods.surgery.recalibrate import recalibrate_bn
 from prune_methods.surgery.repair import KeptMaps, RepairSettings, map_distance, repair
-from recipes.prune.calibration import CalibrationSets
+from recipes.prune.calibration import CalibrationSets, held_out_loss
 from recipes.prune.compensation import (
     AS_CUT,
     FOLDED,
@@ -217,3 +217,14 @@ def test_maps_alone_are_followed_too():
     before = lost()
     repair(maps, x, lambda ours, theirs: 0 * raw_outputs(ours)[0].sum(), RepairSettings(40))
     assert lost() < 0.7 * before
+
+
+def test_a_head_without_anchors_is_compared_by_its_maps_and_nan_never_wins():
+    model, masks, smaller = silent_cut()
+    model.head = SimpleNamespace(nl=1)
+    compensate = compensator(model)
+    maps = torch.tensor([1.0, -1.0]).view(1, 1, 2)
+    ours, theirs = SimpleNamespace(raw=[maps + 2]), SimpleNamespace(raw=[maps])
+    assert float(compensate.output_loss(ours, theirs)) == pytest.approx(4.0)
+    nan = Calibration(compensate.sets.fit.images, lambda model, which: torch.tensor(torch.nan))
+    assert held_out_loss(smaller, nan) == float("inf")

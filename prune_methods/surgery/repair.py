@@ -106,8 +106,8 @@ def map_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _variance(maps: Tensor) -> Tensor:
-    """Return the mean variance of the channels of (N, C, H, W)."""
-    return maps.var((0, 2, 3), correction=0).mean().clamp(min=1e-6)
+    """Return the mean variance of the channels of (N, C, ...)."""
+    return maps.transpose(0, 1).flatten(1).var(1, correction=0).mean().clamp(min=1e-6)
 
 
 def repair(

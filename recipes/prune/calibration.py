@@ -1,5 +1,6 @@
 """Images that a cut is compensated with, and others that judge the result."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from utils.log import LOGGER
 
 HELD_OUT = 0.25  # share of the images that judge where the training set is small
 MOST_HELD_OUT = 128
+PASS_PIXELS = 16 * 320**2  # of a pass with gradients: 4 images of 640 px
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,13 @@ def _calibration(
         found = model(unit_range(own[which].to(device)))
         return loss(found.raw, _renumbered(labels, which).to(device))[0]
 
-    return Calibration(own, loss_of, run.opt.batch_size)
+    return Calibration(own, loss_of, _batch(run))
+
+
+def _batch(run: PruneRun) -> int:
+    """Return the images of a pass: fewer than in training where they are large, to save memory."""
+    affordable = PASS_PIXELS // run.opt.imgsz**2
+    return max(min(run.opt.batch_size, affordable), 1)
 
 
 def _renumbered(targets: Tensor, part: slice) -> Tensor:
@@ -87,7 +95,7 @@ def _renumbered(targets: Tensor, part: slice) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: Model, judge: Calibration) -> float:
-    """Return the mean detection loss of an image."""
+    """Return the mean detection loss of an image; infinite where the loss is not a number."""
     with evaluating(model):
         total = sum(float(judge.loss(model, which)) for which in judge.slices())
-    return total / len(judge)
+    return math.inf if math.isnan(total) else total / len(judge)

@@ -13,7 +13,7 @@ from models import Model
 from prune_methods import Masks, Prunable
 from prune_methods.surgery.recalibrate import recalibrate_bn, renew_bn
 from prune_methods.surgery.reconstruct import Reconstruction
-from prune_methods.surgery.repair import RepairSettings
+from prune_methods.surgery.repair import RepairSettings, map_distance
 from recipes.prune.calibration import CalibrationSets, held_out_loss
 from recipes.prune.context import PruneRun
 from utils.config import load_hyp
@@ -122,7 +122,7 @@ class Compensator:
                 yield RECALIBRATED, fresh
         if wanted in ("auto", "reconstruct"):
             fitted = copy.deepcopy(start)
-            report(self.prunable.reconstruct(masks, fitted, self.sets.fit))
+            report(self.prunable.reconstruct(masks, fitted, self.sets.fit, progress=True))
             yield RECONSTRUCTED, fitted
 
     def _fold(self, masks: Masks, smaller: Model) -> int:
@@ -140,8 +140,13 @@ class Compensator:
 
     @cached_property
     def output_loss(self) -> Callable[..., Tensor]:
-        """The distance of raw outputs: AlignSoftTarget, with the gains of the finetune's hyp."""
+        """The distance of raw outputs: AlignSoftTarget, with the gains of the finetune's hyp.
+
+        A head without anchors has maps of a form of its own; they are compared as they are.
+        """
         model, opt = cast(Model, self.prunable.model), self.opt
+        if getattr(model.head, "anchors", None) is None:
+            return lambda ours, theirs: map_distance(list(zip(ours.raw, theirs.raw, strict=True)))
         hyp = load_hyp(opt.finetune_hyp).scaled(model.head.nl, model.nc, opt.imgsz)
         loss = LOGIT_LOSSES["ast"](LogitSetup.of(model.head, hyp))
         return lambda ours, theirs: loss(ours.raw, theirs.raw)
