@@ -24,7 +24,7 @@ def mid_slices(model, power):
 
 
 def test_registry_names_every_method_and_suggests():
-    dense = {"l1", "random", "group_norm", "lamp", "group_hessian", "group_taylor"}
+    dense = {"l1", "random", "group_norm", "lamp", "group_fisher", "group_hessian", "group_taylor"}
     sparse = {"slim", "group_slim", "group_sl", "group_reg"}
     assert dense | sparse <= set(PRUNERS.names())
     with pytest.raises(UserError, match="did you mean 'lamp'"):

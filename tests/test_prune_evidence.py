@@ -90,7 +90,7 @@ def test_other_methods_need_nothing(loader, caplog):
         prunable = Prunable.of(model)
         assert evidence_source(run_of(options(), loader), prunable, PRUNERS["lamp"]()) is None
         assert not caplog.records
-        opt = options("--recalib-every", "5", "--calib-batches", "3")
+        opt = options("--method", "lamp", "--recalib-every", "5", "--calib-batches", "3")
         evidence_source(run_of(opt, loader), prunable, PRUNERS["lamp"]())
     assert "--calib-batches, --recalib-every: no effect, lamp uses no gradients" in caplog.text
 

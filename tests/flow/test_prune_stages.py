@@ -171,7 +171,7 @@ def test_sparse_training_leaves_gammas_smaller_than_they_were(whole):
         (("--resume", "nowhere"), "--resume nowhere: has no opt.yaml of prune.py"),
         (
             ("--weights", BASE, "--sparse-epochs", "2", *COMMON),
-            "--sparse-epochs: lamp has no penalty to train with",
+            "--sparse-epochs: group_fisher has no penalty to train with",
         ),
     ],
 )
