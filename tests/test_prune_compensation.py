@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from data.dataset import Batch
+from models import build_model
 from prune_methods import Prunable
 from prune_methods.groups.graph import raw_outputs
 from prune_methods.surgery.calibration import Calibration
 from prune_methods.surgery.recalibrate import recalibrate_bn
 from prune_methods.surgery.repair import KeptMaps, RepairSettings, map_distance, repair
-from recipes.prune.calibration import CalibrationSets, held_out_loss
+from recipes.prune.calibration import CalibrationSets, UnjudgedBatches, held_out_loss
 from recipes.prune.compensation import (
     AS_CUT,
     FOLDED,
@@ -23,7 +25,7 @@ from recipes.prune.compensation import (
     Candidate,
     Compensator,
 )
-from tests.prune_toys import Chain, Csp, toy
+from tests.prune_toys import TINY_REP, Chain, Csp, toy
 from utils.options.prune import PruneOptions
 
 
@@ -43,7 +45,7 @@ def compensator(model, **options):
     """Return a compensator of a toy with two sets of random images."""
     opt = PruneOptions(recalibrate_batches=1, **options)
     fit, judge = calibration(model, 1), calibration(model, 2)
-    loader = [SimpleNamespace(images=fit.images)]
+    loader = [Batch(fit.images, torch.zeros(0, 6), [f"{i}.jpg" for i in range(10)], [])]
     found = Compensator(SimpleNamespace(opt=opt, plain_loader=loader), Prunable.of(model))
     found.__dict__["sets"] = CalibrationSets(fit, judge)
     return found
@@ -228,3 +230,41 @@ def test_a_head_without_anchors_is_compared_by_its_maps_and_nan_never_wins():
     assert float(compensate.output_loss(ours, theirs)) == pytest.approx(4.0)
     nan = Calibration(compensate.sets.fit.images, lambda model, which: torch.tensor(torch.nan))
     assert held_out_loss(smaller, nan) == float("inf")
+
+
+def test_nothing_is_fitted_to_the_images_that_judge():
+    model, _, _ = silent_cut()
+    compensate = compensator(model)
+    sets = compensate.sets
+    compensate.__dict__["sets"] = CalibrationSets(sets.fit, sets.judge, frozenset({"1.jpg"}))
+    [batch] = compensate.batches
+    kept = [0, *range(2, 10)]
+    assert torch.equal(batch.images, sets.fit.images[kept])
+    everything = frozenset(f"{i}.jpg" for i in range(10))
+    assert list(UnjudgedBatches(compensate.run.plain_loader, everything)) == []
+
+
+@pytest.mark.parametrize(("total", "fit", "judge"), [(1, 1, 1), (2, 1, 1), (12, 9, 3)])
+def test_a_training_set_is_split_in_two(total, fit, judge):
+    x = torch.randint(256, (total, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    files = [f"{i}.jpg" for i in range(total)]
+    targets = torch.tensor([[i, 0, 0.5, 0.5, 0.3, 0.3] for i in range(total)])
+    parts = [slice(i, min(i + 5, total)) for i in range(0, total, 5)]
+    batches = [
+        Batch(x[p], targets[p] - targets[p.start] * torch.eye(6)[0], files[p], []) for p in parts
+    ]
+    loader = Loader(batches, total)
+    run = SimpleNamespace(plain_loader=loader, opt=PruneOptions(imgsz=64))
+    sets = CalibrationSets.of(run, build_model(TINY_REP))
+    assert (len(sets.fit), len(sets.judge)) == (fit, judge)
+    assert torch.equal(sets.fit.images, x[:fit]) and torch.equal(sets.judge.images, x[-judge:])
+    assert sets.judged == (frozenset(files[-judge:]) if total > 1 else frozenset())
+    assert list(UnjudgedBatches(loader, sets.judged))  # a repair has something to walk through
+
+
+class Loader(list):
+    """Batches with the length of their data set."""
+
+    def __init__(self, batches, total):
+        super().__init__(batches)
+        self.dataset = range(total)

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune_methods.groups.channel_index import ChannelIndex, Masks
 from prune_methods.groups.graph import raw_outputs
+from prune_methods.surgery.follow import follow
 
 PROBE_SIZE = 256  # pixels: maps of the coarsest level are large enough to have an inside
 # |gamma| below it: the mean of SiLU(beta + gamma z) is within .25 gamma^2 of SiLU(beta)
@@ -129,52 +130,40 @@ def _constants(
             if isinstance(module, _BatchNorm) and module.weight is not None:
                 gone = torch.from_numpy(~keep[index.outs[name]])
                 module.weight[gone.to(module.weight.device)] = 0
-    first, norms = _middles(probe, readers, seed=0)
-    second, _ = _middles(probe, readers, seed=1)
+    first, second = (_middles(probe, readers, _random_image(probe, seed)) for seed in (0, 1))
     values: dict[str, Tensor] = {}
     for name, value in first.items():
         same = (value - second[name]).abs() <= SAME * (1 + value.abs())
         values[name] = torch.where(same, value, torch.nan)
+    norms = follow(probe, _random_image(probe, seed=0), list(readers)).norm_after
     return values, norms
 
 
-def _middles(
-    probe: nn.Module, readers: dict[str, np.ndarray], seed: int
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Run one random image; return what readers see of removed channels at the middle pixel.
+def _random_image(model: nn.Module, seed: int) -> Tensor:
+    """Return an image of noise, (1, 3, H, W) in 0..1."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator)
+    return x.to(next(model.parameters()))
 
-    The second result names the batch norm right after each reader.
-    """
+
+@torch.no_grad()
+def _middles(probe: nn.Module, readers: dict[str, np.ndarray], x: Tensor) -> dict[str, Tensor]:
+    """Run an image; return what readers see of removed channels at the middle pixel."""
     values: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-    norms: dict[str, str] = {}
 
     def read(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
             middle = _middle_pixel(inputs[0], module)
             values[name] = middle[torch.from_numpy(readers[name]).to(middle.device)]
-            outputs[name] = output
 
         return hook
 
-    def follow(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            before = [reader for reader, output in outputs.items() if output is inputs[0]]
-            norms.update(dict.fromkeys(before, name))
-
-        return hook
-
-    handles = [probe.get_submodule(name).register_forward_hook(read(name)) for name in readers]
-    for name, module in probe.named_modules():
-        if isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(follow(name)))
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(next(probe.parameters()))
-    with torch.no_grad():
-        raw_outputs(probe(x))
+    layers = {name: probe.get_submodule(name) for name in readers}
+    handles = [layer.register_forward_pre_hook(read(name)) for name, layer in layers.items()]
+    raw_outputs(probe(x))
     for handle in handles:
         handle.remove()
-    return values, norms
+    return values
 
 
 def _middle_pixel(x: Tensor, reader: nn.Module) -> Tensor:

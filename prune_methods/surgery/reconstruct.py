@@ -105,7 +105,7 @@ def reconstruct(
     if keep.all():
         return Reconstruction((), {})
     device = next(smaller.parameters()).device
-    layers = [name for name in index.outs if _fittable(smaller, name)]
+    layers = _fittable(index, smaller)
     followed = follow(smaller, calibration.part(slice(0, 1), device), layers)
     left = _left_alone(smaller, layers, followed)
     layers = [name for name in layers if name not in left]
@@ -123,10 +123,10 @@ def reconstruct(
     return Reconstruction(tuple(fitter.fits), left)
 
 
-def _fittable(model: nn.Module, name: str) -> bool:
-    """Tell whether a name of the index is that of a convolution or linear layer."""
-    modules = dict(model.named_modules())
-    return isinstance(modules.get(name), nn.Conv2d | nn.Linear)
+def _fittable(index: ChannelIndex, smaller: nn.Module) -> list[str]:
+    """Return the names of the index that are convolutions or linear layers."""
+    modules = dict(smaller.named_modules())
+    return [name for name in index.outs if isinstance(modules.get(name), nn.Conv2d | nn.Linear)]
 
 
 def _left_alone(smaller: nn.Module, layers: Sequence[str], followed: Followed) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Images that a cut is compensated with, and others that judge the result."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from data.dataset import Batch
+from data.loader import DetectionLoader
 from models import Model
 from prune_methods.surgery.calibration import Calibration
 from prune_methods.surgery.reconstruct import FEW_IMAGES
@@ -27,10 +30,12 @@ class CalibrationSets:
     Attributes:
         fit: to fit weights and statistics on.
         judge: to compare compensations by.
+        judged: files of the second part, which no compensation may see.
     """
 
     fit: Calibration
     judge: Calibration
+    judged: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, run: PruneRun, model: Model) -> "CalibrationSets":
@@ -43,25 +48,44 @@ class CalibrationSets:
                 f"compensation: {fitting} images to fit weights on; {FEW_IMAGES} or more would"
                 " keep more accuracy (--reconstruct-images, or a larger training set)"
             )
-        images, targets = read_images(run, fitting + judging)
+        images, targets, files = read_images(run, fitting + judging)
         loss = calibration_loss(model, run.opt)
         parts = (slice(0, fitting), slice(fitting, fitting + judging))
         fit, judge = (_calibration(images, targets, part, loss, run) for part in parts)
-        return cls(fit, judge)
+        judged = files[fitting:] if len(files) > fitting else []
+        return cls(fit, judge, frozenset(judged) - frozenset(files[:fitting]))
 
 
-def read_images(run: PruneRun, number: int) -> tuple[Tensor, Tensor]:
-    """Return the first training images, uint8 (N, 3, H, W), and their targets (M, 6)."""
-    images, targets, seen = [], [], 0
+@dataclass(frozen=True)
+class UnjudgedBatches:
+    """The batches of a loader without the images that judge; each walk is an epoch.
+
+    A set of one image has no other to fit on, so that nothing is left out of it.
+    """
+
+    loader: DetectionLoader
+    judged: frozenset[str]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            kept = [number for number, file in enumerate(batch.files) if file not in self.judged]
+            if kept:
+                yield batch._replace(images=batch.images[kept])
+
+
+def read_images(run: PruneRun, number: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Return the first training images, uint8 (N, 3, H, W), their targets (M, 6) and files."""
+    images, targets, files, seen = [], [], [], 0
     for batch in run.plain_loader:
         labels = batch.targets.clone()
         labels[:, 0] += seen
         images.append(batch.images)
+        files += batch.files
         targets.append(labels)
         seen += len(batch.images)
         if seen >= number:
             break
-    return torch.cat(images)[:number], torch.cat(targets)
+    return torch.cat(images)[:number], torch.cat(targets), files[:number]
 
 
 def _calibration(

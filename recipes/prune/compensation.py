@@ -1,11 +1,12 @@
 """Make up for the removed channels: try what applies, keep what a held-out loss finds best."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from distill.base import LOGIT_LOSSES, LogitSetup
@@ -14,7 +15,7 @@ from prune_methods import Masks, Prunable
 from prune_methods.surgery.recalibrate import recalibrate_bn, renew_bn
 from prune_methods.surgery.reconstruct import Reconstruction
 from prune_methods.surgery.repair import RepairSettings, map_distance
-from recipes.prune.calibration import CalibrationSets, held_out_loss
+from recipes.prune.calibration import CalibrationSets, UnjudgedBatches, held_out_loss
 from recipes.prune.context import PruneRun
 from utils.config import load_hyp
 from utils.images import unit_range
@@ -78,7 +79,7 @@ class Compensator:
             return
         base = cast(Model, self.prunable.model)
         fresh = copy.deepcopy(base)
-        recalibrate_bn(fresh, self.run.plain_loader, self.opt.recalibrate_batches)
+        recalibrate_bn(fresh, self.batches, self.opt.recalibrate_batches)
         before, now = (held_out_loss(model, self.sets.judge) for model in (base, fresh))
         if now < (1 - CLEAR) * before:
             LOGGER.warning(
@@ -94,9 +95,10 @@ class Compensator:
         model = copy.deepcopy(found.model)
         steps = min(self.opt.repair_steps, MOST_PASSES * len(self.run.plain_loader))
         settings = RepairSettings(steps)
-        self.prunable.repair(masks, model, self.images(), self.output_loss, settings)
-        fit = self.sets.fit
-        renew_bn(model, fit.part(slice(None), next(model.parameters()).device))
+        device = next(model.parameters()).device
+        images = UnitImages(self.batches, device)
+        self.prunable.repair(masks, model, images, self.output_loss, settings)
+        renew_bn(model, self.sets.fit.part(slice(None), device))
         repaired = self._judged(REPAIRED, model, after)
         return repaired if repaired.loss < found.loss else found
 
@@ -118,7 +120,7 @@ class Compensator:
                 yield FOLDED, folded
         if wanted in ("auto", "recalibrate"):
             fresh = copy.deepcopy(start)
-            if recalibrate_bn(fresh, self.run.plain_loader, self.opt.recalibrate_batches):
+            if recalibrate_bn(fresh, self.batches, self.opt.recalibrate_batches):
                 yield RECALIBRATED, fresh
         if wanted in ("auto", "reconstruct"):
             fitted = copy.deepcopy(start)
@@ -134,9 +136,10 @@ class Compensator:
         )
         return result.folded
 
-    def images(self) -> "PlainImages":
-        """Return the training images in 0..1, on the device of the model."""
-        return PlainImages(self.run, cast(Model, self.prunable.model))
+    @cached_property
+    def batches(self) -> UnjudgedBatches:
+        """Training images without augmentation, but for those that judge."""
+        return UnjudgedBatches(self.run.plain_loader, self.sets.judged)
 
     @cached_property
     def output_loss(self) -> Callable[..., Tensor]:
@@ -153,16 +156,15 @@ class Compensator:
 
 
 @dataclass(frozen=True)
-class PlainImages:
-    """Batches of training images without augmentation and labels; each walk is an epoch."""
+class UnitImages:
+    """The images of batches in 0..1, (N, 3, H, W), on a device; each walk is an epoch."""
 
-    run: PruneRun
-    model: Model
+    batches: Iterable[Any]
+    device: torch.device
 
     def __iter__(self) -> Iterator[Tensor]:
-        device = next(self.model.parameters()).device
-        for batch in self.run.plain_loader:
-            yield unit_range(batch.images.to(device))
+        for batch in self.batches:
+            yield unit_range(batch.images.to(self.device))
 
 
 def report(found: Reconstruction) -> None:
