@@ -76,8 +76,10 @@ def test_each_way_is_tried_as_asked(how, stages):
     model, masks, smaller = silent_cut()
     before = {name: value.clone() for name, value in smaller.state_dict().items()}
     rows = []
-    found = compensator(model, compensate=how)(masks, smaller, lambda stage, _: rows.append(stage))
+    compensate = compensator(model, compensate=how)
+    found = compensate(masks, smaller, lambda stage, _: rows.append(stage))
     assert rows == stages
+    assert bool(compensate.fits) == (RECONSTRUCTED in stages)
     if how != "auto":
         assert found.stage == stages[-1]
     assert all(torch.equal(value, before[name]) for name, value in smaller.state_dict().items())

@@ -13,7 +13,7 @@ from distill.base import LOGIT_LOSSES, LogitSetup
 from models import Model
 from prune_methods import Masks, Prunable
 from prune_methods.surgery.recalibrate import recalibrate_bn, renew_bn
-from prune_methods.surgery.reconstruct import Reconstruction
+from prune_methods.surgery.reconstruct import LayerFit, Reconstruction
 from prune_methods.surgery.repair import RepairSettings, map_distance
 from recipes.prune.calibration import CalibrationSets, UnjudgedBatches, held_out_loss
 from recipes.prune.context import PruneRun
@@ -48,6 +48,8 @@ class Compensator:
 
     def __init__(self, run: PruneRun, prunable: Prunable):
         self.run, self.prunable, self.opt = run, prunable, run.opt
+        self.fits: tuple[LayerFit, ...] = ()
+        """Of the last reconstruction."""
 
     @cached_property
     def sets(self) -> CalibrationSets:
@@ -124,7 +126,9 @@ class Compensator:
                 yield RECALIBRATED, fresh
         if wanted in ("auto", "reconstruct"):
             fitted = copy.deepcopy(start)
-            report(self.prunable.reconstruct(masks, fitted, self.sets.fit, progress=True))
+            found = self.prunable.reconstruct(masks, fitted, self.sets.fit, progress=True)
+            self.fits = found.fits
+            report(found)
             yield RECONSTRUCTED, fitted
 
     def _fold(self, masks: Masks, smaller: Model) -> int:

@@ -1,7 +1,7 @@
 """Files that a pruning run writes for people: channels by layer, a row a step, and the report."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import nn
 from models import Model
 from models.widths import channels_of
 from prune_methods import Plan, Step
+from prune_methods.surgery.reconstruct import LayerFit
 from utils.errors import UserError
 from utils.evaluator import EvalResult
 from utils.files import read_text, save_picture, write_atomic, write_csv
@@ -32,6 +33,17 @@ def write_steps(steps: Iterable[Step], results: Mapping[Step, EvalResult], path:
         gflops = f"{2 * s.macs / 1e9:.4f}"
         rows.append([s.step, s.channels, f"{s.speed_up:.4f}", s.parameters, gflops, *maps])
     write_csv(path, head, rows)
+
+
+def write_fits(fits: Sequence[LayerFit], path: Path) -> None:
+    """Write `reconstruction.csv`, a row a fitted layer; no file without a fit.
+
+    Its columns are the shares of the variance of the uncut model's outputs that the cut weights
+    and the fitted weights lose.
+    """
+    if fits:
+        rows = [(fit.layer, f"{fit.before:.5f}", f"{fit.after:.5f}") for fit in fits]
+        write_csv(path, ("layer", "cut", "fitted"), rows)
 
 
 def layer_widths(model: nn.Module) -> dict[str, int]:

@@ -6,7 +6,7 @@ from models import Model, save_model
 from prune_methods import Masks, Plan, Prunable
 from recipes.prune.compensation import Compensator
 from recipes.prune.context import PruneRun
-from recipes.prune.report import write_channels
+from recipes.prune.report import write_channels, write_fits
 from utils.evaluator import EvalResult
 from utils.log import LOGGER
 from utils.options.base import recorded
@@ -25,6 +25,7 @@ def cut_and_compensate(
     compensate.check_base(run.add_row)
     write_channels(model, smaller, run.folder, picture=not run.opt.noplots)
     found = compensate(plan.masks, smaller, run.add_row)
+    write_fits(compensate.fits, run.folder / "reconstruction.csv")
     found = compensate.repaired(plan.masks, found, run.add_row)
     LOGGER.info(f"The model {found.stage} goes on: loss {found.loss:.3f} on held-out images")
     save_model(found.model, run.folder / "weights" / "pruned.pt", args=recorded(run.opt))

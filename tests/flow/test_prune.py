@@ -14,7 +14,7 @@ from tests.flow.runs import TINY, run, tiny_set
 pytestmark = pytest.mark.flow
 FILES = """
     opt.yaml log.txt preflight.csv skipped.csv prune.csv channels.csv channels.png
-    prune_report.md prune_report.json
+    prune_report.md prune_report.json reconstruction.csv
     weights/pruned.pt weights/best.pt
     finetune/opt.yaml finetune/hyp.yaml finetune/results.csv
     finetune/weights/best.pt finetune/weights/last.pt
