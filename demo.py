@@ -79,7 +79,7 @@ def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
 def _comparison(size: Size, project: str) -> list[str]:
     """Return the command that compares the models of the demo."""
     runs = [f"{project}/{name}" for name in ("base", "base-finetuned", "pruned-2x")]
-    labels = ["base", "base + finetune, uncut", "2x, after the cut", "2x, finetuned"]
+    labels = ["base", "base + finetune, uncut", "2x, before the finetune", "2x, finetuned"]
     seconds = str(size.latency_seconds)
     return ["report.py", *runs, "--labels", *labels, "--seconds", seconds, "--name", "report"]
 
