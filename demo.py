@@ -41,15 +41,17 @@ class Size:
         base_epochs: Epochs of the base model.
         finetune_epochs: Epochs of a finetune.
         latency_seconds: Seconds spent on measuring latency.
+        repair_steps: Steps of the repair after the cut.
     """
 
     base_epochs: int
     finetune_epochs: int
     latency_seconds: int
+    repair_steps: int
 
 
-FULL = Size(base_epochs=40, finetune_epochs=20, latency_seconds=20)
-QUICK = Size(base_epochs=3, finetune_epochs=1, latency_seconds=3)
+FULL = Size(base_epochs=40, finetune_epochs=20, latency_seconds=20, repair_steps=300)
+QUICK = Size(base_epochs=3, finetune_epochs=1, latency_seconds=3, repair_steps=5)
 
 
 def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
@@ -60,6 +62,7 @@ def stages(size: Size, project: str) -> list[tuple[str, list[str]]]:
     epochs = str(size.finetune_epochs)
     train = f"train.py --cfg yolov5n --hyp demo --epochs {size.base_epochs} --name base".split()
     cut = ["--speed-up", "2.0", "--name", "pruned-2x"]
+    cut += ["--repair-steps", str(size.repair_steps)]
     finetune = ["--finetune-epochs", epochs, "--finetune-hyp", "demo-finetune"]
     control = f"--hyp demo-finetune --epochs {epochs} --name base-finetuned".split()
     return [

@@ -19,7 +19,7 @@ TINY = {
     "train.py": ["--epochs", "1"],
     "train_sparse.py": ["--epochs", "1"],
     "distill.py": ["--epochs", "1"],
-    "prune.py": ["--finetune-epochs", "1", "--repair-steps", "2"],
+    "prune.py": ["--finetune-epochs", "1", "--repair-steps", "2", "--reconstruct-images", "16"],
     "report.py": ["--seconds", "1"],
 }
 
