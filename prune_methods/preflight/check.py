@@ -160,7 +160,10 @@ def _follow_layers(
                 grouped.setdefault(member.name, set()).update(member.layer_channels.tolist())
         result = reason or merge_by_group_norm(group, graph.modules)
         if isinstance(result, str):
-            skipped += _skipped(name, group.members, result)
+            # A layer of a kind that is never cut stands alone; the others list themselves.
+            producers = {m.name for m in group.members if m.kind in PRODUCERS}
+            alone = bool(producers) and name not in producers
+            skipped += _skipped(name, () if alone else group.members, result)
         else:
             groups += _divided(result)
     return groups, skipped
@@ -222,17 +225,12 @@ def _skipped(name: str, members: Iterable[Member], reason: str) -> list[Skipped]
     The first entry carries the norms and bare parameters of the group.
 
     Args:
-        name: the layer that was followed; listed alone where it is no member that can be cut.
+        name: the layer to list where no member computes channels.
         members: the members of the group.
         reason: why it is not pruned.
     """
     members = list(members)
-    producers = list(dict.fromkeys(m.name for m in members if m.kind in PRODUCERS))
-    if (
-        producers and name not in producers
-    ):  # of a kind that is never cut; the others list themselves
-        return [Skipped(name, reason)]
-    producers = producers or [name]
+    producers = list(dict.fromkeys(m.name for m in members if m.kind in PRODUCERS)) or [name]
     also = tuple(dict.fromkeys(m.name for m in members if m.kind in ("norm", "param")))
     return [Skipped(producer, reason, () if i else also) for i, producer in enumerate(producers)]
 
