@@ -5,12 +5,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("utils", "models", "data", "prune_methods", "distill", "recipes", "benchmarks")
+PACKAGES = (
+    "utils",
+    "models",
+    "data",
+    "prune_methods",
+    "distill",
+    "deploy",
+    "recipes",
+    "benchmarks",
+)
 MOST_PARAMETERS = 7
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 400
 MOST_FILES = 12
-SMALL_FOLDERS = ("prune_methods/*", "recipes/*", "utils/engine", "utils/options", "utils/plots")
+SMALL_FOLDERS = (
+    "prune_methods/*",
+    "deploy",
+    "deploy/*",
+    "recipes/*",
+    "utils/engine",
+    "utils/options",
+    "utils/plots",
+)
 MIRRORS_YAML = {"__init__", "from_yaml"}  # in models/: their parameters are the arguments of a row
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

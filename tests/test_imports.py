@@ -14,7 +14,8 @@ ALLOWED = {
     "data": {"utils"},
     "prune_methods": {"utils", "models"},
     "distill": {"utils", "models"},
-    "recipes": {"utils", "models", "data", "prune_methods", "distill"},
+    "deploy": {"utils", "models"},
+    "recipes": {"utils", "models", "data", "prune_methods", "distill", "deploy"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
