@@ -33,17 +33,17 @@ class FeatureLoss(nn.Module, ABC):
 
     Call: `loss(student (N, Cs, H, W), teacher (N, Ct, H, W))` -> scalar, the mean over the batch.
 
-    The loss owns the layers that are trained beside the student and thrown away afterwards. The
-    base class has one, `align`: a 1x1 convolution that brings the student's map to the teacher's
-    number of channels, made only where the numbers differ. Half-precision maps are computed in
-    float32, also under autocast. The teacher's map gets no gradient.
+    In a training an adapter (`distill.adapters`) has brought both maps to the same channels. A loss
+    that is called alone has `align` for that, a 1x1 convolution, made only where the numbers of
+    channels differ. Half-precision maps are computed in float32, also under autocast. The
+    teacher's map gets no gradient. Layers of a loss are trained beside the student and thrown away
+    afterwards; those below a module with a true `trained_apart` by an optimizer of their own.
     """
 
     default_weight: ClassVar[float] = 0.03
     """Weight where `--feature-weight` gives none.
 
-    The default makes the loss about a third of the whole loss at the start of a run; see
-    docs/distillation.md.
+    Found by measurement where docs/results.md says so, else small beside the detection loss.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, norm: bool = False):

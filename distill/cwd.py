@@ -14,12 +14,16 @@ from utils.errors import UserError
 class ChannelWise(FeatureLoss):
     """T^2 / C * sum over channels of KL(teacher || student), a mean over the batch.
 
-    Each channel is a distribution over the cells: softmax(map / T).
+    Each channel is a distribution over the cells: softmax(map / T). Maps are standardised first
+    unless `norm` is false: otherwise a student that inflates its features comes closer to a
+    teacher's peak.
 
     Args (beside those of FeatureLoss):
         temperature: T > 0. The larger T is, the more the cells beside the peak count; for large T
             the loss tends to half the variance of the difference of the two maps.
     """
+
+    default_weight = 0.1
 
     def __init__(
         self,
@@ -27,7 +31,7 @@ class ChannelWise(FeatureLoss):
         teacher_channels: int,
         *,
         temperature: float = 1.0,
-        norm: bool = False,
+        norm: bool = True,
     ):
         super().__init__(student_channels, teacher_channels, norm=norm)
         if not (isinstance(temperature, int | float) and temperature > 0):

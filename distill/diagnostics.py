@@ -22,7 +22,7 @@ MOST, LEAST, GOOD = 0.6, 0.01, 0.3  # shares of distillation in the whole loss
 
 
 class Diagnostics(Hook):
-    """Report on the first batches of a new run.
+    """Report on the first batches with distillation of a new run.
 
     The hook computes beside the training and changes nothing of it.
     """
@@ -31,6 +31,7 @@ class Diagnostics(Hook):
 
     def __init__(self) -> None:
         self._sums = torch.zeros(0)  # detection and each loss over the first batches, on the device
+        self._seen = 0  # batches examined
         self._start = 0.0  # time at which the first batch has been examined, seconds
         self._extra = 0.0  # what distillation adds to a step, seconds
         self._factor = 1.0
@@ -48,19 +49,20 @@ class Diagnostics(Hook):
         task = _task(trainer)
         self._factor = task.factor
         first = min(FIRST, len(trainer.loader))
-        if trainer.epoch > 0 or trainer.batch >= first:
+        begun = self._seen > 0 or task.number <= max(task.waiting, 1)
+        if self._seen == first or not (task.computes and begun):
             return
         terms = _terms(task, trainer.parts)
-        if trainer.batch == 0:
+        self._seen += 1
+        if self._seen == 1:
             self._sums = torch.zeros_like(terms)
             report_pairs(task, trainer.images)
             report_gradient(task, trainer.images)
             self._extra = _extra_seconds(task, trainer)
             self._start = time.perf_counter()
-        if task.factor:  # 0 at the first batch of a warm-up
-            self._sums += terms
-        if trainer.batch + 1 == first:
-            self._conclude(task, trainer.batch, len(trainer.loader))
+        self._sums += terms
+        if self._seen == first:
+            self._conclude(task, first - 1, len(trainer.loader))
 
     def metrics(self) -> dict[str, float]:
         """Return the schedule's factor at the end of the epoch."""
@@ -97,15 +99,14 @@ def report_pairs(task: DistillTask, images: Tensor) -> None:
         task.feature_hooks.shapes(size), task.teacher.feature_hooks.shapes(size), strict=True
     )
     for i, ((ours, theirs), (s, t)) in enumerate(zip(names, shapes, strict=True)):
-        adapters = [
+        beside = [
             f"{name} {_layer_sizes(losses[i])}"
             for name, losses in task.features.items()
-            if isinstance(losses, nn.ModuleList)
+            if isinstance(losses, nn.ModuleList) and list(losses[i].parameters())
         ]
-        LOGGER.info(
-            f"Pair: student {ours} {s} - teacher {theirs} {t}; trained beside:"
-            f" {', '.join(adapters)}"
-        )
+        adapter = f"{task.adapters[i]}".split("(")[0]
+        trained = f"; trained beside: {', '.join(beside)}" if beside else ""
+        LOGGER.info(f"Pair: student {ours} {s} - teacher {theirs} {t}; adapter {adapter}{trained}")
 
 
 def report_gradient(task: DistillTask, images: Tensor) -> None:

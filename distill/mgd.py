@@ -14,12 +14,25 @@ from utils.errors import UserError, suggest
 ALPHA = {"mean": 1.0, "paper": 2e-5}  # 2e-5 is the paper's value for one-stage detectors
 
 
+class Generator(nn.Sequential):
+    """Two 3x3 convolutions with a ReLU between them."""
+
+    trained_apart = True
+
+    def __init__(self, channels: int):
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+
 @FEATURE_LOSSES.register("mgd")
 class MaskedGenerative(FeatureLoss):
     """alpha * distance(G(mask * student), teacher).
 
-    The generator G is two 3x3 convolutions with a ReLU between them, trained along with the student
-    and thrown away afterwards.
+    The generator G is trained along with the student, by AdamW whatever the weight of the loss, and
+    thrown away afterwards.
 
     Args (beside those of FeatureLoss):
         form: `mean` for the mean squared difference, whose size does not depend on the map's; or
@@ -56,11 +69,7 @@ class MaskedGenerative(FeatureLoss):
             raise UserError(f"mgd: alpha {alpha}: must be a number that is not negative")
         self.form, self.mask_ratio = form, mask_ratio
         self.alpha = ALPHA[form] if alpha is None else alpha
-        self.generator = nn.Sequential(
-            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
-        )
+        self.generator = Generator(teacher_channels)
 
     def compare(self, s: Tensor, t: Tensor) -> Tensor:
         """Return alpha times the distance of the rebuilt map; see `FeatureLoss.compare`."""

@@ -18,6 +18,8 @@ class Pearson(FeatureLoss):
     1) / n of 1 - r, with n = N H W.
     """
 
+    default_weight = 0.3
+
     def __init__(self, student_channels: int, teacher_channels: int):
         super().__init__(student_channels, teacher_channels)
 

@@ -3,36 +3,25 @@
 Every script that is given a teacher trains by this task.
 """
 
-import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill.adapters import Adapter
 from distill.base import FEATURE_LOSSES, LOGIT_LOSSES, LogitSetup
-from distill.feature_hooks import FeatureHooks, head_inputs
+from distill.pairing import Pairing, adapters_for
 from distill.schedule import kd_weight
-from distill.teacher import Teacher, check_heads, check_size
 from models import Model
 from utils.engine.tasks import DetectionTask
-from utils.errors import UserError, suggest
-from utils.options.distill import TeacherOptions, WithTeacherOptions
+from utils.losses import at_least_float32
+from utils.options.distill import WithTeacherOptions
 
-
-@dataclass(frozen=True)
-class Pairing:
-    """Layers of a student paired with layers of its teacher."""
-
-    feature_hooks: FeatureHooks
-    """The student's layers, in the order of the teacher's."""
-    teacher: Teacher
-    """The frozen teacher, with the layers that it is read at."""
-    channels: list[tuple[int, int]]
-    """(student, teacher) channels of each pair."""
+WAIT = 10  # batches that adapters observe before their first use, at most a tenth of the run
 
 
 @dataclass(frozen=True)
@@ -41,12 +30,16 @@ class DistillLosses:
 
     features: Mapping[str, Sequence[nn.Module]]
     """Instances of each feature loss by name, one for each pair of layers."""
+    adapters: Sequence[Adapter]
+    """Adapter of each pair of layers, which all feature losses share."""
     weights: Mapping[str, float]
     """Weight of each loss by name, the logit loss included."""
     logit: tuple[str, nn.Module] | None = None
     """Name and instance of the logit loss, or None."""
     schedule: Callable[[int, int], float] = lambda step, steps: 1.0
     """`schedule(step, steps)` returns the factor of a batch."""
+    solve_every: int = 1
+    """Batches from one solution of the adapters to the next."""
 
 
 class DistillTask(DetectionTask):
@@ -61,7 +54,10 @@ class DistillTask(DetectionTask):
       (like box, obj and cls) not multiplied by the batch size.
     - `raw_<loss>`: a loss without weight and schedule; a feature loss is summed over its pairs.
 
-    `features` (adapters and generators) are trained and resumed with the task; the teacher is no
+    Feature losses are left out of the first `waiting` batches of a run, while adapters that are
+    solved from the features observe them.
+
+    `adapters` and `features` (generators) are trained and resumed with the task; the teacher is no
     part of the task's state.
     """
 
@@ -88,13 +84,29 @@ class DistillTask(DetectionTask):
         self.features = nn.ModuleDict(
             {name: nn.ModuleList(pairs) for name, pairs in losses.features.items()}
         )
+        self.adapters = nn.ModuleList(losses.adapters)
         self.logit_name, self.logit = losses.logit or ("", None)
         self.weights, self.schedule = dict(losses.weights), losses.schedule
         self.factor = 1.0
+        self.solve_every = losses.solve_every
+        self.number = self.waiting = 0  # of the present batch; batches to observe first
 
     def start_batch(self, number: int, total: int) -> None:
         """Take the schedule's factor for batch `number` of `total`."""
         self.factor = self.schedule(number, total)
+        self.number = number
+        if any(adapter.waits for adapter in self.adapters):
+            self.waiting = min(WAIT, total // 10)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the adapters have observed enough for feature losses."""
+        return self.number >= self.waiting
+
+    @property
+    def computes(self) -> bool:
+        """Whether all losses of distillation are computed for the present batch."""
+        return bool(self.factor) and self.ready
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the loss and the columns of a batch; see the class.
@@ -105,18 +117,20 @@ class DistillTask(DetectionTask):
         if not self.factor:
             parts = super().forward(images, targets)
             columns = self._columns({}, parts["loss"])
-            return {**parts, "loss": parts["loss"] + self._zero_for_adapters(), **columns}
+            return {**parts, "loss": parts["loss"] + self._zero_for_layers(), **columns}
         with self.feature_hooks.reading() as maps:
             raw = self.model(images)
         loss, parts = self.loss(raw, targets)
         terms = self.distillation(images, raw, maps)
         total = loss + self.weighted(terms) * self.factor * len(images)
+        if not self.ready:
+            total = total + self._zero_for_layers()
         return {"loss": total * self.world_size, **parts, **self._columns(terms, loss)}
 
     def distillation(
         self, images: Tensor, raw: Sequence[Tensor], maps: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return each distillation loss by name, unweighted.
+        """Return each distillation loss by name, unweighted, without those that wait.
 
         Args:
             images: Batch (N, 3, H, W) in 0..1, for the teacher.
@@ -124,17 +138,41 @@ class DistillTask(DetectionTask):
             maps: Feature maps of the student for these images.
         """
         teacher_raw, teacher_maps = self.teacher(images)
-        pairs = list(zip(maps, teacher_maps, strict=True))
+        pairs = self.aligned(maps, teacher_maps)
         terms = {} if self.logit is None else {self.logit_name: self.logit(raw, teacher_raw)}
-        for name, losses in self.features.items():
+        for name, losses in self.features.items() if self.ready else ():
             assert isinstance(losses, nn.ModuleList)
             values = [loss(*pair) for loss, pair in zip(losses, pairs, strict=True)]
             terms[name] = torch.stack(values).sum()
         return terms
 
+    def aligned(
+        self, maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs of maps with the same channels, float32 or float64.
+
+        In training the adapters observe the maps, and are solved anew where that is due.
+        """
+        if not self.adapters:
+            return []
+        found = []
+        with torch.autocast(maps[0].device.type, enabled=False):
+            for adapter, ours, theirs in zip(self.adapters, maps, teacher_maps, strict=True):
+                s, t = at_least_float32(ours), at_least_float32(theirs.detach())
+                if self.training:
+                    adapter.observe(s.detach(), t)
+                if self.training and self.ready and self._solves():
+                    adapter.solve()
+                found.append(adapter(s, t))
+        return found
+
+    def _solves(self) -> bool:
+        """Return whether the adapters are solved anew for the present batch."""
+        return (self.number - self.waiting) % self.solve_every == 0
+
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum of losses times their weights, before the schedule."""
-        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        """Return the sum of losses times their weights, before the schedule; 0 for no loss."""
+        return sum((self.weights[name] * value for name, value in terms.items()), torch.zeros(()))
 
     def _columns(self, terms: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         """Return the columns of a batch, detached.
@@ -155,37 +193,17 @@ class DistillTask(DetectionTask):
                 sums[column] = torch.stack(added).sum()
         return sums | {f"raw_{name}": value for name, value in raw.items()}
 
-    def _zero_for_adapters(self) -> Tensor | float:
-        """Return a zero that gives the adapters a gradient where data-parallel training needs one.
+    def _zero_for_layers(self) -> Tensor | float:
+        """Return a zero that gives trained layers a gradient where data-parallel training needs it.
 
-        Data-parallel training waits for a gradient of every parameter, so adapters of a batch with
-        factor 0 get zeros. A single process gives them no gradient: then neither weight decay nor
-        momentum moves them.
+        Data-parallel training waits for a gradient of every parameter, so adapters and generators
+        get zeros from a batch that does not use them. A single process gives them no gradient: then
+        neither weight decay nor momentum moves them.
         """
         if self.world_size == 1:
             return 0.0
-        return 0.0 * sum(p.sum() for p in self.features.parameters())
-
-
-def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
-    """Find the layers of both models and check that student and teacher fit together.
-
-    Raises:
-        UserError: Where the models or layers do not fit, or an argument of a loss is wrong.
-    """
-    varied = getattr(opt, "rect", False) or getattr(opt, "multi_scale", False)
-    check_size(model, teacher, 0 if varied else getattr(opt, "imgsz", 0))
-    if opt.logit:
-        check_heads(model, teacher)
-    reads_features = bool(opt.feature_weights)
-    student_layers = opt.layers(opt.student_layers) or head_inputs(model)
-    teacher_layers = opt.layers(opt.teacher_layers) or head_inputs(teacher)
-    hooks = FeatureHooks(model, student_layers if reads_features else [], "--student-layers")
-    frozen = Teacher(teacher, teacher_layers if reads_features else [])
-    for name, arguments in opt.loss_arguments().items():
-        check_arguments(name, arguments)
-    channels = paired_channels(hooks, frozen.feature_hooks) if reads_features else []
-    return Pairing(hooks, frozen, channels)
+        trained = chain(self.adapters.parameters(), self.features.parameters())
+        return 0.0 * sum(p.sum() for p in trained)
 
 
 def build_task(
@@ -219,15 +237,19 @@ def _build_losses(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
+        adapters = adapters_for(pairing, opt.adapter)
+        widths = [adapter.channels for adapter in adapters]
         features = {
-            name: [FEATURE_LOSSES[name](*pair, **arguments[name]) for pair in pairing.channels]
+            name: [FEATURE_LOSSES[name](width, width, **arguments[name]) for width in widths]
             for name in weights
         }
     logit = None
     if opt.logit:
         logit = (opt.logit, LOGIT_LOSSES[opt.logit](LogitSetup.of(model.head, loss.hyp)))
         weights[opt.logit] = opt.logit_weight
-    return DistillLosses(features, weights, logit, partial(_factor, opt))
+    return DistillLosses(
+        features, adapters, weights, logit, partial(_factor, opt), opt.adapter_every
+    )
 
 
 def _factor(opt: WithTeacherOptions, step: int, steps: int) -> float:
@@ -236,52 +258,3 @@ def _factor(opt: WithTeacherOptions, step: int, steps: int) -> float:
     return kd_weight(
         opt.kd_schedule, step, steps, floor=opt.kd_floor, stop=opt.kd_stop, warmup=warmup
     )
-
-
-def paired_channels(student: FeatureHooks, teacher: FeatureHooks) -> list[tuple[int, int]]:
-    """Return the (student, teacher) channels of each pair of layers.
-
-    Raises:
-        UserError: Where the numbers of layers or the strides of a pair differ.
-    """
-    if len(student.names) != len(teacher.names):
-        raise UserError(
-            f"--student-layers {','.join(student.names)} and --teacher-layers"
-            f" {','.join(teacher.names)}: {len(student.names)} and {len(teacher.names)} layers;"
-            " name as many of both"
-        )
-    # images of both models' strides, at least 2 cells of the coarsest level
-    size = 2 * math.lcm(*(hooks.model.max_stride for hooks in (student, teacher)))
-    channels = []
-    for ours, theirs, s, t in zip(
-        student.names, teacher.names, student.shapes(size), teacher.shapes(size), strict=True
-    ):
-        if s[1:] != t[1:]:
-            raise UserError(
-                f"--student-layers {ours} and --teacher-layers {theirs}: strides {size // s[1]} and"
-                f" {size // t[1]} px; pair layers of equal stride"
-            )
-        channels.append((s[0], t[0]))
-    return channels
-
-
-def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Check the arguments that the options give a feature loss.
-
-    Raises:
-        UserError: For an argument that the loss does not know, or whose type is not that of its
-            default.
-    """
-    parameters = inspect.signature(FEATURE_LOSSES[name]).parameters.values()
-    known = {p.name: p.default for p in parameters if p.default is not p.empty}
-    for key, value in arguments.items():
-        if key not in known:
-            raise UserError(
-                f"--feature-args {name}.{key}: not known{suggest(key, known)} (known:"
-                f" {', '.join(known) or 'none'})"
-            )
-        default = known[key]  # None stands for a number that depends on the other arguments
-        wanted = (int, float) if default is None or type(default) is float else (type(default),)
-        if type(value) not in wanted:
-            like = "a number" if default is None else f"like its default, {default!r}"
-            raise UserError(f"--feature-args {name}.{key}={value}: must be {like}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.archive import ARCHIVE_ERRORS, is_archive, one_line, opened
 from models.importer import is_official, read_official
+from models.lineage import ancestors_from
 from models.registry import awaiting_weights
 from models.schema import check_checkpoint
 from models.widths import set_widths, widths_of
@@ -72,6 +73,8 @@ def save_checkpoint(path: Path | str, model: Model, **fields: Any) -> None:
         "names": list(model.names),
         **model.head.state(),
     }
+    if model.ancestors:
+        content["ancestors"] = [ancestor.stored() for ancestor in model.ancestors]
     write_atomically(content, Path(path))
 
 
@@ -191,6 +194,7 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> Model:
         model.head.load_state(checkpoint)
         model.load_state_dict(state, strict=True)
         model.names = _names(checkpoint["names"], model.nc)
+        model.ancestors = ancestors_from(checkpoint.get("ancestors", ()))
         model.imgsz = _training_size(checkpoint.get("args", {}).get("imgsz")) or model.imgsz
     except UserError:
         raise

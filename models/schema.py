@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.lineage import check_ancestors
 from utils.errors import UserError, brief
 from utils.yaml_files import is_text
 
@@ -24,6 +25,7 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 FIELDS: dict[str, tuple[type, ...]] = {
     "model_cfg": DICTS,
     "structure": DICTS,
+    "ancestors": LISTS,
     "state_dict": DICTS,
     "names": LISTS,
     "stride": LISTS,
@@ -58,6 +60,8 @@ def check_checkpoint(content: Mapping[str, Any], file_bytes: int) -> None:
             raise _wrong("state_dict", name, "a tensor by its name")
     _check_structure(content["structure"], content["state_dict"])
     _check_lists(content)
+    if wrong := check_ancestors(content.get("ancestors", ())):
+        raise _wrong("ancestors", wrong, "channels by the name of a module")
     for place in ("model_cfg", "hyp", "args"):
         if odd := [key for key in content.get(place, ()) if type(key) is not str]:
             raise _wrong(place, odd[0], "a key that is a word")

@@ -13,6 +13,7 @@ import models.blocks
 import models.heads
 from models.heads.base import Head
 from models.heads.detect import ImplicitA, ImplicitM
+from models.lineage import Ancestor
 from models.parser import RowSpec, parse
 from models.pruning_rules import detach_channels
 from models.registry import ACTIVATIONS
@@ -56,6 +57,7 @@ class Model(nn.Module):
         self.nc = self.head.nc
         self.names = [str(i) for i in range(self.nc)]
         self.imgsz = 640  # pixels it was trained at; a checkpoint knows better
+        self.ancestors: tuple[Ancestor, ...] = ()  # models that it was cut from, the latest first
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = 1e-3, 0.03

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from models.lineage import Ancestor, descent
 from prune_methods.criteria.base import Criterion
 from prune_methods.criteria.scoring import Evidence, GroupScores, countable
 from prune_methods.groups.channel_index import Array, ChannelIndex, Masks
@@ -28,6 +29,7 @@ from prune_methods.search.plan import (
 from prune_methods.surgery.calibration import Calibration
 from prune_methods.surgery.cut import cut, zero_channels
 from prune_methods.surgery.fold import Folded, fold_constants
+from prune_methods.surgery.lineage import kept_channels
 from prune_methods.surgery.reconstruct import FitSettings, Reconstruction, reconstruct
 from prune_methods.surgery.repair import KeptMaps, OutputLoss, RepairSettings, repair
 from prune_methods.surgery.verify import verify
@@ -157,6 +159,10 @@ class Prunable:
         smaller = self.cut(plan.masks)
         verify(self.index, plan.masks, plan.macs, smaller, imgsz)
         return smaller
+
+    def lineage(self, masks: Masks, smaller: nn.Module) -> tuple[Ancestor, ...]:
+        """Return the ancestors of `smaller`, a cut by `masks` that was not compensated yet."""
+        return descent(self.model, *kept_channels(self.index, masks, smaller))
 
     def fold_constants(self, masks: Masks, smaller: nn.Module) -> Folded:
         """Add the constants of removed channels to the layers of `smaller`, in place."""

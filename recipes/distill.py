@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TypeGuard
 
+from distill.apart import TrainApart
 from distill.diagnostics import Diagnostics
-from distill.task import build_task, pair_up
+from distill.pairing import pair_up
+from distill.task import build_task
 from distill.teacher import take_anchors
+from distill.watch import Watch
 from models import Model, load_model
 from recipes.session import TrainingRun
 from recipes.train import FitResult, train
@@ -42,7 +45,7 @@ def task_for(model: Model, opt: TrainOptions) -> TaskFactory:
 
 def diagnostics(run: TrainingRun) -> Sequence[Hook]:
     """Return the hook that reports whether distillation works; none without a teacher."""
-    return [Diagnostics()] if _distils(run.opt) else []
+    return [TrainApart(), Diagnostics(), Watch()] if _distils(run.opt) else []
 
 
 def check_teacher(model: Model, opt: TeacherOptions) -> None:

@@ -7,10 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from distill.adapters import LayerPair
+from distill.adapters.fixed import Unchanged
+from distill.apart import TrainApart
 from distill.diagnostics import Diagnostics, report_gradient, share_report
 from distill.feature_hooks import FeatureHooks, find_layer, head_inputs
-from distill.task import DistillLosses, DistillTask, Pairing, build_task, pair_up, paired_channels
+from distill.pairing import Pairing, pair_up, paired_channels
+from distill.task import DistillLosses, DistillTask, build_task
 from distill.teacher import Teacher, check_heads, check_size, take_anchors
+from distill.watch import Watch
 from models import build_model
 from recipes.distill import task_for
 from tests.test_trainer_model import HYP, SyntheticLoader
@@ -87,10 +92,11 @@ def with_gap(models, world_size=1, **more):
         pairing=Pairing(
             FeatureHooks(student, head_inputs(student), "--student-layers"),
             Teacher(models[1], head_inputs(models[1])),
-            channels=[],
+            pairs=(),
         ),
         losses=DistillLosses(
             {"gap": [Gap() for _ in range(3)]},
+            [Unchanged(LayerPair("", "", (1, 1))) for _ in range(3)],
             {"gap": 0.5, "square": 0.25},
             logit=("square", SimpleSquare()),
             **more,
@@ -199,7 +205,10 @@ def test_teacher_gives_the_maps_of_its_model_and_is_no_part_of_the_task(models):
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(models):
     task = make_task(
-        (models[1], models[1]), feature_loss=("cwd", "mimic", "pkd"), logit_loss="l2"
+        (models[1], models[1]),
+        feature_loss=("cwd", "mimic", "pkd"),
+        logit_loss="l2",
+        adapter="none",
     ).eval()
     with task.feature_hooks.reading() as maps:
         _, raw = task.model(IMAGES)
@@ -273,13 +282,8 @@ def test_another_family_teaches_by_features(models):
     torch.manual_seed(2)
     task = make_task((models[0], build_model("yolov7-tiny", nc=5)), feature_loss=("cwd",))
     parts = task(IMAGES, TARGETS)
-    assert float(parts["raw_cwd"]) > 0 and [
-        loss.align.weight.shape[:2] for loss in task.features["cwd"]
-    ] == [
-        (128, 32),
-        (256, 64),
-        (512, 128),
-    ]
+    shapes = [adapter.kernel.shape[:2] for adapter in task.adapters]
+    assert float(parts["raw_cwd"]) > 0 and shapes == [(128, 32), (256, 64), (512, 128)]
 
 
 # What is added
@@ -426,7 +430,7 @@ def test_training_moves_student_and_adapters_but_not_the_teacher(models):
     )
     teacher, before = copy.deepcopy(task.teacher.model), copy.deepcopy(task.features)
     factors = Factors()
-    trainer = fit(task, [factors, Diagnostics()])
+    trainer = fit(task, [factors, TrainApart(), Diagnostics(), Watch()])
     assert same_state(task.teacher.model, teacher)
     assert factors.seen == [
         0.0,
@@ -445,7 +449,7 @@ def test_training_moves_student_and_adapters_but_not_the_teacher(models):
         for a, b in zip(before.parameters(), task.features.parameters(), strict=True)
     )
     trained = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert all(trained.count(id(p)) == 1 for p in task.features.parameters())
+    assert not any(id(p) in trained for p in task.features.parameters())
     state = trainer.state_dict()["task"]
     assert all(f"features.{name}" in state for name in task.features.state_dict())
     assert (
@@ -472,7 +476,8 @@ def test_the_diagnostics_prove_that_gradient_arrives(models, monkeypatch):
     said = []
     monkeypatch.setattr(LOGGER, "info", said.append)
     monkeypatch.setattr(LOGGER, "warning", said.append)
-    task = make_task(models, feature_loss=("mimic",))
+    plain = {"feature_args": ("mimic.norm=False",)}
+    task = make_task(models, feature_loss=("mimic",), adapter="sgd", **plain)
     total = len(list(task.model.parameters()))
     report_gradient(task, IMAGES)
     # not at the head
@@ -588,6 +593,6 @@ def test_arguments_of_losses_are_checked(models, word, said):
 
 def test_without_a_weight_each_loss_has_its_own(models):
     task = make_task(models, feature_loss=("cwd", "mgd"), logit_loss="ast")
-    assert dict(task.weights) == {"cwd": 0.03, "mgd": 0.01, "ast": 1.0}
+    assert dict(task.weights) == {"cwd": 0.1, "mgd": 0.01, "ast": 1.0}
     task = make_task(models, feature_loss=("cwd", "mgd"), feature_weight=(0.5,))
     assert dict(task.weights) == {"cwd": 0.5, "mgd": 0.5}

@@ -34,6 +34,14 @@ class Moments:
     yy: Tensor
 
     @classmethod
+    def none(cls, problems: int, inputs: int, outputs: int) -> "Moments":
+        """Return the moments of no rows: zeros."""
+        sizes = {"x": (inputs,), "y": (outputs,), "yy": (outputs,)}
+        sizes |= {"xx": (inputs, inputs), "xy": (inputs, outputs)}
+        zeros = {n: torch.zeros(problems, *size).double() for n, size in sizes.items()}
+        return cls(torch.zeros(()).double(), **zeros)
+
+    @classmethod
     def of(cls, x: Tensor, y: Tensor, weight: Tensor | None = None) -> "Moments":
         """Return the moments of rows.
 
@@ -136,13 +144,36 @@ def ridge_regression(
     return Regression(weight, shift, *left)
 
 
-def _solve(xx: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Solve (xx + penalty) w = right, with more ridge where the matrix is not positive."""
+def ridge_solution(moments: Moments, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve for weights and intercept as `ridge_regression` does, without waiting for the device.
+
+    Args:
+        moments: of the rows.
+        ridge: strength relative to the power of each column, above 0; towards zero weights.
+
+    Returns:
+        Weights (G, K, O) and intercepts (G, O) in float64, and a bool (), false where the rows
+        allow no finite solution.
+    """
+    xx, xy, _ = moments.centred()
+    factor, info = torch.linalg.cholesky_ex(xx + torch.diag_embed(_penalty(xx, ridge)))
+    weight = torch.cholesky_solve(xy, factor)
+    intercept = moments.y - (moments.x[:, None] @ weight)[:, 0]
+    return weight, intercept, (info == 0).all() & weight.isfinite().all()
+
+
+def _penalty(xx: Tensor, ridge: float, boost: float = 1.0) -> Tensor:
+    """Return what is added to the diagonal of xx (G, K, K): (G, K)."""
     power = xx.diagonal(dim1=1, dim2=2).clamp(min=0)
     mean = power.mean(1, keepdim=True).clamp(min=1e-12)
-    penalty, least = ridge * (power + FLOOR * mean), 1e-9 * mean
+    return boost * ridge * (power + FLOOR * mean) + 1e-9 * mean
+
+
+def _solve(xx: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """Solve (xx + penalty) w = right, with more ridge where the matrix is not positive."""
     for boost in BOOSTS:
-        factor, info = torch.linalg.cholesky_ex(xx + torch.diag_embed(boost * penalty + least))
+        penalty = torch.diag_embed(_penalty(xx, ridge, boost))
+        factor, info = torch.linalg.cholesky_ex(xx + penalty)
         if not info.any():
             return torch.cholesky_solve(right, factor)
     return torch.zeros_like(right)

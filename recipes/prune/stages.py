@@ -21,6 +21,7 @@ def cut_and_compensate(
     """
     model, smaller = cast(Model, prunable.model), cast(Model, prunable.prune(plan))
     smaller.names = model.names
+    smaller.ancestors = prunable.lineage(plan.masks, smaller)
     LOGGER.info(f"Cut to {plan.speed_up:.3f}x in {len(plan.steps)} steps; {smaller.summary()}")
     compensate.check_base(run.add_row)
     write_channels(model, smaller, run.folder, picture=not run.opt.noplots)

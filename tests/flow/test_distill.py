@@ -55,9 +55,10 @@ from utils.engine.trainer import Trainer
 fit = Trainer.fit
 def fit_and_compare(self):
     fit(self)
-    for p in self.task.parameters():
+    for p in [*self.task.parameters(), *self.task.adapters.buffers()]:
         assert (dist.sum_over_ranks(p.detach().clone(), self.world) == 2 * p).all()
-    assert len(list(self.task.features.parameters())) == 24
+    assert len(list(self.task.features.parameters())) == 12
+    assert all(adapter.kernel.abs().max() > 0 for adapter in self.task.adapters)
 Trainer.fit = fit_and_compare
 distill(parse_options(DistillOptions))
 """
@@ -120,8 +121,8 @@ def test_columns_follow_the_schedule_and_the_diagnostics_speak(whole):
     for line in (
         "Anchors: the student takes the teacher's, [[11, 14, 17, 31,",
         (
-            "Pair: student 23 (128, 2, 2) - teacher 23 (256, 2, 2); trained beside: cwd Conv2d"
-            " 256x128x1x1, mgd"
+            "Pair: student 23 (128, 2, 2) - teacher 23 (256, 2, 2); adapter ClosedForm; trained"
+            " beside: mgd Conv2d 256x256x3x3 + Conv2d"
         ),
         "Gradient of distillation reaches 177 of the student's 177 trained tensors",
         "of the loss over the first batches (cwd",
@@ -160,7 +161,8 @@ def test_stopped_and_resumed_equals_uninterrupted(here, monkeypatch):
         distill(parse_options(DistillOptions, [*NEW, *COMMON, *EVERY_KIND, "--name", "stopped"]))
     weights = here / "runs/distill/stopped/weights"
     state = torch.load(weights / "last.pt", weights_only=True)
-    assert state["epoch"] == 0 and "features.mgd.2.align.weight" in state["train_state"]["task"]
+    kept = {"features.mgd.2.generator.0.weight", "adapters.2.weight", "adapters.2.moments_xx"}
+    assert state["epoch"] == 0 and kept <= state["train_state"]["task"].keys()
     assert not any("teacher" in name for name in state["train_state"]["task"])
     distill(parse_options(DistillOptions, ["--resume", str(weights / "last.pt")]))
     reference = here / "runs/distill/whole"
@@ -194,7 +196,8 @@ def test_prune_with_a_teacher_then_distil_what_is_left(here, capsys):
             PruneOptions, [*words, *HYP, "--speed-up", "1.3", "--recalibrate-batches", "1"]
         )
     )
-    assert "compared by cwd, l2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "compared by cwd, l2" in out and out.count("adapter Kept") == 3
     finetune = here / "runs/prune/exp/finetune"
     assert "train/kd_logit,train/kd_feature" in (finetune / "results.csv").read_text()
     pruned = "runs/prune/exp/weights/pruned.pt"

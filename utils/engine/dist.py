@@ -105,6 +105,15 @@ def sum_over_ranks(tensor: torch.Tensor, world: World) -> torch.Tensor:
     return tensor
 
 
+def gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors of all ranks, in their order; the tensor alone with one process."""
+    if not dist.is_initialized():
+        return [tensor]
+    found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, tensor)
+    return found
+
+
 @contextmanager
 def main_first(world: World) -> Iterator[None]:
     """Run the block on rank 0 first, for caches that rank 0 writes and the other ranks read."""

@@ -81,6 +81,9 @@ class TrainerState:
     _sums: Tensor = field(init=False, default_factory=lambda: torch.zeros(0))
     """(2, parts): sums of the epoch's finite `parts`, and how many were finite."""
 
+    _clips: Tensor = field(init=False, default_factory=lambda: torch.zeros(2))
+    """(2,): sum of the epoch's clipping factors of the model's gradient, and their number."""
+
     @property
     def device(self) -> torch.device:
         """Device that the run computes on."""
@@ -94,6 +97,14 @@ class TrainerState:
         sums, counts = self._sums
         means = (sums / counts.clamp(min=1)).tolist()
         return dict(zip(self.parts, means, strict=True))
+
+    def mean_clip(self) -> float:
+        """Return the mean factor, 0..1, by which clipping shortened the gradients of the epoch.
+
+        Waits for the device.
+        """
+        total, steps = self._clips.tolist()
+        return total / max(steps, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run that goes on after this epoch needs, as plain data and tensors.

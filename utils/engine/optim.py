@@ -23,10 +23,10 @@ def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 
     The groups are `bias`, `decay` (weights, with weight decay) and `no_decay` (norms, implicit
     vectors). A module with a true attribute `decay_free` has its weights in `no_decay` too:
-    something else already shrinks them.
+    something else already shrinks them. Parameters of `trained_apart` are left out.
     """
     groups: dict[str, list[nn.Parameter]] = {"bias": [], "decay": [], "no_decay": []}
-    seen: set[int] = set()
+    seen = {id(parameter) for parameter in trained_apart(module)}
     for owner in module.modules():
         free = isinstance(owner, NORMS) or getattr(owner, "decay_free", False)
         for name, parameter in owner.named_parameters(recurse=False):
@@ -40,6 +40,16 @@ def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
             else:
                 groups["decay"].append(parameter)
     return groups
+
+
+def trained_apart(module: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters that have an optimizer of their own.
+
+    These are the parameters below submodules with a true attribute `trained_apart`.
+    """
+    owners = [child for child in module.modules() if getattr(child, "trained_apart", False)]
+    found = {id(p): p for owner in owners for p in owner.parameters() if p.requires_grad}
+    return list(found.values())
 
 
 def accumulation(nominal: int, batch_size: int) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from utils.engine import dist
 from utils.engine.device import free_gpu_memory
@@ -59,7 +59,10 @@ class Trainer(TrainerState):
         self.net = dist.data_parallel(self.task, self.world, self.device)
         self.guard = FiniteGuard([self.task, self.ema.model], self.precision)
         self._active = [hook for hook in self.hooks if self.world.main or not hook.main_only]
-        self._trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        own = {id(parameter) for parameter in self.task.model.parameters()}
+        self._model = [parameter for parameter in trained if id(parameter) in own]
+        self._beside = [parameter for parameter in trained if id(parameter) not in own]
         self._waiting = 0  # batches whose gradients wait for a step
 
     def fit(self) -> None:
@@ -105,7 +108,7 @@ class Trainer(TrainerState):
         seed_everything(self.seed, self.epoch, self.world.rank)
         self.loader.set_epoch(self.epoch)
         self.task.train()
-        self._sums = torch.zeros(0)
+        self._sums, self._clips = torch.zeros(0), torch.zeros(2)
         self.skipped = 0
         self._call("on_epoch_start")
         for number, data in enumerate(self.loader):
@@ -136,7 +139,7 @@ class Trainer(TrainerState):
     def _optimizer_step(self) -> None:
         self.precision.scaler.unscale_(self.optimizer)
         self._call("on_grads_ready")
-        norm = clip_grad_norm_(self._trainable, MAX_GRAD_NORM)
+        norm = self._clip()
         # The fused optimizers take this flag and leave everything as it is where it is 1.
         self.optimizer.found_inf = self.guard.flag(norm)  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -147,6 +150,17 @@ class Trainer(TrainerState):
         if self.step % READ_EVERY == 0:
             self._read_guard()
         self._call("on_step_end")
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient of the model; return the norm of all gradients before that.
+
+        Layers trained beside the model are not clipped: neither slows the other down.
+        """
+        norm = clip_grad_norm_(self._model, MAX_GRAD_NORM)
+        factor = (MAX_GRAD_NORM / norm).clamp(max=1)
+        self._clips = self._clips.to(norm) + torch.stack([factor, torch.ones_like(norm)])
+        beside = [parameter.grad for parameter in self._beside if parameter.grad is not None]
+        return torch.hypot(norm, get_total_norm(beside)) if beside else norm
 
     def _zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

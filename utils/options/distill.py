@@ -16,6 +16,8 @@ from utils.registry import registered_names
 
 FEATURE_NAMES = registered_names(ROOT / "distill", "FEATURE_LOSSES")
 LOGIT_NAMES = registered_names(ROOT / "distill", "LOGIT_LOSSES")
+ADAPTER_NAMES = registered_names(ROOT / "distill" / "adapters", "ADAPTERS")
+AUTO = "auto"  # the adapter that suits a pair of layers
 SCHEDULES = registered_names(ROOT / "distill", "KD_SCHEDULES")
 
 
@@ -58,6 +60,16 @@ class TeacherOptions:
         group="teacher",
         multi=True,
     )
+    adapter: str = option(
+        AUTO,
+        "what brings the student's features to the teacher's channels; auto: kept under the model"
+        " that the student was cut from, else closed-form",
+        group="teacher",
+        choices=(AUTO, *ADAPTER_NAMES),
+    )
+    adapter_every: int = option(
+        1, "batches from one closed-form solution to the next", group="teacher", least=1
+    )
     student_layers: tuple[str, ...] = option(
         (),
         "layers to compare: row numbers, tags, module paths (17,20,23); the head's inputs if not"
@@ -76,8 +88,9 @@ class TeacherOptions:
     )
     logit_weight: float = option(1.0, "its weight", group="teacher", negative=False)
     kd_schedule: str = option(
-        "cosine",
-        "fall of the distillation weight over the run, from 1 to --kd-floor",
+        "constant",
+        "course of the distillation weight over the run; linear and cosine fall from 1 to"
+        " --kd-floor",
         group="teacher",
         choices=SCHEDULES,
     )
