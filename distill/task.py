@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,8 @@ class DistillTask(DetectionTask):
             return []
         found = []
         with torch.autocast(maps[0].device.type, enabled=False):
-            for adapter, ours, theirs in zip(self.adapters, maps, teacher_maps, strict=True):
+            for module, ours, theirs in zip(self.adapters, maps, teacher_maps, strict=True):
+                adapter = cast(Adapter, module)
                 s, t = at_least_float32(ours), at_least_float32(theirs.detach())
                 if self.training:
                     adapter.observe(s.detach(), t)

@@ -122,10 +122,10 @@ def test_distillation_is_compared_by_seed(tmp_path):
     from benchmarks import distillation
 
     made = distillation.large_recipe(tmp_path)
-    runs = {
-        run.name: run for run in [*distillation.student_runs(made), *distillation.pruned_runs(made)]
-    }
-    assert len(runs) == 10 * 3 + 5 * 3
+    runs = {run.name: run for run in distillation.table_runs(made)}
+    assert len(runs) == 10 * 3 + 6 * 3 + (1 + 2 * 4) * 3
+    words = runs["cwd-sgd-1"].words
+    assert words[words.index("--adapter") + 1] == "sgd"
     words = runs["cwd+ast-2"].words
     assert words[0] == "distill.py" and words[words.index("--feature-loss") + 1] == "cwd"
     assert words[words.index("--logit-loss") + 1] == "ast"
@@ -138,10 +138,11 @@ def test_distillation_is_compared_by_seed(tmp_path):
         "0.5",
         "0.5",
     )
-    pruned = runs["pruned-cwd-3"].words
-    assert pruned[0] == "prune.py" and pruned[pruned.index("--teacher") + 1] == str(
-        made.best("alone-3")
-    )
+    for name, teacher in (("pruned-self-cwd-3", "alone-3"), ("pruned-strong-cwd-3", "teacher")):
+        words = runs[name].words
+        assert words[0] == "prune.py"
+        assert words[words.index("--teacher") + 1] == str(made.best(teacher))
+    assert "--teacher" not in runs["pruned-alone-3"].words
     values = {
         "alone-1": 0.30,
         "alone-2": 0.32,
