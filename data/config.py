@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from data.files import label_path, list_images, short_hash, stamp
-from utils.config import MOST_CLASSES, load_yaml, resolve
+from utils.config import CONFIG_FOLDERS, MOST_CLASSES, load_yaml, resolve
 from utils.errors import UserError, brief, suggest
 from utils.files import check_path
 from utils.log import LOGGER
 
 SPLITS = ("train", "val", "test")
 IGNORED_KEYS = ("download", "roboflow")  # keys of other tools, whose files can be used unchanged
-KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "generator", *IGNORED_KEYS)
+KNOWN_KEYS = ("path", *SPLITS, "names", "nc", "fraction", "seed", "generator", *IGNORED_KEYS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class DataConfig:
     test: list[Path]
     names: list[str]
     fraction: float = 1.0  # share of the training images that is used
+    seed: int | None = None  # which images the share has; None: the seed of the run says so
 
     @property
     def nc(self) -> int:
@@ -118,9 +119,9 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
             f"{where}: has neither 'train' nor 'val'; add 'train: images/train' and 'val:"
             " images/val'"
         )
-    return DataConfig(
-        file, root, **splits, names=names, fraction=_fraction(where, content.get("fraction", 1.0))
-    )
+    fraction = _fraction(where, content.get("fraction", 1.0))
+    seed = _seed(where, content.get("seed"))
+    return DataConfig(file, root, **splits, names=names, fraction=fraction, seed=seed)
 
 
 def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
@@ -181,8 +182,10 @@ def _root(where: str, path: str, folder: Path) -> Path:
     for root in tried:
         if root.is_dir():
             return root
+    ours = Path(where).parent == CONFIG_FOLDERS["data"]
+    hint = "; the first lines of the YAML say how to get the data" if ours else ""
     raise UserError(
-        f"{where}: path: '{path}' not found; looked for {' and '.join(map(str, tried))}"
+        f"{where}: path: '{path}' not found; looked for {' and '.join(map(str, tried))}{hint}"
     )
 
 
@@ -214,6 +217,13 @@ def _fraction(where: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise UserError(f"{where}: fraction: {brief(value)} is out of range (above 0, up to 1)")
     return float(value)
+
+
+def _seed(where: str, value: Any) -> int | None:
+    """Return the seed of the share of the training images, checked; None where there is none."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise UserError(f"{where}: seed: {brief(value)} is no whole number from 0")
+    return value
 
 
 def _generate(where: str, name: Any, folder: Path) -> None:

@@ -161,7 +161,8 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
     opt.check()
     images = data.images(split)
     if split == "train" and data.fraction < 1:
-        images = _fraction(images, data.fraction, opt.seed)
+        seed = opt.seed if data.seed is None else data.seed
+        images = _fraction(images, data.fraction, seed)
     dataset = DetectionDataset(images, data.nc, opt)
     if not any(len(rows) for rows in dataset.labels):
         require_objects(images, split, dataset.left_out, strict=not opt.unlabelled)

@@ -116,6 +116,8 @@ def test_an_empty_name_is_an_error(tmp_path):
         ({"trian": ".", "names": ["a"]}, "did you mean 'train'?"),
         ({"train": {"a": 5}, "names": ["a"]}, "train: expected a folder"),
         ({"train": ".", "names": ["a"], "fraction": 1.5}, "fraction: 1.5 is out of range"),
+        ({"train": ".", "names": ["a"], "seed": -1}, "seed: -1 is no whole number from 0"),
+        ({"train": ".", "names": ["a"], "seed": True}, "seed: True is no whole number from 0"),
         (
             {"train": ".", "names": ["a"], "generator": "os.system"},
             "generator: 'os.system' is not known",

@@ -292,6 +292,10 @@ def test_fraction_draws_a_subset_by_seed(tmp_path):
     assert files[0] == build_loader(data, "train", imgsz=32, batch_size=4, seed=0).dataset.files
     assert files[0] != files[1]
     assert len(build_loader(data, "val", imgsz=32, batch_size=4).dataset) == 20
+    held = load_data(content | {"seed": 1})
+    for seed in (0, 7):
+        loader = build_loader(held, "train", imgsz=32, batch_size=4, seed=seed)
+        assert loader.dataset.files == files[1], "the seed of the YAML goes before that of the run"
 
 
 def test_image_weights_favour_rare_classes():

@@ -9,6 +9,7 @@ from demo import DemoOptions
 from tests.conftest import ROOT
 from utils.options.base import Options, parse_options
 from utils.options.check import CheckOptions
+from utils.options.data.convert import ConvertOptions
 from utils.options.distill import DistillOptions
 from utils.options.prune import PruneOptions
 from utils.options.report import ReportOptions
@@ -18,6 +19,7 @@ from utils.options.val import ValOptions
 
 KINDS: dict[str, type[Options]] = {
     "check.py": CheckOptions,
+    "convert.py": ConvertOptions,
     "demo.py": DemoOptions,
     "distill.py": DistillOptions,
     "models.check": CheckOptions,
@@ -43,10 +45,18 @@ def commands_of(text: str) -> list[str]:
     return [command for command in found if known.match(command)]
 
 
+# a data YAML says how to convert its set, in a comment
+CONFIGS = sorted((ROOT / "data" / "configs").glob("*.yaml"))
+CONVERSIONS = [
+    (file.name, line.removeprefix("# "))
+    for file in CONFIGS
+    for line in file.read_text(encoding="utf-8").splitlines()
+    if line.startswith("# python ")
+]
 COMMANDS = [(page.name, c) for page in PAGES for c in commands_of(page.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
+@pytest.mark.parametrize(("page", "command"), COMMANDS + CONVERSIONS)
 def test_a_command_of_a_page_is_right(page: str, command: str):
     words = shlex.split(command.replace("$B", BASE).replace("...", ""), comments=True)
     if words[0] == "make":

@@ -31,7 +31,7 @@ class Meta(TypedDict, total=False):
     choices: the values that are allowed.
     bare: value of the option given without one (`--cache` alone means `ram`).
     multi: one or more values, stored as a tuple.
-    positional: the words that belong to no option, stored as a tuple.
+    positional: a word that belongs to no option, or all of them where the type is a tuple.
     path: the value may be the path of a file, which is recorded as an absolute one.
     second: name of the option that a second value goes to (`--img-size 640 320`).
     least, most: smallest and largest allowed number.

@@ -42,8 +42,9 @@ def _add(group: argparse._ActionsContainer, item: dataclasses.Field) -> None:
     meta, kind = item.metadata, base_type(item)
     text = meta["help"].replace("%", "%%")
     if meta.get("positional"):
+        form: dict[str, Any] = {"nargs": "+"} if get_origin(item.type) is tuple else {}
         metavar = item.name.upper().removesuffix("S")
-        group.add_argument(item.name, nargs="+", type=kind, help=text, metavar=metavar)
+        group.add_argument(item.name, type=kind, help=text, metavar=metavar, **form)
         return
     flags = [f"--{name.replace('_', '-')}" for name in (item.name, *meta["aliases"])]
     form = _switch(item) if kind is bool else _valued(item, kind)

@@ -1,0 +1,1 @@
+"""Options of the scripts that work on data sets."""
