@@ -124,6 +124,16 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
     return DataConfig(file, root, **splits, names=names, fraction=fraction, seed=seed)
 
 
+def load_names(source: Path | str) -> list[str]:
+    """Return the class names of a data YAML; its images need not be there.
+
+    Raises:
+        UserError: Where the YAML cannot be read or has no valid names.
+    """
+    file, content = _read(source)
+    return _names(str(file), content)
+
+
 def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
     """Return the absolute path of a data YAML and its mapping."""
     file = resolve(source, "data").absolute()

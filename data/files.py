@@ -35,7 +35,7 @@ def list_images(entries: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for entry in entries:
         if entry.is_dir():
-            found += _images_below(entry)
+            found += files_below(entry, IMAGE_SUFFIXES)
         elif entry.is_file() and entry.suffix.lower() not in IMAGE_SUFFIXES:
             found += _read_list(entry)
         elif entry.is_file():
@@ -50,10 +50,11 @@ def list_images(entries: Iterable[Path]) -> list[Path]:
     return sorted(set(found))
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    """Yield the images below a folder, each folder once, however many links lead to it.
+def files_below(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """Yield the files with these suffixes below a folder.
 
-    Linked folders count too; `rglob` leaves them out.
+    Each folder counts once, however many links lead to it. Linked folders count too; `rglob` leaves
+    them out. Images of other kinds are counted and named.
     """
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -62,24 +63,28 @@ def _images_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        others = [name for name in names if Path(name).suffix.lower() in OTHER_IMAGES]
+        kinds = {name: Path(name).suffix.lower() for name in names}
+        others = [name for name, kind in kinds.items() if kind in OTHER_IMAGES - suffixes]
         if others:
             LOGGER.warning(
                 f"{place}: {len(others)} images of other kinds are passed over, the first:"
                 f" {min(others)}; convert them to .png or .jpg"
             )
-        yield from (
-            Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES
-        )
+        yield from (Path(place, name) for name, kind in kinds.items() if kind in suffixes)
 
 
-def _read_list(file: Path) -> list[Path]:
-    """Return the images that a list file names."""
+def read_list_lines(file: Path) -> list[str]:
+    """Return the lines of a list file without those that are empty."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{file}: neither an image nor a text list of images") from None
-    return [_existing(file.parent, line.strip()) for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_list(file: Path) -> list[Path]:
+    """Return the images that a list file names."""
+    return [_existing(file.parent, line) for line in read_list_lines(file)]
 
 
 def _existing(folder: Path, line: str) -> Path:

@@ -45,15 +45,18 @@ def output_names(files: Sequence[str]) -> dict[str, str]:
         return stems
     top = os.path.commonpath([Path(file).parent for file in files])
     paths = {file: Path(file).relative_to(top) for file in files}
-    counts = Counter(path.with_suffix("") for path in paths.values())
     LOGGER.warning(
         f"{len(stems) - len(set(stems.values()))} images have the name of another one: the outputs"
         f" are named by their paths in {top}"
     )
-    return {
+    counts = Counter(path.with_suffix("") for path in paths.values())
+    names = {
         file: (path.with_suffix("") if counts[path.with_suffix("")] == 1 else path).as_posix()
         for file, path in paths.items()
     }
+    if len(set(names.values())) == len(names):
+        return names
+    return {file: path.as_posix() for file, path in paths.items()}  # a.jpg, a.png and a.jpg.png
 
 
 def image_ids(names: Mapping[str, str]) -> dict[str, int | str]:

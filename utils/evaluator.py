@@ -1,8 +1,6 @@
 """Evaluate a model on a data set: the one loop of training, pruning and val.py."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +23,7 @@ from utils.metrics import (
     fitness,
     match_predictions,
 )
+from utils.timing import StageClock
 from utils.tta import predict_augmented
 
 HEADER = f"{'Class':>22}" + "".join(
@@ -112,7 +111,7 @@ def evaluate(
     opt = EvalSettings(**settings)
     assert not (opt.augment and loss), "augmented predictions have no raw maps for a loss"
     device = next(iter(model.parameters()), torch.empty(0)).device
-    clock, tally, losses = _Clock(device), _Tally(len(names)), _LossMeans()
+    clock, tally, losses = StageClock(device), _Tally(len(names)), _LossMeans()
     with evaluating(model), torch.no_grad():
         for batch in _with_progress(loader, opt.progress):
             decoded, raw = _predict(model, batch.images, opt, clock)
@@ -165,7 +164,7 @@ def _with_progress(loader: Iterable[Any], shown: bool) -> Iterable[Any]:
 
 
 def _predict(
-    model: nn.Module, images: Tensor, opt: EvalSettings, clock: "_Clock"
+    model: nn.Module, images: Tensor, opt: EvalSettings, clock: StageClock
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the decoded predictions and the raw maps of a batch; no maps of augmented images.
 
@@ -183,7 +182,7 @@ def _predict(
         return (predict_augmented(model, images), []) if opt.augment else model(images)
 
 
-def _select(decoded: Tensor, opt: EvalSettings, clock: "_Clock") -> list[Tensor]:
+def _select(decoded: Tensor, opt: EvalSettings, clock: StageClock) -> list[Tensor]:
     """Return the detections of each image by non-maximum suppression: (n, 6), on the CPU."""
     with clock("nms"):
         found = non_max_suppression(
@@ -284,29 +283,3 @@ class _LossMeans:
     def means(self) -> dict[str, float]:
         """Return the mean of each part by name."""
         return {name: float(total) / self._images for name, total in self._sums.items()}
-
-
-class _Clock:
-    """Sum up the seconds of each stage.
-
-    A GPU is waited for at both ends of a stage: otherwise only the launch would be timed.
-    """
-
-    def __init__(self, device: torch.device):
-        self.seconds = {"pre": 0.0, "inference": 0.0, "nms": 0.0}
-        self.device = device
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.seconds[name] += self._now() - start
-
-    def milliseconds(self, images: int) -> dict[str, float]:
-        """Return the milliseconds per image of each stage."""
-        return {name: seconds / max(images, 1) * 1000 for name, seconds in self.seconds.items()}
-
-    def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()

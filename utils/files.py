@@ -22,8 +22,12 @@ LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; the path goes behind that of a 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 """Errors of a disk that takes no more: a user can mend them, they are no bugs."""
-TEMPORARY = re.compile(r"\..+\.(pt|csv|yaml|json|md|txt|png|jpg|npz|npy)\.[a-z0-9_]{8}\.tmp")
-"""Names of the temporary files of `atomic_open`: 8 random characters, as `mkstemp` draws them."""
+KINDS = "pt|csv|yaml|json|md|txt|png|jpg|jpeg|bmp|webp|tiff?|npz|npy|mp4|avi"
+TEMPORARY = re.compile(rf"\..+\.(?i:{KINDS})\.[a-z0-9_]{{8}}\.tmp(\.mp4|\.avi)?")
+"""Names of the temporary files of `atomic_open`: 8 random characters, as `mkstemp` draws them.
+
+Those of a video end in its suffix, which tells FFmpeg the format.
+"""
 
 
 class StorageError(UserError, OSError):
@@ -106,7 +110,7 @@ def sweep_leftovers(folder: Path, name: str = "", seconds: float = 60) -> int:
         seconds: Age from which a file counts; a file just made has no lock yet. 0 where nobody else
             writes in the folder.
     """
-    found = folder.glob(f".{glob.escape(name) or '*'}.*.tmp")
+    found = folder.glob(f".{glob.escape(name) or '*'}.*.tmp*")
     ours = [file for file in found if TEMPORARY.fullmatch(file.name)]
     return sum(_delete_leftover(file, seconds) for file in ours)
 

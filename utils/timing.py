@@ -5,7 +5,8 @@ The candidates take turns, so that a drifting machine hits all of them alike.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -72,3 +73,30 @@ def _synchronizer(device: torch.device) -> Callable[[], object]:
     if device.type in {"cpu", "meta"}:
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)
+
+
+class StageClock:
+    """Sum up the seconds of each stage.
+
+    A GPU is waited for at both ends of a stage: otherwise only the launch would be timed.
+    """
+
+    def __init__(self, device: torch.device):
+        self.seconds: dict[str, float] = {"pre": 0.0, "inference": 0.0, "nms": 0.0}
+        self.device = device
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to a stage."""
+        start = self._now()
+        yield
+        self.seconds[name] += self._now() - start
+
+    def milliseconds(self, images: int) -> dict[str, float]:
+        """Return the milliseconds per image of each stage."""
+        return {name: seconds / max(images, 1) * 1000 for name, seconds in self.seconds.items()}
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ Colour = tuple[int, int, int]
 MAX_IMAGES = 16  # of a batch that a mosaic shows
 TILE = 480  # long side of one image in a mosaic, px: letters of 13 px fit onto small images too
 FONT_SIZE = 13  # px
+SMALLEST_FONT = 8  # px; smaller letters cannot be read
+CUT = "…"  # stands for the rest of a text that is too long
 LONGEST_CAPTION = 48  # characters
 GREY = (114, 114, 114)
 CAPTION_GREY = (40, 40, 40)
@@ -55,15 +58,40 @@ def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
     return red, green, blue
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
     """Return the font that matplotlib ships, which has Latin, Greek and Cyrillic letters."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
 
 
+@dataclass(frozen=True)
+class BoxStyle:
+    """How boxes are drawn.
+
+    Attributes:
+        scores: Write the confidence behind the name.
+        labels: Write the name; without it no confidence either.
+        width: Width of the outline in pixels.
+        font_size: Height of the letters in pixels.
+    """
+
+    scores: bool = True
+    labels: bool = True
+    width: int = 2
+    font_size: int = FONT_SIZE
+
+
+def style_for(width: int, height: int) -> BoxStyle:
+    """Return the style that can be read on an image of that size in pixels, seen as a whole."""
+    side = (width + height) / 2
+    return BoxStyle(
+        width=max(1, round(side / 400)), font_size=max(SMALLEST_FONT, round(12 + side / 120))
+    )
+
+
 def draw_boxes(
-    image: Image.Image, boxes: Tensor, names: Sequence[str], scores: bool = True, width: int = 2
+    image: Image.Image, boxes: Tensor, names: Sequence[str], style: BoxStyle | None = None
 ) -> None:
     """Draw boxes with the names of their classes onto an image.
 
@@ -71,19 +99,21 @@ def draw_boxes(
         image: The picture to change.
         boxes: (n, 6) corners xyxy in pixels of the image, confidence, class; best first.
         names: Names by class id; the number stands for an id without a name.
-        scores: Write the confidence behind the name.
-        width: Width of the outline in pixels.
+        style: Which texts are written, and how large.
     """
+    style = style or BoxStyle()
     pen = ImageDraw.Draw(image)
     rows = boxes.tolist()
     for x1, y1, x2, y2, _, label in rows:
         corners = (x1, y1, max(x1, x2), max(y1, y2))
-        pen.rectangle(corners, outline=class_colour(int(label)), width=width)
+        pen.rectangle(corners, outline=class_colour(int(label)), width=style.width)
+    if not style.labels:
+        return
     for x1, y1, _, _, confidence, label in reversed(rows):  # the best one's text lies on top
         number = int(label)
         name = names[number] if number < len(names) else str(number)
-        text = f"{name} {confidence:.2f}" if scores else name
-        _tag(pen, (x1, y1), text, class_colour(number), image.size)
+        text = f"{name} {confidence:.2f}" if style.scores else name
+        _tag(pen, (x1, y1), text, class_colour(number), image.size, style.font_size)
 
 
 def _tag(
@@ -92,14 +122,28 @@ def _tag(
     text: str,
     colour: Colour,
     size: tuple[int, int],
+    font_size: int = FONT_SIZE,
 ) -> None:
     """Write text on a filled patch above a corner; move the patch into an image of that size."""
-    text = one_line(text)
-    width, height = pen.textlength(text, font()) + 4, FONT_SIZE + 4
+    text, letters = _fitting(pen, one_line(text), size[0] - 4, font_size)
+    width, height = pen.textlength(text, letters) + 4, letters.size + 4
     x = max(0, min(corner[0], size[0] - width))
     y = max(0, min(corner[1] - height, size[1] - height))
     pen.rectangle((x, y, x + width, y + height), fill=colour)
-    pen.text((x + 2, y + height / 2), text, fill=_ink(colour), font=font(), anchor="lm")
+    pen.text((x + 2, y + height / 2), text, fill=_ink(colour), font=letters, anchor="lm")
+
+
+def _fitting(
+    pen: ImageDraw.ImageDraw, text: str, width: int, font_size: int
+) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return text and font that take at most `width` pixels: smaller letters, then fewer."""
+    letters = font(font_size)
+    taken = pen.textlength(text, letters)
+    if taken > width:
+        letters = font(max(SMALLEST_FONT, int(font_size * width / taken)))
+    while len(text) > 1 and pen.textlength(text, letters) > width:
+        text = text[: -2 if text.endswith(CUT) else -1].rstrip() + CUT if len(text) > 2 else text[0]
+    return text, letters
 
 
 def _ink(background: Colour) -> Colour:
@@ -136,7 +180,7 @@ def save_mosaic(
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         scaled = boxes[i].clone()
         scaled[:, :4] *= factor
-        draw_boxes(tile, scaled, names, scores)
+        draw_boxes(tile, scaled, names, BoxStyle(scores=scores))
         pen = ImageDraw.Draw(tile)
         if i < len(captions):
             _tag(pen, (0, height), captions[i][:LONGEST_CAPTION], CAPTION_GREY, tile.size)
