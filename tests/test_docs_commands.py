@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 from utils.options.base import Options, parse_options
 from utils.options.check import CheckOptions
 from utils.options.data.convert import ConvertOptions
+from utils.options.detect import DetectOptions
 from utils.options.distill import DistillOptions
 from utils.options.prune import PruneOptions
 from utils.options.report import ReportOptions
@@ -21,6 +22,7 @@ KINDS: dict[str, type[Options]] = {
     "check.py": CheckOptions,
     "convert.py": ConvertOptions,
     "demo.py": DemoOptions,
+    "detect.py": DetectOptions,
     "distill.py": DistillOptions,
     "models.check": CheckOptions,
     "prune.py": PruneOptions,

@@ -66,7 +66,7 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes a private file
+            temporary.chmod(0o666 & ~umask())  # mkstemp makes a private file
             temporary.replace(path)
     except StorageError:
         raise
@@ -133,7 +133,7 @@ def _delete_leftover(file: Path, seconds: float) -> bool:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
     """Return the process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)

@@ -5,7 +5,7 @@ The candidates take turns, so that a drifting machine hits all of them alike.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -75,14 +75,17 @@ def _synchronizer(device: torch.device) -> Callable[[], object]:
     return lambda: torch.accelerator.synchronize(device)
 
 
+STAGES = ("pre", "inference", "nms")
+
+
 class StageClock:
     """Sum up the seconds of each stage.
 
     A GPU is waited for at both ends of a stage: otherwise only the launch would be timed.
     """
 
-    def __init__(self, device: torch.device):
-        self.seconds: dict[str, float] = {"pre": 0.0, "inference": 0.0, "nms": 0.0}
+    def __init__(self, device: torch.device, stages: Sequence[str] = STAGES):
+        self.seconds = dict.fromkeys(stages, 0.0)
         self.device = device
 
     @contextmanager

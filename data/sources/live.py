@@ -77,20 +77,20 @@ def _closed(reader: "_Reader", alone: bool) -> bool:
         UserError: Where it is the only feed and has given nothing.
     """
     feed, limit = reader.feed, reader.feed.options.silence
-    if reader.waiting:  # a frame to take
+    ended = reader.ended  # looked up before `waiting`: the last frame comes before the end
+    if reader.waiting or (ended is None and reader.silent_for < limit):
         return False
-    if reader.ended is None and reader.silent_for < limit:
-        return False
-    reason = reader.ended if reader.ended is not None else f"no frame for {limit:g} s, given up"
+    reason = ended if ended is not None else f"no frame for {limit:g} s, given up"
     if not reader.given:
         message = f"{feed.place}: {reason or 'ended without a frame'}"
         if alone:
             raise UserError(message)
         feed.lose(message)
-    elif reader.ended is None:
+    elif ended is None:
         LOGGER.warning(f"{feed.place}: {reason}")
     else:
-        LOGGER.info(f"{feed.place}: the stream has ended after {reader.arrived} frames")
+        why = f": {ended}" if ended else ""
+        LOGGER.info(f"{feed.place}: the stream has ended after {reader.arrived} frames{why}")
     return True
 
 

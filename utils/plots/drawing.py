@@ -85,9 +85,7 @@ class BoxStyle:
 def style_for(width: int, height: int) -> BoxStyle:
     """Return the style that can be read on an image of that size in pixels, seen as a whole."""
     side = (width + height) / 2
-    return BoxStyle(
-        width=max(1, round(side / 400)), font_size=max(SMALLEST_FONT, round(12 + side / 120))
-    )
+    return BoxStyle(width=max(1, round(side / 400)), font_size=round(SMALLEST_FONT + side / 140))
 
 
 def draw_boxes(
@@ -141,8 +139,12 @@ def _fitting(
     taken = pen.textlength(text, letters)
     if taken > width:
         letters = font(max(SMALLEST_FONT, int(font_size * width / taken)))
-    while len(text) > 1 and pen.textlength(text, letters) > width:
-        text = text[: -2 if text.endswith(CUT) else -1].rstrip() + CUT if len(text) > 2 else text[0]
+    if " " in text and pen.textlength(text, letters) > width:
+        text = text.rpartition(" ")[0]  # the confidence, or the last word
+    whole = len(text)
+    while whole > 1 and pen.textlength(text, letters) > width:
+        whole -= 1
+        text = text[:whole] + CUT if whole > 1 else text[:1]
     return text, letters
 
 

@@ -1,0 +1,1 @@
+"""detect.py in parts: run, detector, outputs, videos, names, tally, window."""
