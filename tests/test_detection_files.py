@@ -39,6 +39,11 @@ def test_images_of_one_name_keep_their_folders_and_suffixes():
     assert list(image_ids(names).values()) == [*expected[:5], 3]
 
 
+def test_a_name_that_looks_like_another_one_with_its_suffix_differs_too():
+    names = output_names(["/s/a.jpg", "/s/a.png", "/s/a.jpg.png"])
+    assert list(names.values()) == ["a.jpg", "a.png", "a.jpg.png"]
+
+
 def test_ids_stay_texts_where_their_numbers_are_alike():
     names = output_names(["/s/1.jpg", "/s/01.jpg", "/s/2.jpg"])
     assert list(image_ids(names).values()) == ["1", "01", "2"]

@@ -20,6 +20,7 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 400
 MOST_FILES = 12
 SMALL_FOLDERS = (
+    "utils/options/*",
     "prune_methods/*",
     "deploy",
     "deploy/*",

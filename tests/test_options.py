@@ -17,7 +17,7 @@ from utils.options.base import Options, option, parse_options
 from utils.options.check import CheckOptions
 from utils.options.distill import DistillOptions
 from utils.options.meta import GROUPS
-from utils.options.parser import ABSENT, build_parser
+from utils.options.parsing.parser import ABSENT, build_parser
 from utils.options.prune import PruneOptions
 from utils.options.report import ReportOptions
 from utils.options.sparse import SparseOptions
@@ -58,7 +58,7 @@ def test_the_common_options_of_prune_come_first():
 def test_help_answers_without_torch():
     code = (
         "import sys\nfrom utils.options.prune import PruneOptions\n"
-        "from utils.options.parser import build_parser\n"
+        "from utils.options.parsing.parser import build_parser\n"
         "build_parser(PruneOptions, '').format_help()\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from data.sources.base import SOURCES, Feed, Frame, SourceOptions
@@ -39,7 +39,7 @@ def _feeds_of(text: str, options: SourceOptions) -> list[Feed]:
     )
 
 
-def frames_of(feeds: Sequence[Feed]) -> Iterator[tuple[Feed, Frame]]:
+def frames_of(feeds: Sequence[Feed]) -> Generator[tuple[Feed, Frame], None, None]:
     """Yield the frames of the files one after another, then those of all live feeds as they come.
 
     A feed that cannot be read is counted, said in a line and left out; see `Feed.lose`.

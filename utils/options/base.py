@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from utils.errors import UserError
 from utils.log import LOGGER
 from utils.options.meta import MOST_WORKERS, Meta
-from utils.options.parser import build_parser, dashed
-from utils.options.ranges import check_values
+from utils.options.parsing.parser import build_parser, dashed
+from utils.options.parsing.ranges import check_values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

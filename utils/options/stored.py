@@ -6,8 +6,8 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from utils.errors import UserError, brief
-from utils.options.parser import base_type
-from utils.options.ranges import check_values
+from utils.options.parsing.parser import base_type
+from utils.options.parsing.ranges import check_values
 
 
 def options_from(kind: type, values: Mapping[str, Any], where: str) -> Any:
