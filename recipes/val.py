@@ -1,4 +1,4 @@
-"""`val.py`: validate one checkpoint on one split and write the results."""
+"""`val.py`: validate one checkpoint or exported file on one split and write the results."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from data.config import DataConfig, load_data
 from data.loader import validation_loader
-from models import Model
-from models.checkpoint import load_model
+from deploy import Runtime, load_runtime
 from utils.boxes import scale_boxes
 from utils.detection_files import (
     coco_category_ids,
@@ -22,9 +21,9 @@ from utils.detection_files import (
     yolo_text,
 )
 from utils.engine.device import device_name, select_device
+from utils.errors import UserError
 from utils.evaluator import EvalResult, evaluate, log_table, warn_of_settings
 from utils.files import write_atomic
-from utils.images import whole_strides
 from utils.log import LOGGER, logging_to
 from utils.options.val import ValOptions
 from utils.plots.evaluation import batch_pictures, plot_evaluation
@@ -46,19 +45,20 @@ def val(opt: ValOptions) -> EvalResult:
     device = select_device(opt.device)
     if opt.half and device.type == "cpu":
         LOGGER.warning("--half has no effect on the CPU: computing in float32")
-    data, model = load_data(opt.data), load_model(opt.weights, device).fuse()
+    data = load_data(opt.data)
+    model = load_runtime(opt.weights, device=device, imgsz=opt.imgsz)
+    check_file(model, opt)
     names = shown_names(data, model, opt)
-    stride = model.max_stride
-    opt = replace(opt, imgsz=whole_strides(opt.imgsz or model.imgsz, stride))
+    opt = replace(opt, imgsz=model.imgsz[0])
     speed = opt.task == "speed"  # measured on squares, all of one size
     loader = validation_loader(
         data,
         "val" if speed else opt.task,
-        rect=not speed,
+        rect=model.dynamic and not speed,
         imgsz=opt.imgsz,
         batch_size=opt.batch_size,
         workers=opt.workers,
-        stride=stride,
+        stride=model.max_stride,
         single_cls=opt.single_cls,
         unlabelled=speed or opt.save_txt or opt.save_json,
     )
@@ -68,13 +68,43 @@ def val(opt: ValOptions) -> EvalResult:
         return validate_into(model, loader, names, data, opt, folder)
 
 
+def check_file(model: Runtime, opt: ValOptions) -> None:
+    """Refuse a file that the options cannot be done with; say how it is validated.
+
+    Raises:
+        UserError: `--augment` with a file without raw maps, or a file of a size that is no square.
+    """
+    if opt.augment and not model.gives_raw_maps:
+        raise UserError(
+            f"--augment: {opt.weights} gives boxes only, the views are put together from a"
+            " checkpoint's raw maps; give the .pt, or leave --augment out"
+        )
+    height, width = model.imgsz
+    if height != width:
+        raise UserError(
+            f"{opt.weights}: takes images of {height}x{width} px; val.py letterboxes into squares:"
+            f" export it with --imgsz {max(height, width)} or --dynamic"
+        )
+    if not model.dynamic:
+        LOGGER.info(
+            f"{opt.weights}: a file of one size: images are letterboxed into {height}x{width} px;"
+            " a .pt or --dynamic file is validated on rectangles, so its mAP differs a little"
+        )
+    if model.end2end:
+        facts = model.metadata
+        LOGGER.warning(
+            f"{opt.weights}: its own NMS keeps {facts.max_det} boxes above {facts.conf_thres:g} an"
+            f" image, one class each, overlap up to {facts.iou_thres:g}: mAP is of what is left"
+        )
+
+
 def validate_into(
-    model: Model, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path
+    model: Runtime, loader: Any, names: list[str], data: DataConfig, opt: ValOptions, folder: Path
 ) -> EvalResult:
-    """Evaluate a deployed model and write all results into the run folder.
+    """Evaluate a detector and write all results into the run folder.
 
     Args:
-        model: Fused model on its device.
+        model: Detector of any format.
         loader: Batches of the split.
         names: Class names by id.
         data: Data set; its number of classes counts.
@@ -117,7 +147,7 @@ def validate_into(
     return result
 
 
-def shown_names(data: DataConfig, model: Model, opt: ValOptions) -> list[str]:
+def shown_names(data: DataConfig, model: Runtime, opt: ValOptions) -> list[str]:
     """Return the class names by id: the data's, then those that only the model has.
 
     Warns where model and data differ in their number of classes.

@@ -64,7 +64,9 @@ class Prediction(nn.Module):
 def by_anchor(na: int, parts: list[Tensor]) -> Tensor:
     """Predictions (N, na x ci, H, W) -> (N, na x sum of ci, H, W), everything of an anchor
     together."""
-    return torch.cat([part.unflatten(1, (na, -1)) for part in parts], 2).flatten(1, 2)
+    n, _, height, width = parts[0].shape
+    by_part = [part.view(n, na, -1, height, width) for part in parts]
+    return torch.cat(by_part, 2).reshape(n, -1, height, width)
 
 
 class Branches(nn.Module):

@@ -16,7 +16,8 @@ class ValOptions(RunOptions):
 
     weights: str = option(
         "",
-        "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt",
+        "checkpoint: ours (trained, pruned, distilled) or an official YOLOv5 / YOLOv7 .pt; or a"
+        " file of export.py: .torchscript, .onnx, *_openvino_model, *_ncnn_model",
         group="what",
     )
     data: str = option("", "data YAML: bare name (demo) or path", group="what", path=True)
