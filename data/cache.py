@@ -71,6 +71,8 @@ class Scan:
     whites: np.ndarray  # (images,) value that becomes 255; `ONE_BYTE` for images of 8 bits
     report: list[Problem]
     left_out: str  # how many images are left out and why the first; empty where none is
+    without_labels: list[Path]  # usable images that have no label file
+    sizes: np.ndarray  # (images,) size of each file in bytes
 
 
 def scan(images: Sequence[Path], nc: int) -> Scan:
@@ -170,8 +172,8 @@ def _summary(images: Sequence[Path], entries: list[CacheEntry], nc: int) -> Scan
     ]
     backgrounds = sum(not len(entry.labels) for _, entry in usable)
     corrupt = len(images) - len(usable)
-    missing = sum(entry.stamps[2:] == NO_FILE for _, entry in usable)
-    without = f" ({missing} without a label file)" if missing else ""
+    missing = [image for image, entry in usable if entry.stamps[2:] == NO_FILE]
+    without = f" ({len(missing)} without a label file)" if missing else ""
     LOGGER.info(
         f"Scanning {images[0].parent}... {len(images)} images, {backgrounds} backgrounds{without},"
         f" {corrupt} corrupt"
@@ -194,6 +196,8 @@ def _summary(images: Sequence[Path], entries: list[CacheEntry], nc: int) -> Scan
         _common_white(np.array([entry.white for entry in kept])),
         report,
         f"; {corrupt} images are left out, the first: {left_out}" if corrupt else "",
+        missing,
+        np.array([entry.stamps[0] for entry in kept]),
     )
 
 

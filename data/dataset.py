@@ -62,11 +62,12 @@ class DetectionDataset(Dataset):
         whites: (images,): value that becomes 255, 0 for images of 8 bits.
         batch_shapes: (height, width) of each `options.rect_batch` images; empty without `rect`.
         left_out: how many images are left out and why; empty where none is.
+        scan: what the scan found, in the order of the images, whatever the order of `files`.
     """
 
     def __init__(self, images: Sequence[Path], nc: int, options: LoaderOptions):
         """Scan the images; `nc` is the number of classes. `UserError` where none is usable."""
-        found = scan(images, nc)
+        self.scan = found = scan(images, nc)
         self.files, self.labels = found.files, found.labels
         self.shapes, self.report = found.shapes, found.report
         self.whites, self.left_out = found.whites, found.left_out

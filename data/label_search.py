@@ -28,25 +28,45 @@ def warn_of_unlabelled(images: Sequence[Path], labels: Sequence[Path]) -> None:
         images: Image files of a split.
         labels: Label file of each image, existing or not.
     """
-    folders: dict[Path, dict[str, Path]] = {}
-    for image, label in zip(images, labels, strict=True):
-        folders.setdefault(label.parent, {})[label.name] = image
     stray: list[Path] = []
-    for folder, wanted in folders.items():
-        names = _names(folder, {".txt"})
+    for folder, wanted, names in _label_folders(images, labels):
         if names.isdisjoint(wanted):
             LOGGER.warning(
                 f"{folder}: has no label file for any of the {len(wanted)} images in"
                 f" {next(iter(wanted.values())).parent}: all are backgrounds"
             )
-        if unclaimed := names.difference(wanted):
-            places = dict.fromkeys(image.parent for image in wanted.values())
-            stray += _strays(folder, unclaimed, places)
+        stray += _strays(folder, names.difference(wanted), wanted.values())
     if stray:
         LOGGER.warning(
             f"{len(stray)} label files belong to no image and are not used, the first:"
             f" {stray[0]}{_spelling(stray[0], images)}"
         )
+
+
+def stray_texts(images: Sequence[Path]) -> list[Path]:
+    """Return the label files, in the folders of the images' labels, that belong to no image."""
+    found = _label_folders(images, [label_path(image) for image in images])
+    return [
+        text
+        for folder, wanted, names in found
+        for text in _strays(folder, names.difference(wanted), wanted.values())
+    ]
+
+
+def _label_folders(
+    images: Sequence[Path], labels: Sequence[Path]
+) -> Iterator[tuple[Path, dict[str, Path], set[str]]]:
+    """Yield folders of labels, the images by the names of their texts, and the names of all texts.
+
+    Args:
+        images: Image files of a split.
+        labels: Label file of each image, existing or not.
+    """
+    folders: dict[Path, dict[str, Path]] = {}
+    for image, label in zip(images, labels, strict=True):
+        folders.setdefault(label.parent, {})[label.name] = image
+    for folder, wanted in folders.items():
+        yield folder, wanted, _names(folder, {".txt"})
 
 
 def require_objects(
@@ -87,7 +107,7 @@ def _names(folder: Path, suffixes: Iterable[str]) -> set[str]:
         return set()
 
 
-def _strays(folder: Path, names: Iterable[str], places: Iterable[Path]) -> Iterator[Path]:
+def _strays(folder: Path, names: Iterable[str], images: Iterable[Path]) -> Iterator[Path]:
     """Yield the label files of a folder that no image claims, sorted.
 
     Images on the disk that the split leaves out claim theirs too. Texts that hold no boxes, such as
@@ -96,10 +116,13 @@ def _strays(folder: Path, names: Iterable[str], places: Iterable[Path]) -> Itera
     Args:
         folder: Folder of the texts.
         names: Names of its texts that belong to no image of the split.
-        places: Folders of the images whose labels are sought there.
+        images: Images whose labels are sought there.
     """
-    images = (name for place in places for name in _names(place, IMAGE_SUFFIXES))
-    claimed = {f"{name.rpartition('.')[0]}.txt" for name in images}
+    if not names:
+        return
+    places = dict.fromkeys(image.parent for image in images)
+    others = (name for place in places for name in _names(place, IMAGE_SUFFIXES))
+    claimed = {f"{name.rpartition('.')[0]}.txt" for name in others}
     for name in sorted(set(names) - claimed):
         text = folder / name
         if _holds_boxes(text):

@@ -76,7 +76,7 @@ def _log(writer: SetWriter, out: Path, new: bool) -> None:
     if writer.copied and not writer.opt.copy:
         LOGGER.info(f"{writer.copied} images could not be linked and were copied")
     done = "Converted to" if new else "Unchanged, as it was converted before:"
-    LOGGER.info(f"{done} {out}\nTrain on it:  python train.py --data {out / DATA_YAML}")
+    LOGGER.info(f"{done} {out}\nCheck it:  python -m data.check {out / DATA_YAML}")
 
 
 def _table(splits: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from data.autoanchor import check_anchors
 from data.cache import write_report
+from data.check.short import warn_of_data
 from data.config import DataConfig
 from data.dataset import DetectionDataset
 from data.loader import DetectionLoader, build_loader, validation_loader
@@ -251,6 +252,10 @@ def build_trainer(
         loader = session.train_loader(opt.batch_size)
     batch_size = BatchSize(session)
     _describe(loader.dataset, session)
+    if world.main:
+        warn_of_data(
+            loader.dataset.scan, session.val_loader.dataset.scan, run.model.names, opt.imgsz
+        )
     check_anchors(
         loader.dataset,
         run.model,

@@ -9,6 +9,7 @@ from demo import DemoOptions
 from tests.conftest import ROOT
 from utils.options.base import Options, parse_options
 from utils.options.check import CheckOptions
+from utils.options.data.check import DataCheckOptions
 from utils.options.data.convert import ConvertOptions
 from utils.options.detect import DetectOptions
 from utils.options.distill import DistillOptions
@@ -21,6 +22,7 @@ from utils.options.val import ValOptions
 KINDS: dict[str, type[Options]] = {
     "check.py": CheckOptions,
     "convert.py": ConvertOptions,
+    "data.check": DataCheckOptions,
     "demo.py": DemoOptions,
     "detect.py": DetectOptions,
     "distill.py": DistillOptions,
@@ -31,6 +33,7 @@ KINDS: dict[str, type[Options]] = {
     "train_sparse.py": SparseOptions,
     "val.py": ValOptions,
 }
+MODULES = ("models.check", "data.check")
 BASE = "--weights runs/train/exp/weights/best.pt --data demo"  # what pages call $B
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8")))
@@ -42,7 +45,7 @@ def commands_of(text: str) -> list[str]:
     blocks = [block for language, block in fences if language in {"", "bash", "sh"}]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     inline = re.findall(r"`([^`]+)`", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
-    known = re.compile(r"(python (-m models\.check|[\w/]+\.py)|make|torchrun)( |$)")
+    known = re.compile(r"(python (-m (models|data)\.check|[\w/]+\.py)|make|torchrun)( |$)")
     found = [" ".join(line.split("  #")[0].split()) for line in [*lines, *inline]]
     return [command for command in found if known.match(command)]
 
@@ -64,7 +67,7 @@ def test_a_command_of_a_page_is_right(page: str, command: str):
     if words[0] == "make":
         assert all(word in TARGETS or "=" in word for word in words[1:]), command
         return
-    place = next(i for i, w in enumerate(words) if w.endswith(".py") or w == "models.check")
+    place = next(i for i, w in enumerate(words) if w.endswith(".py") or w in MODULES)
     script, options = words[place], words[place + 1 :]
     if script.startswith("benchmarks/"):
         source = (ROOT / script).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Find what is wrong with a data set: `python -m data.check my.yaml`."""
