@@ -15,6 +15,7 @@ from data.config import DataConfig
 from data.dataset import Batch, DetectionDataset, SampleKey, collate
 from data.label_search import require_objects
 from data.options import LoaderOptions
+from data.watchdog import Watchdog
 from data.workers import plan_workers, prepare_worker
 from utils.errors import UserError
 from utils.log import LOGGER
@@ -105,6 +106,7 @@ class DetectionLoader(DataLoader):
     def __init__(self, dataset: DetectionDataset, plan: BatchPlan, workers: int, ahead: int):
         """Make a loader; each of its workers makes `ahead` batches before they are asked for."""
         self.plan = plan
+        self.worker_timeout = dataset.options.worker_timeout
         options: dict[str, Any] = {}
         if workers:
             options = {"persistent_workers": True, "prefetch_factor": ahead}
@@ -124,10 +126,10 @@ class DetectionLoader(DataLoader):
         A `UserError` of a worker arrives at the end of a traceback's text, and is taken from there.
 
         Raises:
-            UserError: A worker failed, ended, or could not be started.
+            UserError: A worker failed, ended, hung, or could not be started.
         """
         try:
-            yield from super().__iter__()
+            yield from self._watched(super().__iter__())
         except UserError as error:
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
         except RuntimeError as error:
@@ -138,6 +140,16 @@ class DetectionLoader(DataLoader):
             raise UserError(
                 f"no more data workers can be started: {error.strerror}; use fewer --workers"
             ) from None
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches; give up on workers that live and give none."""
+        watchdog = Watchdog(getattr(batches, "_workers", ()), self.worker_timeout)
+        while True:
+            with watchdog:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch, before iterating."""

@@ -21,6 +21,7 @@ class LoaderOptions:
         single_cls: count all classes as class 0.
         image_weights: draw images of rare classes more often.
         workers: data processes; capped at the number of batches.
+        worker_timeout: seconds without a batch after which they count as hung; 0: never.
         seed: of order, augmentation and fraction.
         stride: sides of the batches are multiples of it, pixels.
         pad: strides of grey around the images of `rect` batches.
@@ -39,6 +40,7 @@ class LoaderOptions:
     single_cls: bool = False
     image_weights: bool = False
     workers: int = 0
+    worker_timeout: float = 600.0
     seed: int = 0
     stride: int = 32
     pad: float = 0.0

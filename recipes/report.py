@@ -179,6 +179,7 @@ def measure_candidates(
             imgsz=candidate.imgsz,
             batch_size=opt.batch_size,
             workers=opt.workers,
+            worker_timeout=opt.worker_timeout,
             stride=model.max_stride,
             single_cls=single,
         )

@@ -110,6 +110,7 @@ class Session:
             single_cls=opt.single_cls,
             image_weights=opt.image_weights,
             workers=opt.workers,
+            worker_timeout=opt.worker_timeout,
             seed=opt.seed,
             stride=run.stride,
             rank=self.world.rank,
@@ -132,6 +133,7 @@ class Session:
             cache=opt.cache or None,
             single_cls=opt.single_cls,
             workers=opt.workers,
+            worker_timeout=opt.worker_timeout,
             stride=self.run.stride,
         )
 

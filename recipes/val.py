@@ -58,6 +58,7 @@ def val(opt: ValOptions) -> EvalResult:
         imgsz=opt.imgsz,
         batch_size=opt.batch_size,
         workers=opt.workers,
+        worker_timeout=opt.worker_timeout,
         stride=model.max_stride,
         single_cls=opt.single_cls,
         unlabelled=speed or opt.save_txt or opt.save_json,

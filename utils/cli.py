@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from utils.errors import UserError
 from utils.files import refusal
+from utils.interrupts import SIGINT_CODE, quiet_interrupts, say_interrupted
 from utils.options.base import parse_options
 from utils.worker_errors import worker_reason
 
@@ -34,11 +35,13 @@ def run_script(kind: type[T], work: Callable[[T], object], description: str | No
     """
     _prepare_output()
     try:
-        _flushed(lambda: work(parse_options(kind, description=description or "")))
+        with quiet_interrupts():
+            _flushed(lambda: work(parse_options(kind, description=description or "")))
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        say_interrupted("")
+        raise SystemExit(SIGINT_CODE) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
         raise SystemExit(PIPE_CLOSED) from None

@@ -66,6 +66,7 @@ class PruneRun:
         return {
             "imgsz": opt.imgsz,
             "workers": opt.workers,
+            "worker_timeout": opt.worker_timeout,
             "stride": self.stride,
             "single_cls": opt.single_cls,
         }

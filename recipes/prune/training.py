@@ -45,6 +45,7 @@ SHARED = (
     "noplots",
     "device",
     "workers",
+    "worker_timeout",
     "seed",
 )
 BEFORE = -1  # epoch of the checkpoint that is written before the first one

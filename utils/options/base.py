@@ -125,6 +125,14 @@ class RunOptions(Options):
         least=0,
         most=MOST_WORKERS,
     )
+    worker_timeout: float = option(
+        600.0,
+        "seconds without a batch after which data workers count as hung and the run ends; a"
+        " warning comes after a minute; 0: wait for ever",
+        group="run",
+        least=0,
+        most=1e6,
+    )
     project: str = option("runs", "folder of the runs", group="run")
     name: str = option("exp", "name of this run; exp2, exp3 ... where it exists", group="run")
     exist_ok: bool = option(False, "write into the run folder even if it exists", group="run")
