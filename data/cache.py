@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data.coco_labels import CocoSplit
 from data.deep_images import ONE_BYTE
 from data.files import NO_FILE, label_path, short_hash, stamp, user_cache_folder
 from data.images import READ_ERRORS, probe_image
@@ -75,31 +76,44 @@ class Scan:
     sizes: np.ndarray  # (images,) size of each file in bytes
 
 
-def scan(images: Sequence[Path], nc: int) -> Scan:
-    """Read every image and label file; unchanged files are taken from the cache.
+def scan(images: Sequence[Path], nc: int, coco: CocoSplit | None = None) -> Scan:
+    """Read every image and its labels; unchanged files are taken from the cache.
 
     Args:
         images: Image files of a split.
         nc: Number of classes.
+        coco: Where the labels are, if not in texts.
 
     Raises:
         UserError: Where no image is usable.
     """
-    cache_file = label_path(images[0]).parent.with_suffix(".cache.npz")
+    texts = label_path(images[0]).parent.with_suffix(".cache.npz")
+    cache_file = coco.cache_file if coco else texts
     known = _load(cache_file, nc) or _load(_private(cache_file), nc)
-    labels = [label_path(image) for image in images]
-    warn_of_unlabelled(images, labels)
-    now = {image: stamp(image) + stamp(label) for image, label in zip(images, labels, strict=True)}
+    now = _stamps(images, coco)
     changed = [image for image in images if image not in known or known[image].stamps != now[image]]
     if changed:
-        known |= _look_at_all(changed, now, nc)
+        known |= _look_at_all(changed, now, nc, coco)
         there = {image: entry for image, entry in known.items() if image in now or image.exists()}
         _save(cache_file, there, nc)
     return _summary(images, [known[image] for image in images], nc)
 
 
+def _stamps(images: Sequence[Path], coco: CocoSplit | None) -> dict[Path, tuple[int, ...]]:
+    """Return the stamps of each image and its labels; say what is odd about where labels lie."""
+    if coco:
+        coco.describe()
+        return {image: stamp(image) + coco.stamp for image in images}
+    labels = [label_path(image) for image in images]
+    warn_of_unlabelled(images, labels)
+    return {image: stamp(image) + stamp(label) for image, label in zip(images, labels, strict=True)}
+
+
 def _look_at_all(
-    images: Sequence[Path], stamps: Mapping[Path, tuple[int, ...]], nc: int
+    images: Sequence[Path],
+    stamps: Mapping[Path, tuple[int, ...]],
+    nc: int,
+    coco: CocoSplit | None = None,
 ) -> dict[Path, CacheEntry]:
     """Read images and their labels, many at a time; show a bar for more than a few.
 
@@ -107,6 +121,7 @@ def _look_at_all(
         images: Images to read.
         stamps: Stamps of each image and its labels.
         nc: Number of classes.
+        coco: Where the labels are, if not in texts.
     """
     parts = [images[start : start + PART] for start in range(0, len(images), PART)]
     few = len(images) < FEW
@@ -117,7 +132,7 @@ def _look_at_all(
     ):
 
         def look(part: Sequence[Path]) -> list[CacheEntry]:
-            return [_look_at(image, stamps[image], nc) for image in part]
+            return [_look_at(image, stamps[image], nc, coco) for image in part]
 
         for part, entries in zip(parts, pool.map(look, parts), strict=True):
             found |= zip(part, entries, strict=True)
@@ -125,7 +140,9 @@ def _look_at_all(
     return found
 
 
-def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
+def _look_at(
+    image: Path, stamps: tuple[int, ...], nc: int, coco: CocoSplit | None = None
+) -> CacheEntry:
     """Read one image and its labels."""
     entry = CacheEntry(stamps)
     try:
@@ -135,8 +152,9 @@ def _look_at(image: Path, stamps: tuple[int, ...], nc: int) -> CacheEntry:
             entry.shape, entry.white = probe_image(image)
     except READ_ERRORS as error:
         entry.findings.append(Finding(0, f"corrupt image: {_one_line(error)}"))
-    if stamps[2:] != NO_FILE:
-        entry.labels, findings = _labels_of(label_path(image), nc)
+    if coco or stamps[2:] != NO_FILE:
+        read = coco.labels_of(image, entry.shape) if coco else _labels_of(label_path(image), nc)
+        entry.labels, findings = read
         entry.findings += findings
     return entry
 

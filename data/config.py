@@ -3,12 +3,13 @@
 A YAML never runs code.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data.coco_labels import CocoSplit, names_of
 from data.files import label_path, list_images, short_hash, stamp
 from utils.config import CONFIG_FOLDERS, MOST_CLASSES, load_yaml, resolve
 from utils.errors import UserError, brief, suggest
@@ -32,6 +33,7 @@ class DataConfig:
     names: list[str]
     fraction: float = 1.0  # share of the training images that is used
     seed: int | None = None  # which images the share has; None: the seed of the run says so
+    coco: Mapping[str, CocoSplit] = field(default_factory=dict)  # the splits that are COCO's JSON
 
     @property
     def nc(self) -> int:
@@ -51,7 +53,7 @@ class DataConfig:
                 f"{self.file or 'data'}: has no '{split}' split; add a '{split}:' line (a folder or"
                 " a list of images)"
             )
-        return list_images(entries)
+        return self.coco[split].files() if split in self.coco else list_images(entries)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,7 +77,8 @@ class DataConfig:
         lines = [str(self.names)]
         for split in SPLITS:
             for image in self.images(split) if getattr(self, split) else []:
-                sizes = f"{stamp(image)[0]} {stamp(label_path(image))[0]}"
+                labels = self.coco[split].stamp if split in self.coco else stamp(label_path(image))
+                sizes = f"{stamp(image)[0]} {labels[0]}"
                 lines.append(f"{split} {image.name} {sizes}")
         return short_hash("\n".join(lines))
 
@@ -105,23 +108,32 @@ def load_data(source: "DataConfig | Mapping[str, Any] | Path | str") -> DataConf
             f"{where}: 'download' is never run; fetch the data yourself and let 'path' point to"
             " them"
         )
-    names = _names(where, content)
     check_path(content.get("path") or ".", f"{where}: path")
     folder = file.parent if file else Path.cwd()
     if content.get("generator") is not None:
         _generate(where, content["generator"], folder / str(content.get("path", ".")))
     root = _root(where, str(content.get("path") or "."), folder)
-    given = {split: _entries(where, split, content.get(split)) for split in SPLITS}
     place = Path.joinpath if content.get("path") else _without_path
+    coco = {
+        split: _coco_split(f"{where}: {split}", content[split], lambda entry: place(root, entry))
+        for split in SPLITS
+        if isinstance(content.get(split), Mapping)
+    }
+    given = {
+        split: [coco[split].images] if split in coco else _entries(where, split, content.get(split))
+        for split in SPLITS
+    }
     splits = {split: [place(root, entry) for entry in entries] for split, entries in given.items()}
     if not any(splits.values()):
         raise UserError(
             f"{where}: has neither 'train' nor 'val'; add 'train: images/train' and 'val:"
             " images/val'"
         )
+    names = _names(where, content, [found.annotations for found in coco.values()])
+    coco = {split: replace(found, names=tuple(names)) for split, found in coco.items()}
     fraction = _fraction(where, content.get("fraction", 1.0))
     seed = _seed(where, content.get("seed"))
-    return DataConfig(file, root, **splits, names=names, fraction=fraction, seed=seed)
+    return DataConfig(file, root, **splits, names=names, fraction=fraction, seed=seed, coco=coco)
 
 
 def load_names(source: Path | str) -> list[str]:
@@ -140,13 +152,24 @@ def _read(source: Path | str) -> tuple[Path, dict[str, Any]]:
     return file, load_yaml(file, names=("names",), texts=("path", *SPLITS, "generator"))
 
 
-def _names(where: str, content: Mapping[str, Any]) -> list[str]:
-    """Return the class names by id; from `nc` alone `class0`, `class1`, ..."""
+def _names(where: str, content: Mapping[str, Any], coco: Sequence[Path] = ()) -> list[str]:
+    """Return the class names by id.
+
+    Without `names` they are those of the categories in COCO's JSON; from `nc` alone `class0`,
+    `class1`, ...
+
+    Args:
+        where: File that a message names.
+        content: The data YAML.
+        coco: JSON files of the splits that have one.
+    """
     names, nc = content.get("names"), content.get("nc")
     if nc is not None and (type(nc) is not int or not 1 <= nc <= MOST_CLASSES):
         raise UserError(
             f"{where}: nc: {brief(nc)} is not a number of classes (1 to {MOST_CLASSES})"
         )
+    if names is None and coco:
+        names = names_of(coco)
     if names is None and nc is None:
         raise UserError(f"{where}: has no 'names'; add 'names: [cat, dog]'")
     if names is None:
@@ -199,6 +222,27 @@ def _root(where: str, path: str, folder: Path) -> Path:
     )
 
 
+def _coco_split(where: str, value: Mapping[str, Any], place: Callable[[str], Path]) -> CocoSplit:
+    """Return the split of a mapping of `annotations` and `images`, names still empty.
+
+    Args:
+        where: File and key that a message names.
+        value: The mapping.
+        place: Returns the path of an entry.
+    """
+    if set(value) != {"annotations", "images"}:
+        raise UserError(
+            f"{where}: expected a folder, a list file, a list of them, or COCO's JSON as"
+            f" 'annotations: x.json' and 'images: folder', found {brief(dict(value))}"
+        )
+    for entry in value.values():
+        check_path(entry, where)
+    annotations, images = place(value["annotations"]), place(value["images"])
+    if not images.is_dir():
+        raise UserError(f"{where}: images: {images}: no such folder")
+    return CocoSplit(annotations, images)
+
+
 def _entries(where: str, split: str, value: Any) -> list[str | Path]:
     """Return the value of a split as a list of folders and list files."""
     entries = value if isinstance(value, list) else [] if value is None else [value]
@@ -209,6 +253,11 @@ def _entries(where: str, split: str, value: Any) -> list[str | Path]:
         )
     for entry in entries:
         check_path(entry, f"{where}: {split}")
+        if str(entry).endswith(".json"):
+            raise UserError(
+                f"{where}: {split}: {entry} is no list of images; COCO's JSON is written as"
+                f" '{split}: {{annotations: {entry}, images: FOLDER}}'"
+            )
     return entries
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.augment import blend, jitter_colours, letterbox, mosaic, random_matrix, warp
 from data.cache import scan
+from data.coco_labels import CocoSplit
 from data.files import short_hash, stamp, user_cache_folder
 from data.images import read_image, resize_long_side
 from data.options import LoaderOptions
@@ -65,9 +66,25 @@ class DetectionDataset(Dataset):
         scan: what the scan found, in the order of the images, whatever the order of `files`.
     """
 
-    def __init__(self, images: Sequence[Path], nc: int, options: LoaderOptions):
-        """Scan the images; `nc` is the number of classes. `UserError` where none is usable."""
-        self.scan = found = scan(images, nc)
+    def __init__(
+        self,
+        images: Sequence[Path],
+        nc: int,
+        options: LoaderOptions,
+        coco: CocoSplit | None = None,
+    ):
+        """Scan the images.
+
+        Args:
+            images: Image files.
+            nc: Number of classes.
+            options: How the images become batches.
+            coco: Where the labels are, if not in texts.
+
+        Raises:
+            UserError: No image is usable.
+        """
+        self.scan = found = scan(images, nc, coco)
         self.files, self.labels = found.files, found.labels
         self.shapes, self.report = found.shapes, found.report
         self.whites, self.left_out = found.whites, found.left_out

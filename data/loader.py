@@ -175,9 +175,13 @@ def build_loader(data: DataConfig, split: str, **options: Any) -> DetectionLoade
     if split == "train" and data.fraction < 1:
         seed = opt.seed if data.seed is None else data.seed
         images = _fraction(images, data.fraction, seed)
-    dataset = DetectionDataset(images, data.nc, opt)
+    coco = data.coco.get(split)
+    dataset = DetectionDataset(images, data.nc, opt, coco)
     if not any(len(rows) for rows in dataset.labels):
-        require_objects(images, split, dataset.left_out, strict=not opt.unlabelled)
+        if coco:
+            coco.require_objects(split, dataset.left_out, strict=not opt.unlabelled)
+        else:
+            require_objects(images, split, dataset.left_out, strict=not opt.unlabelled)
     weights = image_sampling_weights(dataset.labels, data.nc) if opt.image_weights else None
     if opt.rect and weights is not None:
         raise UserError(

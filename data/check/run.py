@@ -22,7 +22,7 @@ def check(opt: DataCheckOptions) -> int:
     data = load_data(opt.data)
     folder = make_run_dir(opt.project, opt.name, opt.exist_ok)
     splits = [
-        Split(split, images := data.images(split), scan(images, data.nc))
+        Split(split, images := data.images(split), scan(images, data.nc, data.coco.get(split)))
         for split in SPLITS
         if getattr(data, split)
     ]
