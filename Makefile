@@ -47,7 +47,7 @@ check-environment:
 	@$(PYTHON) -c "import torch, torchvision, torch_pruning, cv2, yaml, matplotlib, tqdm, pycocotools" \
 	  || { echo "$(PYTHON) lacks a requirement: run '$(PYTHON) -m pip install -r requirements-dev.txt'"; exit 2; }
 
-$(VENV)/.installed: requirements.txt $(REQUIREMENTS)
+$(VENV)/.installed: requirements.txt requirements-export.txt $(REQUIREMENTS)
 	@echo "==> installing into $(VENV): several GB with PyTorch, a few minutes"
 	@test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)

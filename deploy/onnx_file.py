@@ -112,3 +112,18 @@ def decoding_nodes(content: Any) -> list[str]:
         behind = [reader for name in node.output for reader in readers.get(name, [])]
         feeds[node.name] = node.op_type in PRODUCTS or any(feeds[n.name] for n in behind)
     return [name for name, feeding in feeds.items() if not feeding]
+
+
+def prediction_nodes(content: Any) -> list[str]:
+    """Return the names of the last convolutions: those whose results only the decoding reads."""
+    behind = set(decoding_nodes(content))
+    readers: dict[str, list[str]] = {}
+    for node in content.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.name)
+    return [
+        node.name
+        for node in content.graph.node
+        if node.op_type in PRODUCTS
+        and all(reader in behind for name in node.output for reader in readers.get(name, []))
+    ]

@@ -1,20 +1,29 @@
 """`export.py`: write a deployed model in other formats and verify every file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from deploy.cpu import int8_note
 from deploy.exporters import EXPORTERS, Exporter
 from deploy.libraries import require
 from deploy.quiet import quiet
 from deploy.runtimes import Runtime, load_runtime
 from deploy.settings import EndToEnd, ExportSettings
 from deploy.staging import size_of, staged
-from deploy.verify import compare, model_widths, require_agreement, require_widths
+from deploy.verify import (
+    compare,
+    model_widths,
+    relative_difference,
+    require_agreement,
+    require_widths,
+)
 from models import Model, load_model
+from recipes.int8 import check_int8, int8_file
 from recipes.photos import Photos, verification_photos
 from utils.errors import UserError
 from utils.images import whole_strides
@@ -47,10 +56,10 @@ class Exported:
     def line(self) -> str:
         """Return the row of the table that export.py prints."""
         apart = f"{self.difference:.1e}" if self.difference else "-"
-        return f"{self.name:<12}{self.size / 1e6:>8.1f}{apart:>12}{self.ms:>10.2f}  {self.path}"
+        return f"{self.name:<14}{self.size / 1e6:>8.1f}{apart:>12}{self.ms:>10.2f}  {self.path}"
 
 
-HEADER = f"{'format':<12}{'MB':>8}{'difference':>12}{'ms/image':>10}  file"
+HEADER = f"{'format':<14}{'MB':>8}{'difference':>12}{'ms/image':>10}  file"
 
 
 def export(opt: ExportOptions) -> list[Exported]:
@@ -73,6 +82,9 @@ def export(opt: ExportOptions) -> list[Exported]:
     settings = settings_of(opt, model)
     for exporter in exporters:
         exporter.check(settings)
+    if opt.int8:
+        check_int8(opt)
+        LOGGER.info(int8_note())
     photos = verification_photos(opt.data, opt.weights, settings.imgsz, max(PHOTOS, opt.batch_size))
     LOGGER.info(_what(opt, model, settings))
     LOGGER.info(HEADER)
@@ -85,9 +97,11 @@ def export(opt: ExportOptions) -> list[Exported]:
         try:
             done.append(export_one(exporter, model, settings, photos, target_of(opt, exporter)))
             LOGGER.info(done[-1].line())
+            if opt.int8:
+                done.append(int8_of(opt, done[-1], photos))
         except UserError as error:
             failed[exporter.name] = str(error)
-            LOGGER.error(f"{exporter.name:<12}failed: {error}")
+            LOGGER.error(f"{exporter.name:<14}failed: {error}")
     _conclude(done, failed, photos)
     return done
 
@@ -128,7 +142,7 @@ def export_one(
     Raises:
         UserError: The format cannot express the model, or the file is not the model.
     """
-    with staged(target) as path:
+    with staged(target) as path, _under_its_name(path, target):
         with quiet():
             exporter.write(model, path, settings)
         runtime = load_runtime(path)
@@ -138,6 +152,31 @@ def export_one(
         size = size_of(path)
         del runtime  # some map the file
     return Exported(exporter.name, target, size, worst, ms)
+
+
+def int8_of(opt: ExportOptions, source: Exported, photos: Photos) -> Exported:
+    """Write and measure the INT8 form of a file beside it; log its row and what it costs."""
+    suffix = EXPORTERS[source.name].suffix
+    target = source.path.with_name(f"{source.path.name.removesuffix(suffix)}_int8{suffix}")
+    text = int8_file(opt, source.path, target, source.name)
+    runtime = load_runtime(target)
+    apart = relative_difference(
+        runtime(photos.images).decoded, load_runtime(source.path)(photos.images).decoded
+    )
+    ms = milliseconds(runtime, photos.images[: runtime.batch])
+    found = Exported(f"{source.name} int8", target, size_of(target), apart, ms)
+    LOGGER.info(found.line())
+    LOGGER.info(f"{source.name} int8: {text}")
+    return found
+
+
+@contextmanager
+def _under_its_name(path: Path, target: Path) -> Iterator[None]:
+    """Let errors name the file that was asked for, not the temporary one."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace(str(path), str(target))) from error
 
 
 def verify_outputs(runtime: Runtime, model: Model, images: Tensor, name: str) -> float:

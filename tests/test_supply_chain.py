@@ -27,12 +27,13 @@ def watch(event, arguments):
     if event in {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}:
         seen.append((event, arguments))
 sys.addaudithook(watch)
-import data, distill, models, prune_methods, recipes, utils
-for package in (data, distill, models, prune_methods, recipes, utils):
+import data, deploy, distill, models, prune_methods, recipes, utils
+for package in (data, deploy, distill, models, prune_methods, recipes, utils):
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not info.name.endswith("__main__"):
             importlib.import_module(info.name)
-for script in ("train", "val", "prune", "distill", "train_sparse", "report", "check", "demo"):
+scripts = ("train", "val", "prune", "distill", "train_sparse", "report", "check", "demo", "export")
+for script in scripts:
     importlib.import_module(script)
 from models import build_model, load_model, save_model
 with tempfile.TemporaryDirectory() as folder:
@@ -94,6 +95,7 @@ def test_the_lock_pins_every_requirement_with_a_hash() -> None:
     pinned = dict(entries)
     assert len(entries) == len(pinned) == text.count("==") == text.count("--hash=")
     wanted = requirements("requirements.txt") | requirements("requirements-dev.txt")
+    wanted |= requirements("requirements-export.txt")
     for name, item in wanted.items():
         version = pinned[re.sub(r"[-_.]+", "-", name).lower()]
         assert item.specifier.contains(version), f"{name} {version}"

@@ -31,7 +31,7 @@ class OpenVinoExporter(Exporter):
         stem = path.name.removesuffix(self.suffix)
         interim = path / f"{stem}.onnx"
         write_onnx(model, interim, settings)
-        graph = openvino.convert_model(str(interim))
+        graph = openvino.Core().read_model(str(interim))  # convert_model reports to its makers
         openvino.save_model(graph, str(path / f"{stem}.xml"), compress_to_fp16=settings.half)
         del graph  # maps the interim file
         interim.unlink()

@@ -14,7 +14,7 @@ What differs: the kernel has no bias of its own; the shift of the batch norm tak
 
 Pruning: the kernel is pruned as that of any convolution. The inputs of `offset` follow; its outputs
 are positions and stay whole.
-Export: older opsets of ONNX have no such operator; while exporting, the same sum is written with
+Export: ncnn and older opsets of ONNX have no such operator; a trace writes the same sum with
 `grid_sample` (opset 16).
 """
 
@@ -44,7 +44,7 @@ class DeformableConv2d(nn.Conv2d):
             offset: Shifts in cells, (N, 2 k^2, H', W'): row and column of each tap.
             mask: Weights of the taps, (N, k^2, H', W').
         """
-        if torch.onnx.is_in_onnx_export():
+        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
             return deform_by_sampling(self, x, offset, mask)
         geometry = (self.stride, self.padding, self.dilation)
         return deform_conv2d(x, offset, self.weight, self.bias, *geometry, mask)  # type: ignore[arg-type, call-arg]

@@ -13,6 +13,7 @@ from utils.options.meta import MOST_PIXELS
 from utils.registry import registered_names
 
 FORMATS = tuple(registered_names(ROOT / "deploy" / "exporters", "EXPORTERS"))
+METHODS = ("minmax", "entropy", "percentile")
 MOST_BATCH = 1024
 
 
@@ -44,6 +45,34 @@ class ExportOptions(Options):
     half: bool = option(
         False, "float16 weights; boxes and scores are decoded in float32", group="what"
     )
+    int8: bool = option(
+        False,
+        "INT8 weights and activations (onnx, openvino), calibrated on training images of --data",
+        group="int8",
+    )
+    calib_images: int = option(
+        128, "with --int8: training images to measure ranges on", group="int8", least=1, most=10_000
+    )
+    calib_method: str = option(
+        "minmax",
+        "with --int8: how the range of an activation is chosen; openvino: minmax only",
+        group="int8",
+        choices=METHODS,
+    )
+    keep_float: tuple[str, ...] = option(
+        (),
+        "with --int8: layers that stay in float, as model.0 or model.2.cv1",
+        multi=True,
+        group="int8",
+    )
+    max_drop: float | None = option(
+        None,
+        "with --int8: keep the most costly rows in float until mAP50-95 falls by no more than this",
+        group="int8",
+        least=0,
+        most=1,
+    )
+    seed: int = option(0, "with --int8: seed of the choice of images", group="int8", least=0)
     data: str = option(
         "",
         "data YAML: images to verify on (val) and to calibrate --int8 on (train); without it what"
@@ -106,8 +135,25 @@ class ExportOptions(Options):
             raise UserError(
                 f"--imgsz {' '.join(map(str, self.imgsz))}: one side, or height and width"
             )
+        self._check_int8()
         if self.device not in {"", "cpu"}:
             raise UserError(f"--device {self.device}: files are written on the CPU; --device cpu")
+
+    def _check_int8(self) -> None:
+        """Raise `UserError` for options of INT8 that do not go together."""
+        if not self.int8:
+            given = [name for name in ("keep_float", "max_drop") if getattr(self, name)]
+            if given:
+                raise UserError(f"--{given[0].replace('_', '-')}: has no effect without --int8")
+            return
+        if not self.data:
+            raise UserError(
+                "--int8: needs --data, whose training images it is calibrated on; e.g. python"
+                " export.py --weights best.pt --include openvino --int8 --data bccd.yaml"
+            )
+        for name in ("half", "dynamic", "end2end"):
+            if getattr(self, name):
+                raise UserError(f"--int8: cannot go with --{name}; export them one by one")
 
     @property
     def folder(self) -> Path:

@@ -15,6 +15,7 @@ GROUPS = {
     "data": "how images are loaded and augmented",
     "teacher": "distillation, which needs --teacher",
     "detection": "from outputs to boxes",
+    "int8": "INT8 after training",
     "output": "what is printed and written",
     "run": "device, run folder, interruptions",
 }
