@@ -124,10 +124,10 @@ def test_the_last_accepted_place_in_few_attempts(number):
     assert number < 19 or asked == [3, 7, 11, 15, 18]  # all passed: the largest
 
 
-def test_ranking_is_the_raw_filter_magnitude():
+def test_ranking_is_the_mean_magnitude_of_each_filter():
     model = toy(Csp).double()
     left, inner = (
-        m[0].weight.abs().flatten(1).sum(1).detach().numpy() for m in (model.left, model.inner)
+        m[0].weight.abs().flatten(1).mean(1).detach().numpy() for m in (model.left, model.inner)
     )
     np.testing.assert_allclose(
         Prunable(model, find_groups(model)).scores(PRUNERS["pagcp"]())["left.0"],
@@ -425,7 +425,7 @@ def test_equals_the_plain_search(seed):
     assert {n: m.tolist() for n, m in plan.masks.items()} == {
         n: m.tolist() for n, m in expected.items()
     }
-    assert len({int((~m).sum()) for m in expected.values()}) > 2
+    assert len({int((~m).sum()) for m in expected.values()}) > 1
 
 
 def options(*words: str) -> PruneOptions:

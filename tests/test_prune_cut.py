@@ -12,6 +12,7 @@ from prune_methods import PRUNERS, ChannelIndex, Plan, Prunable, Target, find_gr
 from prune_methods.surgery.cut import largest_difference
 from prune_methods.surgery.verify import TOLERANCE, verify
 from tests.prune_toys import TINY_REP, Chain, Csp, Rep, randomised, toy
+from utils.config import load_yaml, resolve
 from utils.errors import UserError
 
 
@@ -152,3 +153,29 @@ def test_verify_refuses_a_cut_that_does_not_follow_the_plan():
     wrong = Plan(plan.masks, plan.steps, plan.base_macs, plan.macs + 1, plan.target)
     with pytest.raises(AssertionError, match="predicted"):
         verify(ChannelIndex(model, found), wrong.masks, wrong.macs, good, imgsz=32)
+
+
+@pytest.mark.parametrize("slopes", [1, 8])
+def test_prelu_is_cut_with_its_channels(slopes):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.act = nn.Conv2d(3, 8, 3), nn.PReLU(slopes)
+            self.out = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.out(self.act(self.stem(x)))
+
+    model = Net()
+    nn.init.uniform_(model.act.weight, -1, 1)
+    smaller = assert_equals_zeroed(model)
+    width = smaller.stem.out_channels if slopes > 1 else 1
+    assert smaller.act.num_parameters == len(smaller.act.weight) == width
+    assert smaller.stem.out_channels < 8 and len(find_groups(model)) == 1
+
+
+def test_a_detector_with_prelu_has_the_groups_of_one_without():
+    cfg = load_yaml(resolve("yolov5n", "model")) | {"width_multiple": 0.125}
+    plain, prelu = (build_model(cfg | {"activation": a}) for a in ("nn.ReLU()", "nn.PReLU()"))
+    assert [g.name for g in find_groups(prelu)] == [g.name for g in find_groups(plain)]
+    assert_equals_zeroed(randomised(prelu))

@@ -177,6 +177,7 @@ def build_graph(model: nn.Module, opaque: Collection[str] = ()) -> Graph:
     """
     # Frozen parameters would be missing in the graph without a warning.
     copied = copy.deepcopy(model).requires_grad_(True)
+    _replace_shared_slopes(copied)
     modules = dict(copied.named_modules())
     names: Names = {m: n for n, m in modules.items()} | {p: n for n, p in copied.named_parameters()}
     opaque_modules = replace_opaque_modules(copied, opaque)
@@ -207,6 +208,20 @@ def build_graph(model: nn.Module, opaque: Collection[str] = ()) -> Graph:
             customized_pruners=dict(OUTPUT_PRUNERS),
         )
     return Graph(graph, names, modules, opaque_modules, frozenset(severed))
+
+
+def _replace_shared_slopes(model: nn.Module) -> None:
+    """Put a LeakyReLU in the place of each PReLU with one slope for all channels.
+
+    The library takes such a PReLU for a layer without a known width.
+    """
+    shared = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.PReLU) and module.num_parameters == 1
+    ]
+    for name, module in shared:
+        model.set_submodule(name, nn.LeakyReLU(module.weight.item()))
 
 
 def raw_outputs(outputs: Any) -> Any:

@@ -70,7 +70,8 @@ def unit_member(block: str, inner: InnerLayer) -> Member:
 def _members(graph: Graph, items: Any, channels: list[int]) -> list[Member]:
     """Return the layers with parameters of a library group as plain data.
 
-    Items without parameters (additions, concatenations, ...) only pass channels on.
+    Items without parameters (additions, concatenations, ...) only pass channels on. The slopes of a
+    PReLU, one for each channel, are a bare parameter.
     """
     position = np.full(max(channels) + 1, -1)
     position[channels] = np.arange(len(channels))
@@ -87,6 +88,8 @@ def _members(graph: Graph, items: Any, channels: list[int]) -> list[Member]:
             sides = ("both", "out" if is_out else "in")
             followed = [inner for inner in rule if inner.of in sides]
             members += [_inner_member(name, inner, in_layer, in_group) for inner in followed]
+        elif isinstance(module, nn.PReLU):
+            members.append(Member(f"{name}.weight", "param", in_layer, in_group))
         elif _can_be_member(module):
             kind = _kind(graph.dependencies, module, item.dep.handler)
             members.append(Member(name, kind, in_layer, in_group))

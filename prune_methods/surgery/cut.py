@@ -141,6 +141,8 @@ def _cut_parameter(model: nn.Module, name: str, left: np.ndarray) -> None:
     module = model.get_submodule(owner)
     old = getattr(module, attribute)
     _replace(module, attribute, old, _take(old, channel_dim(old), torch.from_numpy(left)))
+    if isinstance(module, nn.PReLU):
+        module.num_parameters = len(left)
 
 
 def _take(tensor: Tensor, dim: int, chosen: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 from data.config import DataConfig
 from models import Model, load_model
 from models.checkpoint import load_checkpoint, save_checkpoint
+from prune_methods.surgery.recalibrate import FreshStatistics
 from recipes.distill import diagnostics, task_for
 from recipes.prepare import prepare_hyp
 from recipes.prune.context import PruneRun
@@ -111,8 +112,12 @@ def finetune(run: PruneRun, smaller: Model) -> FitResult:
 
 
 def finetune_hooks(run: TrainingRun) -> Sequence[Hook]:
-    """Return the hooks of a finetune, which may have a teacher."""
-    return [*diagnostics(run), StartIsCandidate(run)]
+    """Return the hooks of a finetune, which may have a teacher.
+
+    Weights move fast at its begin, and running statistics lag behind: without fresh ones most of
+    the loss of mAP in the first epochs is not real.
+    """
+    return [FreshStatistics(), *diagnostics(run), StartIsCandidate(run)]
 
 
 def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
