@@ -30,7 +30,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         images = list_images([Path(sys.argv[1])])
         start = time.process_time()
-        stamps = {image: stamp(image) + stamp(label_path(image)) for image in images}
+        stamps = [stamp(image) + stamp(label_path(image)) for image in images]
         _look_at_all(images, stamps, nc=1000)
         print(f"{len(images)} images and their labels: {time.process_time() - start:.1f} CPU s")
 

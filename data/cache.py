@@ -3,39 +3,30 @@
 The cache lies beside the labels, a plain `.npz` without pickle.
 """
 
-import json
 import os
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from data.cache_file import NO_LABELS, CacheEntry, load_cache, private_file, save_cache
 from data.coco_labels import CocoSplit
 from data.deep_images import ONE_BYTE
-from data.files import NO_FILE, label_path, short_hash, stamp, user_cache_folder
+from data.files import NO_FILE, label_path, label_paths, stamp
 from data.images import READ_ERRORS, probe_image
 from data.label_search import warn_of_unlabelled
-from data.labels import CLASS_ID, Finding, class_id_reason, parse_labels
+from data.labels import CLASS_ID, Finding, class_id_reason, parse_labels, parse_many
 from utils.errors import UserError
-from utils.files import (
-    atomic_open,
-    dispensable,
-    sweep_leftovers,
-    why_not_regular,
-    write_csv,
-)
+from utils.files import dispensable, why_not_regular, write_csv
 from utils.log import LOGGER
 
-CACHE_VERSION = 2
 PART = 64  # images that a thread takes at a time
+CHUNK = 2**18  # bytes of a label file that are read at a time
 FEW = 1000  # images that are looked at without a bar
-CACHE_ERRORS = (*READ_ERRORS, AttributeError, zipfile.BadZipFile)
-"""Errors that a damaged cache raises."""
 
 
 class Problem(NamedTuple):
@@ -44,22 +35,6 @@ class Problem(NamedTuple):
     file: Path
     line: int  # from 1; 0 = the whole file
     reason: str
-
-
-@dataclass
-class CacheEntry:
-    """Result of the scan of one image."""
-
-    stamps: tuple[int, ...]  # size and time of the image, then of its labels
-    shape: tuple[int, int] = (0, 0)  # width, height
-    labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
-    findings: list[Finding] = field(default_factory=list)
-    white: float = ONE_BYTE  # value that becomes 255, see `data.deep_images.white_level`
-
-    @property
-    def usable(self) -> bool:
-        """Return False for an image that is left out."""
-        return not any(finding.fatal for finding in self.findings)
 
 
 @dataclass
@@ -89,32 +64,48 @@ def scan(images: Sequence[Path], nc: int, coco: CocoSplit | None = None) -> Scan
     """
     texts = label_path(images[0]).parent.with_suffix(".cache.npz")
     cache_file = coco.cache_file if coco else texts
-    known = _load(cache_file, nc) or _load(_private(cache_file), nc)
-    now = _stamps(images, coco)
-    changed = [image for image in images if image not in known or known[image].stamps != now[image]]
+    known = load_cache(cache_file, nc) or load_cache(private_file(cache_file), nc)
+    names = [str(image) for image in images]
+    now = _stamps(images, names, coco)
+    changed = [
+        number
+        for number, name in enumerate(names)
+        if (entry := known.get(name)) is None or entry.stamps != now[number]
+    ]
     if changed:
-        known |= _look_at_all(changed, now, nc, coco)
-        there = {image: entry for image, entry in known.items() if image in now or image.exists()}
-        _save(cache_file, there, nc)
-    return _summary(images, [known[image] for image in images], nc)
+        seen = [images[number] for number in changed]
+        entries = _look_at_all(seen, [now[number] for number in changed], nc, coco)
+        known.update(zip((names[number] for number in changed), entries, strict=True))
+        wanted = set(names)
+        there = {n: entry for n, entry in known.items() if n in wanted or Path(n).exists()}
+        save_cache(cache_file, there, nc)
+    return _summary(images, [known[name] for name in names], nc)
 
 
-def _stamps(images: Sequence[Path], coco: CocoSplit | None) -> dict[Path, tuple[int, ...]]:
-    """Return the stamps of each image and its labels; say what is odd about where labels lie."""
+def _stamps(
+    images: Sequence[Path], names: Sequence[str], coco: CocoSplit | None
+) -> list[tuple[int, ...]]:
+    """Return the stamps of each image and its labels; say what is odd about where labels lie.
+
+    Args:
+        images: Image files.
+        names: Their paths as text.
+        coco: Where the labels are, if not in texts.
+    """
     if coco:
         coco.describe()
-        return {image: stamp(image) + coco.stamp for image in images}
-    labels = [label_path(image) for image in images]
+        return [stamp(name) + coco.stamp for name in names]
+    labels = label_paths(names)
     warn_of_unlabelled(images, labels)
-    return {image: stamp(image) + stamp(label) for image, label in zip(images, labels, strict=True)}
+    return [stamp(name) + stamp(label) for name, label in zip(names, labels, strict=True)]
 
 
 def _look_at_all(
     images: Sequence[Path],
-    stamps: Mapping[Path, tuple[int, ...]],
+    stamps: Sequence[tuple[int, ...]],
     nc: int,
     coco: CocoSplit | None = None,
-) -> dict[Path, CacheEntry]:
+) -> list[CacheEntry]:
     """Read images and their labels, many at a time; show a bar for more than a few.
 
     Args:
@@ -123,40 +114,97 @@ def _look_at_all(
         nc: Number of classes.
         coco: Where the labels are, if not in texts.
     """
-    parts = [images[start : start + PART] for start in range(0, len(images), PART)]
+    starts = range(0, len(images), PART)
     few = len(images) < FEW
-    found: dict[Path, CacheEntry] = {}
+    found: list[CacheEntry] = []
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(None, f"Scanning {images[0].parent}", len(images), leave=False, disable=few) as bar,
     ):
 
-        def look(part: Sequence[Path]) -> list[CacheEntry]:
-            return [_look_at(image, stamps[image], nc, coco) for image in part]
+        def look(start: int) -> list[CacheEntry]:
+            part = slice(start, start + PART)
+            return _look_at(images[part], stamps[part], nc, coco)
 
-        for part, entries in zip(parts, pool.map(look, parts), strict=True):
-            found |= zip(part, entries, strict=True)
-            bar.update(len(part))
+        for entries in pool.map(look, starts):
+            found += entries
+            bar.update(len(entries))
     return found
 
 
 def _look_at(
-    image: Path, stamps: tuple[int, ...], nc: int, coco: CocoSplit | None = None
-) -> CacheEntry:
-    """Read one image and its labels."""
+    images: Sequence[Path],
+    stamps: Sequence[tuple[int, ...]],
+    nc: int,
+    coco: CocoSplit | None = None,
+) -> list[CacheEntry]:
+    """Read some images and their labels; see `_look_at_all`."""
+    entries = [_look_at_image(*pair) for pair in zip(images, stamps, strict=True)]
+    if coco:
+        read = [coco.labels_of(i, e.shape) for i, e in zip(images, entries, strict=True)]
+    else:
+        texts = label_paths(str(image) for image in images)
+        read = _read_labels(texts, [pair[2:] for pair in stamps], nc)
+    for entry, (rows, findings) in zip(entries, read, strict=True):
+        entry.labels = rows
+        entry.findings += findings
+    return entries
+
+
+def _look_at_image(image: Path, stamps: tuple[int, ...]) -> CacheEntry:
+    """Read one image."""
     entry = CacheEntry(stamps)
     try:
-        if reason := why_not_regular(image):
+        if stamps[0] < 0 and (reason := why_not_regular(image)):
             entry.findings.append(Finding(0, reason.replace("such file", "such image")))
         else:
             entry.shape, entry.white = probe_image(image)
     except READ_ERRORS as error:
         entry.findings.append(Finding(0, f"corrupt image: {_one_line(error)}"))
-    if coco or stamps[2:] != NO_FILE:
-        read = coco.labels_of(image, entry.shape) if coco else _labels_of(label_path(image), nc)
-        entry.labels, findings = read
-        entry.findings += findings
     return entry
+
+
+def _read_labels(
+    files: Sequence[str], stamps: Sequence[tuple[int, ...]], nc: int
+) -> list[tuple[np.ndarray, list[Finding]]]:
+    """Return the rows of label files and the findings on each; those without a file have none.
+
+    Plain files are read all at once, the others one by one.
+
+    Args:
+        files: Label files, existing or not.
+        stamps: Stamp of each.
+        nc: Number of classes.
+    """
+    contents = [_content(f) if s[0] >= 0 else None for f, s in zip(files, stamps, strict=True)]
+    rows = parse_many([content or b"" for content in contents], nc)
+    found: list[tuple[np.ndarray, list[Finding]]] = []
+    for number, content in enumerate(contents):
+        plain = rows[number]
+        if stamps[number] == NO_FILE:
+            found.append((NO_LABELS, []))
+        elif content is not None and plain is not None:
+            found.append((plain, []))
+        else:
+            found.append(_labels_of(Path(files[number]), nc))
+    return found
+
+
+def _content(file: str) -> bytes | None:
+    """Return the bytes of a file in few system calls; None where it cannot be read."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        content = os.read(descriptor, CHUNK)
+        while len(content) % CHUNK == 0 and (more := os.read(descriptor, CHUNK)):
+            content += more
+        return content
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _labels_of(label: Path, nc: int) -> tuple[np.ndarray, list[Finding]]:
@@ -171,8 +219,7 @@ def _labels_of(label: Path, nc: int) -> tuple[np.ndarray, list[Finding]]:
             raise OSError(f"{label} is {what}")
         return parse_labels(label.read_bytes().decode("utf-8-sig"), nc)
     except (OSError, UnicodeDecodeError) as error:
-        nothing = np.zeros((0, 5), np.float32)
-        return nothing, [Finding(0, f"labels cannot be read: {_one_line(error)}")]
+        return NO_LABELS, [Finding(0, f"labels cannot be read: {_one_line(error)}")]
 
 
 def _one_line(error: Exception) -> str:
@@ -272,95 +319,3 @@ def write_report(path: Path, report: Iterable[Problem]) -> None:
     """Write `dataset_report.csv`: file, line (0 = the whole file), reason."""
     with dispensable(path):
         write_csv(path, Problem._fields, report)
-
-
-def _private(cache_file: Path) -> Path:
-    """Return the path of the cache in the user's cache folder, for data that are read-only."""
-    return user_cache_folder() / "labels" / f"{short_hash(str(cache_file.absolute()))}.npz"
-
-
-def _load(file: Path, nc: int) -> dict[Path, CacheEntry]:
-    """Return the entries of a cache by image.
-
-    A cache that is missing, broken, of another version or of another number of classes has no
-    entries: every file is then scanned.
-    """
-    if why_not_regular(file):
-        return {}
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            head = json.loads(bytes(stored["head"]))
-            if (head["version"], head["nc"]) != (CACHE_VERSION, nc):
-                return {}
-            labels = np.split(stored["labels"], np.cumsum(stored["counts"])[:-1])
-            columns = zip(
-                head["files"],
-                stored["stamps"].tolist(),
-                stored["shapes"].tolist(),
-                labels,
-                stored["whites"].tolist(),
-                strict=True,
-            )
-            entries = {
-                Path(name): CacheEntry(tuple(s), tuple(wh), rows, white=white)
-                for name, s, wh, rows, white in columns
-            }
-            for name, findings in head["findings"].items():
-                entries[Path(name)].findings = [Finding(*finding) for finding in findings]
-            return entries
-    except CACHE_ERRORS:
-        return {}
-
-
-def _is_ours(file: Path) -> bool:
-    """Return True where a cache may be written: the file is missing, or a cache of any version."""
-    if not file.exists():
-        return True
-    if why_not_regular(file):
-        return False
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            return "version" in json.loads(bytes(stored["head"]))
-    except CACHE_ERRORS:
-        return False
-
-
-def _save(cache_file: Path, entries: dict[Path, CacheEntry], nc: int) -> None:
-    """Write the cache beside the labels, otherwise into the user's cache folder.
-
-    Where neither can be written, a warning is logged and the program goes on.
-    """
-    if not entries:
-        return
-    head = {
-        "version": CACHE_VERSION,
-        "nc": nc,
-        "files": [str(image) for image in entries],
-        "findings": {
-            str(image): entry.findings for image, entry in entries.items() if entry.findings
-        },
-    }
-    arrays = {
-        "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
-        "stamps": np.array([entry.stamps for entry in entries.values()], np.int64),
-        "shapes": np.array([entry.shape for entry in entries.values()], np.int64),
-        "whites": np.array([entry.white for entry in entries.values()]),
-        "labels": np.concatenate([entry.labels for entry in entries.values()]),
-        "counts": np.array([len(entry.labels) for entry in entries.values()]),
-    }
-    # a file of that name which is no cache belongs to the user and stays
-    beside = [cache_file] if _is_ours(cache_file) else []
-    for target in (*beside, _private(cache_file)):
-        try:
-            if target != cache_file:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            sweep_leftovers(target.parent, target.name)
-            with atomic_open(target) as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            return
-        except OSError:
-            continue
-    LOGGER.warning(
-        f"{cache_file}: cannot be written, nor can {user_cache_folder()}: the data are scanned"
-        " again next time"
-    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.coco_labels import CocoSplit, names_of
-from data.files import label_path, list_images, short_hash, stamp
+from data.files import label_paths, list_images, short_hash, stamp
 from utils.config import CONFIG_FOLDERS, MOST_CLASSES, load_yaml, resolve
 from utils.errors import UserError, brief, suggest
 from utils.files import check_path
@@ -76,10 +76,12 @@ class DataConfig:
         """
         lines = [str(self.names)]
         for split in SPLITS:
-            for image in self.images(split) if getattr(self, split) else []:
-                labels = self.coco[split].stamp if split in self.coco else stamp(label_path(image))
-                sizes = f"{stamp(image)[0]} {labels[0]}"
-                lines.append(f"{split} {image.name} {sizes}")
+            images = self.images(split) if getattr(self, split) else []
+            coco = self.coco.get(split)
+            labels = [] if coco else map(stamp, label_paths(map(str, images)))
+            stamps = [coco.stamp] * len(images) if coco else labels
+            for image, found in zip(images, stamps, strict=True):
+                lines.append(f"{split} {image.name} {stamp(image)[0]} {found[0]}")
         return short_hash("\n".join(lines))
 
 

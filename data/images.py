@@ -47,9 +47,8 @@ def probe_image(path: Path) -> ImageFacts:
     Raises:
         READ_ERRORS: One of them, where the file is broken or cut short.
     """
-    with path.open("rb") as file:
-        if size := _plain_jpeg_size(file):
-            return ImageFacts(size)
+    if size := _plain_jpeg_size(*_ends(path)):
+        return ImageFacts(size)
     with path.open("rb") as file, Image.open(file) as image:
         jpeg = image.format in {"JPEG", "MPO"}  # always of 8 bits, and without checksums
         if jpeg and _ends_with(file, JPEG_END):
@@ -62,21 +61,38 @@ def probe_image(path: Path) -> ImageFacts:
         return ImageFacts(_upright_size(image), ONE_BYTE if jpeg else white_level(path))
 
 
-def _plain_jpeg_size(file: IO[bytes]) -> tuple[int, int] | None:
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """Return the first `HEADER` bytes of a file, and its last two, in few system calls."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.read(descriptor, HEADER)
+        if not head.startswith(JPEG_START):
+            return head, b""
+        end = max(0, os.lseek(descriptor, 0, os.SEEK_END) - len(JPEG_END))
+        return head, os.pread(descriptor, len(JPEG_END), end)
+    finally:
+        os.close(descriptor)
+
+
+def _plain_jpeg_size(head: bytes, end: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a whole JPEG without EXIF; None for all other files.
 
     The segments are walked from the start of the file to its pixels, ten times as quickly as Pillow
     reads their content. Whatever is unusual is left to Pillow.
+
+    Args:
+        head: First bytes of the file.
+        end: Last two bytes of the file.
     """
-    head, size, place = file.read(HEADER), None, 2
-    if not head.startswith(JPEG_START):
+    size, place = None, 2
+    if not head.startswith(JPEG_START) or end != JPEG_END:
         return None
     while place + FRAME.size <= len(head):
         mark, kind, length, bits, height, width, channels = FRAME.unpack_from(head, place)
         if mark != 0xFF or kind == EXIF_SEGMENT:
             return None
         if kind == PIXELS_SEGMENT:
-            return size if size and _ends_with(file, JPEG_END) else None
+            return size
         if kind in FRAME_SEGMENTS:
             usual = bits == 8 and channels in {1, 3} and 0 < width * height < MOST_PIXELS
             size = (width, height) if usual else None

