@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.adapters import ADAPTERS, Adapter, LayerPair
@@ -55,7 +56,7 @@ def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
     mark = fingerprint(teacher)
     is_ancestor = any(mark == ancestor.fingerprint for ancestor in model.ancestors)
     pairs = [
-        LayerPair(ours, theirs, widths, kept_between(model, mark, paths, widths[1]))
+        LayerPair(ours, theirs, widths, kept_between(model, mark, paths, widths))
         for ours, theirs, paths, widths in zip(
             hooks.names,
             frozen.feature_hooks.names,
@@ -69,20 +70,26 @@ def pair_up(model: Model, teacher: Model, opt: TeacherOptions) -> Pairing:
     return pairing
 
 
-def kept_between(model: Model, mark: str, paths: tuple[str, str], width: int) -> Tensor | None:
+def kept_between(
+    model: Model, mark: str, paths: tuple[str, str], widths: tuple[int, int]
+) -> Tensor | None:
     """Return the channels of a teacher's layer that a student's layer kept; None if not known.
+
+    A student that was never cut kept all channels.
 
     Args:
         model: The student.
         mark: Fingerprint of the teacher. Where no ancestor has it, the first ancestor whose layer
             has the teacher's width counts: the teacher may have been trained since.
         paths: Paths of the student's and the teacher's layer; a layer kept channels of itself only.
-        width: Number of channels of the teacher's layer.
+        widths: Numbers of channels of both layers.
     """
     if paths[0] != paths[1]:
         return None
     exact = [ancestor for ancestor in model.ancestors if ancestor.fingerprint == mark]
-    found = [ancestor.channels(paths[0], width) for ancestor in exact or model.ancestors]
+    found = [ancestor.channels(paths[0], widths[1]) for ancestor in exact or model.ancestors]
+    if not model.ancestors and widths[0] == widths[1]:
+        found = [torch.arange(widths[0])]
     return next((channels for channels in found if channels is not None), None)
 
 

@@ -173,6 +173,7 @@ def test_kept_is_chosen_under_the_ancestor_alone():
     assert names == [["Kept"] * 3, ["ClosedForm"] * 3]
     kept = options(feature_loss=("cwd",), adapter="kept")
     assert [type(a).__name__ for a in make_adapters(smaller, other, kept)] == ["Kept"] * 3
+    assert [len(a.kept) for a in make_adapters(model, other, kept)] == [64, 128, 256]  # never cut
     with pytest.raises(UserError, match="--adapter kept: student 17 - teacher 17"):
         make_adapters(small(), model, kept)
 

@@ -128,12 +128,14 @@ class TeacherOptions:
         if self.teacher_cfg:
             LOGGER.warning("--teacher-cfg has no effect: a checkpoint brings its own structure")
         if not self.feature_loss and (
-            self.student_layers or self.teacher_layers or self.feature_args
+            self.student_layers or self.teacher_layers or self.feature_args or self.adapter != AUTO
         ):
             LOGGER.warning(
-                "--student-layers, --teacher-layers and --feature-args have no effect without"
-                " --feature-loss"
+                "--student-layers, --teacher-layers, --feature-args and --adapter have no effect"
+                " without --feature-loss"
             )
+        if self.adapter_every > 1 and self.adapter not in (AUTO, "closed-form"):
+            LOGGER.warning(f"--adapter-every has no effect with --adapter {self.adapter}")
         if not self.distils:
             LOGGER.warning("every weight of distillation is 0: the teacher is left out")
 
