@@ -108,6 +108,7 @@ CASES: dict[str, Case] = {
     "BottleneckCSPA": one("BottleneckCSPA", 32),
     "BottleneckCSPB": one("BottleneckCSPB", 32),
     "BottleneckCSPC": one("BottleneckCSPC", 32),
+    "C3TR": one("C3TR", 32),
     "DownC": one("DownC", 32),
     "Stem": one("Stem", 32, source=1),
     "C2f": one("C2f", 32, True),

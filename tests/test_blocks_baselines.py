@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from models import build_model
 from models.blocks.csp import C3, BottleneckCSPA, BottleneckCSPB, BottleneckCSPC
 from models.blocks.downsampling import DownC, Stem
+from models.blocks.transformer import C3TR, TransformerLayer
 from models.registry import BLOCKS, BuildContext
 from utils.profiling import count_parameters
 
@@ -63,6 +64,42 @@ def test_csp_blocks_by_their_equations() -> None:
 
 def test_csp_a_has_the_weights_of_c3() -> None:
     assert C3(8, 16, 2).state_dict().keys() == BottleneckCSPA(8, 16, 2).state_dict().keys()
+
+
+def test_c3tr_is_pytorchs_attention_in_a_c3() -> None:
+    torch.manual_seed(0)
+    block = C3TR.from_yaml(context(8, repeats=2), 16).eval()
+    for name, value in block.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(value)
+    x = torch.randn(2, 8, 3, 5)
+    tokens = block.cv1(x).flatten(2).permute(2, 0, 1)  # (cells, N, C), as PyTorch has them
+    tokens = tokens + block.m.linear(tokens)
+    for layer in block.m.tr:
+        tokens = layer.ma(layer.q(tokens), layer.k(tokens), layer.v(tokens))[0] + tokens
+        tokens = layer.fc2(layer.fc1(tokens)) + tokens
+    inner = tokens.permute(1, 2, 0).reshape(2, 8, 3, 5)
+    expected = block.cv3(torch.cat((inner, block.cv2(x)), 1))
+    torch.testing.assert_close(block(x), expected)
+    names = set(block.m.state_dict())
+    own = {"q.weight", "k.weight", "v.weight", "ma.in_proj_weight", "ma.in_proj_bias"}
+    own |= {"ma.out_proj.weight", "ma.out_proj.bias", "fc1.weight", "fc2.weight"}
+    assert names == {"linear.weight", "linear.bias"} | {f"tr.{i}.{n}" for i in (0, 1) for n in own}
+
+
+def test_a_deployed_transformer_layer_has_half_the_linear_layers() -> None:
+    torch.manual_seed(0)
+    layer, x = TransformerLayer(8, 4).eval(), torch.randn(2, 6, 8)
+    torch.nn.init.normal_(layer.ma.in_proj_bias)
+    torch.nn.init.normal_(layer.ma.out_proj.bias)
+    deployed = layer.fuse()
+    torch.testing.assert_close(deployed(x), layer(x))
+    assert sum(p.numel() for p in deployed.parameters()) == 5 * 64 + 3 * 8 + 8
+
+
+def test_c3tr_needs_a_multiple_of_its_heads() -> None:
+    with pytest.raises(ValueError, match="4 heads"):
+        C3TR(8, 12)
 
 
 def yolor_csp() -> dict[str, Any]:
