@@ -220,7 +220,13 @@ def test_a_penalty_longer_than_the_clip_norm_pulls_no_harder():
     left = penalty.expected_gamma(steps, 1e6, 1.0)[0]
     assert left == pytest.approx(1 - 0.04 * penalty.cap, rel=1e-5)
     assert penalty.auto_reg(steps, 1.0) == penalty.cap
-    assert "more epochs" in describe_estimate(forecast(5.0, penalty.cap, cap=penalty.cap), 64)
+    told = penalty.forecast(steps, 1.0, None)
+    assert told.reg == penalty.cap and told.wanted == pytest.approx(1 / 0.03)  # 3 of the 4 steps
+    times = f"{told.wanted / penalty.cap:.2g}x the epochs"
+    assert (
+        f"no more than reg {penalty.cap:.2g}: what is missing takes {times}"
+        in describe_estimate(told, 64)
+    )
 
 
 def test_told_reach_is_what_the_loop_does():
@@ -461,6 +467,9 @@ def test_verdicts():
     assert outcome(reg=0.14, wanted=0.14, expected=0.5, mean=0.75).endswith(
         "this run needs 2x the epochs"
     )  # no stronger passes
+    capped = outcome(reg=0.14, wanted=1.54, expected=0.909, mean=0.91)
+    assert capped.endswith("gamma has moved by 0.09 of 1: this run needs 11x the epochs")
+    assert "holds it" not in outcome(reg=8e-3, expected=0.5, mean=0.5)  # as foretold
     assert outcome(grows=True, option="--delta-reg").endswith(
         "needs --delta-reg 0.008, or more epochs"
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prune_methods.sparsity.penalties import SMALL, Forecast
 from prune_methods.sparsity.step_sizes import AUTO_SHARE
 
+ALIKE = 1.1  # factor up to which two strengths count as one
 WORTH = 0.9  # of the best mAP; a last epoch below it is told
 
 
@@ -40,12 +41,15 @@ def _advice(forecast: Forecast) -> list[str]:
             )
         return lines
     if strength >= forecast.cap:
+        times = wanted / forecast.cap
+        much = f"{times:.2g}x the epochs" if times > ALIKE else "more epochs"
         return [
             f"clipping lets through no more than reg {forecast.cap:.2g}: what is missing takes"
-            " more epochs"
+            f" {much}"
         ]
     if strength > 0 and weak:
-        much = f"--reg {wanted:.2g} (--reg auto) or {wanted / strength:.2g}x the epochs"
+        possible = min(wanted, forecast.cap)
+        much = f"--reg {possible:.2g} (--reg auto) or {wanted / strength:.2g}x the epochs"
         return [f"that is weak: zero at {AUTO_SHARE:.0%} of the run takes {much}"]
     return []
 
@@ -61,7 +65,8 @@ class Outcome:
         mean: mean now.
         expected: mean that the penalty alone would have left.
         reg: strength in use: reg, or the growth of a growing penalty.
-        wanted: strength that `--reg auto` would choose, None where unknown (Adam).
+        wanted: strength with which the penalty alone would get to its aim, None where unknown
+            (Adam).
         clip: mean factor of clipping the gradient, 0 to 1.
         cap: strongest strength that makes sense.
         option: command-line option of the strength.
@@ -100,15 +105,16 @@ class Outcome:
                 " that are needed along"
             )
         more = max(self.wanted / self.reg / max(self.clip, 0.01), 1.0)
-        if more < 1.1:
-            more = max(pull / moved, 1.1) if moved > 0 else 2.0
-            text += f", the penalty alone would have moved it by {pull:.2g}: the loss holds it"
+        if more < ALIKE:
+            more = max(pull / moved, ALIKE) if moved > 0 else 2.0
+            if more > ALIKE:
+                text += f", the penalty alone would have moved it by {pull:.2g}: the loss holds it"
         return f"{text}: this run needs {self._remedy(more)}"
 
     def _remedy(self, more: float) -> str:
         """Return what would move gamma `more` times as far."""
         stronger = min(more * self.reg, self.cap)
-        advice = f"{self.option} {stronger:.2g}, or " if stronger > 1.1 * self.reg else ""
+        advice = f"{self.option} {stronger:.2g}, or " if stronger > ALIKE * self.reg else ""
         return advice + ("more epochs" if self.grows else f"{more:.2g}x the epochs")
 
     def _cost(self) -> str:

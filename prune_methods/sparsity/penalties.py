@@ -35,7 +35,8 @@ class Forecast:
         reg: strength in use.
         expected: gamma left by the penalty alone: (weakest channel of a group, strongest).
         strength: value of `option` in use.
-        wanted: value of `option` that `--reg auto` would choose.
+        wanted: value of `option` with which the penalty alone would get to its aim, whatever
+            clipping lets through. `--reg auto` takes it, at most `cap`.
         option: command-line option that makes the penalty stronger.
         cap: strongest value that clipping the gradient lets through.
         grows: whether the pull grows while training.
@@ -132,6 +133,8 @@ class Penalty(ABC):
         """
         wanted = self.auto_reg(steps, start)
         used = wanted if reg is None else reg
+        if wanted >= self.cap:
+            wanted = max(wanted, start / _early_pull(steps))
         return self._forecast(steps, start, used, wanted)
 
     def _forecast(self, steps: StepSizes, start: float, reg: float, wanted: float) -> Forecast:
