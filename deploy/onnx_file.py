@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from deploy.blame import rows_to_blame
 from deploy.graph import DeployGraph
 from deploy.libraries import require
 from deploy.metadata import Metadata
@@ -37,29 +39,43 @@ def write_onnx(model: Model, path: Path, settings: ExportSettings) -> None:
     onnx = require("onnx", "ONNX")
     graph = DeployGraph(model, settings.end2end).eval()
     images = torch.zeros(settings.batch, 3, *settings.imgsz)
-    with quiet(), torch.no_grad():
-        try:
-            torch.onnx.export(
-                graph,
-                (images,),
-                str(path),
-                dynamo=False,
-                opset_version=settings.opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes=_dynamic_axes(settings),
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"ONNX opset {settings.opset} cannot express the model: {reason}"
-            ) from None
+    try:
+        _trace(graph, [images], path, settings)
+    except UserError as error:
+        rows = rows_to_blame(model, images[:1], lambda row, maps: _trace(row, maps, path, settings))
+        raise UserError(f"{error}{rows}") from None
     content = onnx.load(str(path))
     if settings.simplify:
         content = require("onnxslim", "--simplify").slim(content)
     add_metadata(content, settings.metadata(model))
     onnx.checker.check_model(content)
     onnx.save(content, str(path))
+
+
+def _trace(graph: nn.Module, maps: list[Tensor], path: Path, settings: ExportSettings) -> None:
+    """Write the graph of a module by torch's exporter.
+
+    Raises:
+        UserError: An operator has no counterpart in ONNX of that opset.
+    """
+    whole = isinstance(graph, DeployGraph)
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]} if whole else {}
+    with quiet(), torch.no_grad():
+        try:
+            torch.onnx.export(
+                graph,
+                tuple(maps),
+                str(path),
+                dynamo=False,
+                opset_version=settings.opset,
+                dynamic_axes=_dynamic_axes(settings) if whole else {},
+                **names,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"ONNX of opset {settings.opset} cannot express the model ({reason})"
+            ) from None
 
 
 def _dynamic_axes(settings: ExportSettings) -> dict[str, dict[int, str]]:

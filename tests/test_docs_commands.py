@@ -13,6 +13,7 @@ from utils.options.data.check import DataCheckOptions
 from utils.options.data.convert import ConvertOptions
 from utils.options.detect import DetectOptions
 from utils.options.distill import DistillOptions
+from utils.options.export import ExportOptions
 from utils.options.prune import PruneOptions
 from utils.options.report import ReportOptions
 from utils.options.sparse import SparseOptions
@@ -26,6 +27,7 @@ KINDS: dict[str, type[Options]] = {
     "demo.py": DemoOptions,
     "detect.py": DetectOptions,
     "distill.py": DistillOptions,
+    "export.py": ExportOptions,
     "models.check": CheckOptions,
     "prune.py": PruneOptions,
     "report.py": ReportOptions,

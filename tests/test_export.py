@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from deploy import load_runtime
+from deploy.blame import rows_to_blame
 from deploy.exporters import EXPORTERS, Exporter
 from deploy.graph import suppress
 from deploy.metadata import Metadata
@@ -464,3 +465,34 @@ def test_int8_files_are_judged_by_their_map() -> None:
     from deploy.verify import Agreement
 
     require_agreement(Agreement(0.5, 1), Int8(), "x")  # type: ignore[arg-type]
+
+
+class NoCounterpart(torch.nn.Module):
+    """A block whose operator ONNX does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.linalg.eigvalsh(x[:, :1, :2, :2]).mean()
+
+
+@needs_onnx
+def test_a_refusal_names_the_rows(pruned: Model, tmp_path: Path) -> None:
+    model = copy.deepcopy(pruned)
+    index = model.rows[5].index
+    model.model[index] = torch.nn.Sequential(model.model[index], NoCounterpart())
+    with pytest.raises(UserError, match=rf"opset 17 cannot express .*: row {index} \(\w+\)$"):
+        written("onnx", model, ExportSettings(imgsz=SIZE), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_tried_alone_with_their_own_maps(pruned: Model) -> None:
+    shapes: list[list[tuple[int, ...]]] = []
+
+    def attempt(row: torch.nn.Module, maps: list[torch.Tensor]) -> None:
+        shapes.append([tuple(one.shape) for one in maps])
+        outputs = row(*maps)
+        if len(outputs) > 1:
+            raise UserError("no")
+
+    blamed = rows_to_blame(pruned, torch.zeros(1, 3, 64, 64), attempt)
+    assert blamed == f": row {pruned.rows[-1].index} (Detect)"
+    assert shapes[0] == [(1, 3, 64, 64)] and len(shapes[-1]) == 3

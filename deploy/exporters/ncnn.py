@@ -6,17 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from deploy.blame import rows_to_blame
 from deploy.exporters.base import EXPORTERS, Exporter, Widths
 from deploy.graph import DeployGraph
 from deploy.libraries import require
 from deploy.metadata_file import write_metadata
+from deploy.quiet import quiet
 from deploy.runtimes.ncnn import PARAM, WEIGHTS
 from deploy.settings import ExportSettings
 from models import Model
 from utils.errors import UserError
 
 LIMIT_SECONDS = 600
+TRACE = "trace.pt"
 CONVOLUTIONS = {"Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise"}
 OUTPUTS, WEIGHTS_KEY = "0", "6"
 
@@ -33,10 +37,11 @@ class NcnnExporter(Exporter):
         """See Exporter."""
         path.mkdir()
         images = torch.zeros(1, 3, *settings.imgsz)
-        with torch.no_grad():
-            traced = torch.jit.trace(DeployGraph(model).eval(), images, check_trace=False)
-            torch.jit.save(traced, str(path / "trace.pt"))
-        _convert(path, settings)
+        try:
+            _convert(DeployGraph(model).eval(), [images], path, settings.half)
+        except UserError as error:
+            rows = rows_to_blame(model, images, lambda row, maps: _convert(row, maps, path, False))
+            raise UserError(f"{error}{rows}") from None
         for file in path.iterdir():
             if file.name not in (PARAM, WEIGHTS):
                 file.unlink()
@@ -54,31 +59,38 @@ class NcnnExporter(Exporter):
         return found
 
 
-def _convert(folder: Path, settings: ExportSettings) -> None:
-    """Run pnnx on the trace in a folder.
+def _convert(graph: nn.Module, maps: list[Tensor], folder: Path, half: bool) -> None:
+    """Trace a module and convert the trace by pnnx, in a folder.
+
+    Args:
+        graph: Module to convert.
+        maps: Its inputs.
+        folder: Place of the files.
+        half: Whether to store float16 weights.
 
     Raises:
-        UserError: pnnx fails, or knows an operator of the model only by name.
+        UserError: pnnx fails, or ncnn lacks an operator.
     """
-    program = require("pnnx", "--include ncnn").EXEC_PATH
-    height, width = settings.imgsz
-    words = [f"inputshape=[1,3,{height},{width}]", f"fp16={int(settings.half)}"]
+    (folder / PARAM).unlink(missing_ok=True)
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(graph, tuple(maps), check_trace=False)
+        torch.jit.save(traced, str(folder / TRACE))
+    shapes = ",".join(str(list(one.shape)).replace(" ", "") for one in maps)
+    words = [f"inputshape={shapes}", f"fp16={int(half)}"]
     names = [f"ncnnparam={PARAM}", f"ncnnbin={WEIGHTS}"]
     done = subprocess.run(
-        [str(program), "trace.pt", *words, *names],
+        [str(require("pnnx", "--include ncnn").EXEC_PATH), TRACE, *words, *names],
         cwd=folder,
         capture_output=True,
-        text=True,
-        errors="replace",
         timeout=LIMIT_SECONDS,
         check=False,
     )
-    lines = (done.stdout + done.stderr).splitlines()
     if done.returncode or not (folder / PARAM).is_file():
-        reason = next((line for line in reversed(lines) if line.strip()), "no message")
-        raise UserError(f"pnnx cannot convert the model (code {done.returncode}): {reason[:200]}")
+        raise UserError(f"ncnn: pnnx {_ending(done.returncode)} on this model")
     if require("ncnn", "--include ncnn").Net().load_param(str(folder / PARAM)):
-        raise UserError(
-            "ncnn lacks an operator that the model needs (its own line above names the layer);"
-            " onnx and openvino have them all"
-        )
+        raise UserError("ncnn lacks an operator that this model needs")
+
+
+def _ending(code: int) -> str:
+    """Return how a program ended, in words."""
+    return f"was ended by signal {-code}" if code < 0 else f"fails with code {code}"
