@@ -12,6 +12,7 @@ import pytest
 from utils.config import Hyp, load_hyp, load_yaml, resolve
 from utils.errors import UserError, suggest
 from utils.hyp_ranges import RANGES
+from utils.log import LOGGER, log_to_file, logging_to
 from utils.options.base import option, parse_options, to_dict
 from utils.registry import Registry, registered_names
 
@@ -219,3 +220,11 @@ def test_options_and_cli_do_not_import_torch():
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode
         == 0
     )
+
+
+def test_lines_for_the_file_alone_are_not_on_the_console(tmp_path, capsys):
+    with logging_to(tmp_path / "log.txt"):
+        log_to_file("losses of an epoch")
+        LOGGER.info("for both")
+    assert (tmp_path / "log.txt").read_text() == "losses of an epoch\nfor both\n"
+    assert "losses" not in capsys.readouterr().out

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 LOGGER = logging.getLogger("yolo")
+FILE_ONLY = "file_only"  # attribute of records that the console does not show
 
 
 class _TqdmSafeHandler(logging.StreamHandler):
@@ -18,7 +19,9 @@ class _TqdmSafeHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(printable(self.format(record), sys.stdout.encoding), file=sys.stdout)
+        if not getattr(record, FILE_ONLY, False):
+            line = printable(self.format(record), sys.stdout.encoding)
+            tqdm.write(line, file=sys.stdout)
 
 
 def printable(text: str, encoding: str | None) -> str:
@@ -39,6 +42,11 @@ def setup_logging() -> None:
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def log_to_file(text: str) -> None:
+    """Log a line to `log.txt` alone: the console shows the same in a bar."""
+    LOGGER.info(text, extra={FILE_ONLY: True})
 
 
 @cache

@@ -73,7 +73,10 @@ def test_console_has_the_lines_people_look_for(trained):
         line.split() for line in text.splitlines() if line.split()[:2] == ["Epoch", "GPU_mem"]
     )
     assert header == ["Epoch", "GPU_mem", "box", "obj", "cls", "Instances", "Size"]
-    assert "Model summary" in (trained / "runs" / "train" / "exp" / "log.txt").read_text()
+    log = (trained / "runs" / "train" / "exp" / "log.txt").read_text()
+    assert "Model summary" in log
+    header, losses = log.split("      Epoch    GPU_mem")[1].splitlines()[:2]
+    assert losses.split()[0].startswith("0/") and len(losses.split()) == len(header.split()) + 2
 
 
 def test_weights_of_a_run_can_be_trained_on(trained):

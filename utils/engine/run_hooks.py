@@ -18,7 +18,7 @@ from utils.engine.hooks import Hook, TrainerState
 from utils.engine.precision import all_finite
 from utils.event_file import EventFile
 from utils.files import dispensable, write_csv
-from utils.log import LOGGER
+from utils.log import LOGGER, log_to_file
 
 DETECTION_LOSSES = ("box", "obj", "cls")
 COLUMNS = (
@@ -71,6 +71,7 @@ class ProgressBar(Hook):
         self._bar.update(1)
         if last:
             self._bar.close()
+            log_to_file(_columns(_progress(trainer)))
 
 
 def _columns(words: Sequence[str]) -> str:
