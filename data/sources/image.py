@@ -33,7 +33,8 @@ class ImageFeed(Feed):
 def _brief(error: BaseException) -> str:
     """Return the first line of an error's text, without the name of the file."""
     lines = str(error).splitlines() or [""]
-    return lines[0].partition(": '")[0].partition(" '/")[0][:120] or type(error).__name__
+    plain = lines[0].partition(": '")[0].partition(" '/")[0].partition(" <")[0]
+    return plain[:120] or type(error).__name__
 
 
 @SOURCES.register("image")

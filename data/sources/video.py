@@ -94,6 +94,8 @@ def opened_video(place: str) -> Iterator[cv2.VideoCapture]:
     """
     if reason := why_not_regular(Path(place)):
         raise UserError(f"{place}: {reason}")
+    if not place.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in place):
+        raise UserError(f"{place!a}: its name is not UTF-8, which FFmpeg cannot open; rename it")
     video = cv2.VideoCapture(place, cv2.CAP_FFMPEG)
     try:
         if not video.isOpened():

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from data.sources import Feed
@@ -22,15 +22,18 @@ def feed_names(feeds: Sequence[Feed]) -> dict[Feed, str]:
     files = {feed: os.path.abspath(feed.file) for feed in feeds if feed.file}  # noqa: PTH100
     by_file = output_names(list(files.values()))
     names: dict[Feed, str] = {}
+    taken: set[str] = set()
     for feed in feeds:
         name = by_file[files[feed]] if feed in files else plain_name(feed.place)
         if name.split("/")[0] in OWN_FOLDERS and "/" in name:
             name = f"_{name}"
-        names[feed] = _free(name, names.values())
+        names[feed] = _free(name, taken)
+        taken.add(names[feed])
+    begun = {name[: at.start()] for name in taken for at in re.finditer(r"_(?=\d)", name)}
     for feed in feeds:
-        if feed.moving:
-            others = [name for other, name in names.items() if other is not feed]
-            names[feed] = _without_clash(names[feed], others)
+        if feed.moving and names[feed] in begun:
+            names[feed] = _free(f"{names[feed]}-video", taken | begun)
+            taken.add(names[feed])
     return names
 
 
@@ -39,20 +42,13 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:LONGEST] or "stream"
 
 
-def _free(name: str, taken: Iterable[str]) -> str:
+def _free(name: str, taken: Collection[str]) -> str:
     """Return the name, or one like it that is not taken."""
-    taken, free, number = set(taken), name, 1
+    free, number = name, 1
     while free in taken:
         number += 1
         free = f"{name}-{number}"
     return free
-
-
-def _without_clash(name: str, others: Sequence[str]) -> str:
-    """Return the name, or one like it, so that `<name>_<number>` begins no other name."""
-    while any(re.match(re.escape(name) + r"_\d", other) for other in others) or name in others:
-        name += "-video"
-    return name
 
 
 def class_folders(names: Sequence[str]) -> list[str]:

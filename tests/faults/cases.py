@@ -25,6 +25,7 @@ RUN = ("--imgsz", "64", "--workers", "0", "--device", "cpu", "--noplots")
 TRAIN = ("train.py", "--epochs", "1", "--batch-size", "2", *RUN, "--data", "set.yaml")
 VAL = ("val.py", "--data", "set.yaml", "--weights", "good.pt", *RUN)
 PRUNE = ("prune.py", "--data", "set.yaml", "--weights", "good.pt", "--no-finetune", *RUN)
+DETECT = ("detect.py", "--weights", "good.pt", "--device", "cpu")
 CHECK = ("check.py", "net.yaml", "--no-prune", "--imgsz", "64")
 
 CLEAR, SKIP, WORKS = "clear", "counted skip", "works"
@@ -296,8 +297,56 @@ def resume_cases() -> Iterator[Case]:
     yield Case("resume", "train: finished", nothing, ("train.py", "--resume", "good.pt"))
 
 
+def source_cases() -> Iterator[Case]:
+    """Yield sources of detect.py."""
+    image = "set/images/val/000.png"
+    photos = ("--source", "set/images/val")
+    refused: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+        "no such file": (nothing, ("--source", "nowhere.jpg")),
+        "link to nothing": (link("a.jpg", "nowhere.jpg"), ("--source", "a.jpg")),
+        "pipe": (pipe("a.mp4"), ("--source", "a.mp4")),
+        "device": (link("a.png", "/dev/zero"), ("--source", "a.png")),
+        "video of text": (put("a.mp4", "no video"), ("--source", "a.mp4")),
+        "empty video": (put("a.avi", b""), ("--source", "a.avi")),
+        "empty list": (put("a.txt", "\n\n"), ("--source", "a.txt")),
+        "list of bytes": (put("a.txt", b"\xff\xfe\x00"), ("--source", "a.txt")),
+        "list of nothing": (put("a.txt", "x.jpg\ny.mp4\n"), ("--source", "a.txt")),
+        "another kind of file": (nothing, ("--source", "net.yaml")),
+        "pattern without a match": (nothing, ("--source", "set/*.jpg")),
+        "folder without images": (nothing, ("--source", "set/labels")),
+        "path too long": (nothing, ("--source", "x" * 5000)),
+        "no such camera": (nothing, ("--source", "97")),
+        "unknown scheme": (nothing, ("--source", "ftp://host/a.jpg")),
+        "address without host": (nothing, ("--source", "http:///x")),
+        "nobody there": (nothing, ("--source", "http://127.0.0.1:9/x")),
+        "no source": (nothing, ("--conf-thres", ".5")),
+        "imgsz": (nothing, (*photos, "--imgsz", "65")),
+        "class": (nothing, (*photos, "--classes", "3")),
+        "names of other data": (put("d.yaml", "names: [a]\n"), (*photos, "--data", "d.yaml")),
+        "weights are a folder": (nothing, (*photos, "--weights", "set")),
+        "weights of text": (put("a.onnx", "no model"), (*photos, "--weights", "a.onnx")),
+        "results over the source": (nothing, (*photos, "--project", "set", "--name", "images",
+                                              "--exist-ok")),
+    }  # fmt: skip
+    for name, (spoil, words) in refused.items():
+        yield Case("sources of detect.py", name, spoil, (*DETECT, *words))
+    left_out = {
+        "image is text": put(image, "no image"),
+        "image is a pipe": pipe(image),
+        "video is text": put("set/images/val/a.mp4", "no video"),
+        "video name that is not UTF-8": put(os.fsdecode(b"set/images/val/caf\xe9.mp4"), "no video"),
+    }
+    for name, spoil in left_out.items():
+        yield Case("sources of detect.py", name, spoil, (*DETECT, *photos), SKIP, "left out")
+    odd = os.fsdecode(b"set/images/val/caf\xe9.png")
+    rename = lambda: Path(image).rename(odd)  # noqa: E731
+    words = (*photos, "--save-txt", "--save-csv", "--save-crop", "--conf-thres", "0")
+    yield Case("sources of detect.py", "name that is not UTF-8", rename, (*DETECT, *words), WORKS)
+
+
 def all_cases() -> list[Case]:
     """Return every case, kind by kind."""
     makers = (yaml_cases, data_cases, option_cases, model_cases, checkpoint_cases, resume_cases)
+    makers = (*makers, source_cases)
     good = [Case("nothing spoiled", c[0], nothing, c, WORKS) for c in (VAL, CHECK)]
     return good + [case for maker in makers for case in maker()]
