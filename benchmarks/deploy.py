@@ -128,7 +128,7 @@ def milliseconds(files: list[File], opt: Options) -> dict[File, float]:
             mine = [file for file in files if (file.runtime, file.batch) == (runtime, batch)]
             listing = folder / "files.json"
             write_atomic(listing, json.dumps([asdict(file) for file in mine]))
-            words = ["--measure", str(listing), "--imgsz", str(opt.imgsz)]
+            words = [*opt.weights, "--measure", str(listing), "--imgsz", str(opt.imgsz)]
             words += ["--seconds", str(opt.seconds), "--threads", str(opt.threads)]
             LOGGER.info(f"{runtime}, batch {batch}: {len(mine)} files in turn")
             subprocess.run([sys.executable, __file__, *words], check=True)
@@ -176,8 +176,6 @@ def main(opt: Options) -> None:
     if opt.measure:
         measure(opt)
         return
-    if not opt.weights:
-        raise UserError("no models; python benchmarks/deploy.py base.pt pruned.pt --data demo")
     torch.set_num_threads(opt.threads)
     text = table(files_of(opt), opt)
     head = f"{cpu_facts()['name']}, {opt.threads} threads, {opt.imgsz} px, {opt.data}"
