@@ -121,6 +121,7 @@ def cut_once(structure: str) -> Model:
     return cut(structure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [p for p in FORMATS if "dynamic" in EXPORTERS[str(p.values[0])].takes]
 )
@@ -142,6 +143,7 @@ def test_sizes_that_a_dynamic_file_cannot_follow_are_refused(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("name", [p for p in FORMATS if p.values[0] in ("onnx", "openvino")])
 def test_half_stores_half_and_decodes_in_float(name: str, pruned: Model, tmp_path: Path) -> None:
@@ -167,6 +169,7 @@ def crowded(model: Model) -> Model:
     return model
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("name", [p for p in FORMATS if p.values[0] in ("onnx", "openvino")])
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -183,6 +183,7 @@ def quantised_convolutions(path: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("onnx"), reason="needs onnx and onnxruntime")
 @pytest.mark.parametrize("method", ["entropy", "percentile"])
 def test_other_methods_of_calibration(method: str, options: dict[str, Any]) -> None:
