@@ -248,8 +248,14 @@ def test_work_in_processes_keeps_the_order_and_hands_errors_over() -> None:
 
 
 CONTENT = {
+    "numbers": [123456, 1.5e3, -7],
     "info": {"a": [1, {"segmentation": [1.5, [2], "x"]}]},
-    "list": [{"segmentation": [[1.5, -2e3], [3, 4]], "s": 'a \\"segmentation":[1] "b'}, 3, [], "é"],
+    "list": [
+        {"segmentation": [[1.5, -2e3], [3, 4]], "s": 'a \\"segmentation":[1] "b'},
+        123456,
+        [],
+        "é",
+    ],
     "other": [1, 2],
     "empty": [],
 }
@@ -264,11 +270,12 @@ def test_lists_are_read_as_json_reads_them(
     text = json.dumps(CONTENT, indent=indent)
     (tmp_path / "a.json").write_text(text)
     characters: list[int] = []
-    found = list(read_lists(tmp_path / "a.json", ("list", "empty"), characters.append))
-    without = [value for _, value in found]
+    found = list(read_lists(tmp_path / "a.json", ("numbers", "list", "empty"), characters.append))
+    assert [value for key, value in found if key == "numbers"] == CONTENT["numbers"]
+    without = [value for key, value in found if key != "numbers"]
     assert without[0]["segmentation"] in (0, CONTENT["list"][0]["segmentation"])
     assert without[0]["s"] == CONTENT["list"][0]["s"] and without[1:] == CONTENT["list"][1:]
-    assert sum(characters) == len(text) and {key for key, _ in found} == {"list"}
+    assert sum(characters) == len(text) and {key for key, _ in found} == {"numbers", "list"}
 
 
 @pytest.mark.parametrize(

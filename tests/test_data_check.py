@@ -1,7 +1,6 @@
 """The check of a data set finds the one fault that is put into a small clean set, and no other."""
 
 import json
-import os
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -10,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from data.cache import scan
+from data.cache import Scan, scan
 from data.check import twins
 from data.check.issues import Split
 from data.check.label_checks import class_counts, odd_aspects, short_sides
 from data.check.looks import LOW, SIDE, hashes_of, oriented, read_looks
 from data.check.run import check
-from data.check.short import warn_of_data
+from data.check.short import same_files, warn_of_data
 from data.config import load_data
 from tests.data_sets import write_set
 from utils.config import save_yaml
@@ -265,11 +264,6 @@ def test_the_short_check_names_leaks_tiny_boxes_and_classes(
 ) -> None:
     for spoil in (copied, tiny, no_val):
         spoil(clean)
-    other = files(clean, "images", "val")[1]  # of the size of a training image, but another one
-    same_size = files(clean, "images")[0].read_bytes()
-    os.truncate(other, 0)
-    other.write_bytes(same_size[:-20] + b"x" * 4 + same_size[-16:])
-    cv2.imwrite(str(other), cv2.imread(str(files(clean, "images")[3])) + 1)
     short(clean)
     assert [line.split(":")[0] for line in warnings] == ["data"] * 3
     assert "train: 1 of 16 boxes are below 2 px" in warnings[0]
@@ -297,3 +291,19 @@ def test_the_short_check_reads_only_files_of_one_size(
     read.clear()
     warn_of_data(train, train, data.names, 64)
     assert read == [] and "8 of 8 validation images are training images" in warnings[-1]
+
+
+def scan_of(folder: Path, contents: list[bytes]) -> Scan:
+    names = [folder / f"{number}.png" for number in range(len(contents))]
+    folder.mkdir()
+    for name, content in zip(names, contents, strict=True):
+        name.write_bytes(content)
+    empty = np.zeros((0, 2))
+    return Scan(names, [], empty, empty, [], "", [], np.array([len(c) for c in contents]))
+
+
+def test_files_that_agree_at_the_end_alone_are_not_the_same(tmp_path: Path) -> None:
+    end = bytes(range(256)) * 2
+    train = scan_of(tmp_path / "a", [b"x" + end, b"y" + end, b"long" + end])
+    val = scan_of(tmp_path / "b", [b"z" + end, b"y" + end, b"LONG" + end, b"other"])
+    assert list(same_files(train, val)) == [(val.files[1], train.files[1])]

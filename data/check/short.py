@@ -16,7 +16,7 @@ HEAD = 65_536  # bytes that are compared first
 
 
 def warn_of_data(train: Scan, val: Scan, names: Sequence[str], imgsz: int) -> None:
-    """Warn of what would make a training or its metrics worthless, in some milliseconds.
+    """Warn of what would make a training or its metrics worthless, at next to no cost.
 
     Args:
         train, val: Scans of the training and validation images.
