@@ -44,7 +44,7 @@ class DeformableConv2d(nn.Conv2d):
             offset: Shifts in cells, (N, 2 k^2, H', W'): row and column of each tap.
             mask: Weights of the taps, (N, k^2, H', W').
         """
-        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return deform_by_sampling(self, x, offset, mask)
         geometry = (self.stride, self.padding, self.dilation)
         return deform_conv2d(x, offset, self.weight, self.bias, *geometry, mask)  # type: ignore[arg-type, call-arg]
