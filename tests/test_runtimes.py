@@ -142,3 +142,12 @@ def test_odd_metadata_are_one_line(key: str, text: str) -> None:
 def test_missing_metadata_name_the_way_out() -> None:
     with pytest.raises(UserError, match="does not say its 'names'.*export.py"):
         Metadata.from_texts({}, "f")
+
+
+@pytest.mark.parametrize(("name", "warned"), [("no.onnx", 1), ("no_ncnn_model", 1), ("no.pt", 0)])
+def test_a_runtime_without_a_gpu_says_so(name: str, warned: int, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("deploy.runtimes.LOGGER.warning", said.append)
+    with pytest.raises(UserError, match="no"):
+        load_runtime(name, device="cuda")
+    assert len(said) == warned and all("computes on the CPU here, not on cuda" in s for s in said)

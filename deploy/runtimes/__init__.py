@@ -7,6 +7,7 @@ import torch
 
 from deploy.runtimes.base import RUNTIMES, Runtime
 from utils.errors import UserError
+from utils.log import LOGGER
 from utils.registry import import_files_of
 
 import_files_of(sys.modules[__name__])
@@ -33,8 +34,11 @@ def load_runtime(
     Raises:
         UserError: The file is missing, damaged or no detector, or takes no such images.
     """
-    path = Path(path)
-    runtime = runtime_of(path).open(_whole(path), torch.device(device), threads)
+    path, device = Path(path), torch.device(device)
+    kind = runtime_of(path)
+    if kind.only_cpu and device.type != "cpu":
+        LOGGER.warning(f"{path}: {kind.name} computes on the CPU here, not on {device}")
+    runtime = kind.open(_whole(path), device, threads)
     runtime.set_imgsz(imgsz)
     return runtime
 

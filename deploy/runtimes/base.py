@@ -38,6 +38,8 @@ class Runtime(nn.Module, ABC):
     name: ClassVar[str]
     suffix: ClassVar[str]
     """End of the names of its files, as `.onnx` or `_openvino_model`."""
+    only_cpu: ClassVar[bool] = True
+    """Whether it computes on the CPU whatever the device."""
 
     stride: Tensor
 

@@ -15,7 +15,7 @@ from models.heads.base import Detections
 class TorchModel(Runtime):
     """A deployed `Model`, which takes any size and batch and gives raw maps."""
 
-    name, suffix = "torch", ".pt"
+    name, suffix, only_cpu = "torch", ".pt", False
 
     def __init__(self, path: Path, model: Model, threads: int | None = None):
         super().__init__(path, metadata_of(model), threads)

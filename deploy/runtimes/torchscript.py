@@ -20,7 +20,7 @@ KEYS = tuple(Metadata.__dataclass_fields__)
 class TorchScriptRuntime(Runtime):
     """A traced detector; computes on any device of PyTorch."""
 
-    name, suffix = "torchscript", ".torchscript"
+    name, suffix, only_cpu = "torchscript", ".torchscript", False
 
     def __init__(self, path: Path, module: Any, metadata: Metadata, threads: int | None):
         super().__init__(path, metadata, threads)
