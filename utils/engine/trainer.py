@@ -61,7 +61,7 @@ class Trainer(TrainerState):
         self._active = [hook for hook in self.hooks if self.world.main or not hook.main_only]
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         own = {id(parameter) for parameter in self.task.model.parameters()}
-        self._model = [parameter for parameter in trained if id(parameter) in own]
+        self._of_model = [parameter for parameter in trained if id(parameter) in own]
         self._beside = [parameter for parameter in trained if id(parameter) not in own]
         self._waiting = 0  # batches whose gradients wait for a step
 
@@ -156,8 +156,8 @@ class Trainer(TrainerState):
 
         Layers trained beside the model are not clipped: neither slows the other down.
         """
-        norm = clip_grad_norm_(self._model, MAX_GRAD_NORM)
-        factor = (MAX_GRAD_NORM / norm).clamp(max=1)
+        norm = clip_grad_norm_(self._of_model, MAX_GRAD_NORM)
+        factor = (MAX_GRAD_NORM / norm).clamp(max=1).nan_to_num(0.0)
         self._clips = self._clips.to(norm) + torch.stack([factor, torch.ones_like(norm)])
         beside = [parameter.grad for parameter in self._beside if parameter.grad is not None]
         return torch.hypot(norm, get_total_norm(beside)) if beside else norm
