@@ -19,11 +19,14 @@ LONG_SIDE = 320  # pixels of a picture on the page
 QUALITY = 80
 MARK, OTHER = (255, 60, 40), (80, 200, 255)  # RGB of the boxes of the case, and of all others
 HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em}}
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
+body {{font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em;
+  overflow-wrap: anywhere; color-scheme: light dark}}
+img {{max-width: 100%}}
 h2 {{margin-top: 2em; border-bottom: 1px solid #ccc}}
-figure {{display: inline-block; margin: 8px; vertical-align: top; max-width: 680px}}
-figcaption {{font-size: 12px; overflow-wrap: anywhere; max-width: 660px}}
+figure {{display: inline-block; margin: 8px 0; vertical-align: top; max-width: min(680px, 100%)}}
+figcaption {{font-size: 12px}}
 table {{border-collapse: collapse}}
 td, th {{padding: 2px 12px; text-align: right; border-bottom: 1px solid #ddd}}
 td:first-child, th:first-child {{text-align: left}}
@@ -75,7 +78,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _figure(example: Example) -> str:
     """Return one case: its pictures, if they can be read, above its text."""
-    tags = [f'<img alt="" src="{data}">' for p in example.pictures if (data := draw(p))]
+    drawn = [(_text(p.file.name), draw(p)) for p in example.pictures]
+    tags = [f'<img alt="{name}" src="{data}">' for name, data in drawn if data]
     return f"<figure>{''.join(tags)}<figcaption>{_text(example.text)}</figcaption></figure>"
 
 
