@@ -294,3 +294,22 @@ def test_detection_alone_has_no_layers_beside():
     model = small()
     trainer = fit(DetectionTask(model, build_loss(model, HYP.scaled(3, 3, 64))), epochs=1)
     assert not trainer._beside and 0 < trainer.mean_clip() <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"logit_loss": "ast", "adapter_every": 5}, "no effect without --feature-loss"),
+        ({"logit_loss": "ast", "adapter": "none"}, "no effect without --feature-loss"),
+        (
+            {"feature_loss": ("cwd",), "adapter": "sgd", "adapter_every": 5},
+            "--adapter-every has no effect with --adapter sgd",
+        ),
+        ({"feature_loss": ("cwd",), "adapter_every": 5}, ""),
+    ],
+)
+def test_options_without_effect_are_named(monkeypatch, given, said):
+    lines = []
+    monkeypatch.setattr("utils.options.distill.LOGGER.warning", lines.append)
+    options(**given).check()
+    assert len(lines) == bool(said) and all(said in line for line in lines)
