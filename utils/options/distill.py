@@ -18,6 +18,7 @@ FEATURE_NAMES = registered_names(ROOT / "distill", "FEATURE_LOSSES")
 LOGIT_NAMES = registered_names(ROOT / "distill", "LOGIT_LOSSES")
 ADAPTER_NAMES = registered_names(ROOT / "distill" / "adapters", "ADAPTERS")
 AUTO = "auto"  # the adapter that suits a pair of layers
+OF_FEATURES = ("student_layers", "teacher_layers", "feature_args", "adapter", "adapter_every")
 SCHEDULES = registered_names(ROOT / "distill", "KD_SCHEDULES")
 
 
@@ -127,17 +128,18 @@ class TeacherOptions:
     def _warn_of_no_effect(self) -> None:
         if self.teacher_cfg:
             LOGGER.warning("--teacher-cfg has no effect: a checkpoint brings its own structure")
-        if not self.feature_loss and (
-            self.student_layers or self.teacher_layers or self.feature_args or self.adapter != AUTO
-        ):
-            LOGGER.warning(
-                "--student-layers, --teacher-layers, --feature-args and --adapter have no effect"
-                " without --feature-loss"
-            )
-        if self.adapter_every > 1 and self.adapter not in (AUTO, "closed-form"):
+        if not self.feature_loss and any(self._given(name) for name in OF_FEATURES):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in OF_FEATURES)
+            LOGGER.warning(f"{names} have no effect without --feature-loss")
+        elif self.adapter_every > 1 and self.adapter not in (AUTO, "closed-form"):
             LOGGER.warning(f"--adapter-every has no effect with --adapter {self.adapter}")
         if not self.distils:
             LOGGER.warning("every weight of distillation is 0: the teacher is left out")
+
+    def _given(self, name: str) -> bool:
+        """Return whether an option has another value than its default."""
+        defaults = {item.name: item.default for item in fields(TeacherOptions)}
+        return getattr(self, name) != defaults[name]
 
     def _check_counts(self) -> None:
         if len(self.feature_weight) not in {0, 1, len(self.feature_loss)}:
