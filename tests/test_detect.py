@@ -251,13 +251,54 @@ def test_a_source_inside_the_run_folder_is_refused_and_untouched(finder, tmp_pat
     assert file.read_bytes() == before and len(list((tmp_path / "mine").rglob("*.*"))) == 1
 
 
+@pytest.mark.parametrize("linked", ["mine/images/a.png", "mine/a.png", "mine/images"])
+@pytest.mark.parametrize("through", ["mine", "alias"])
+def test_a_source_linked_into_the_run_folder_is_refused(finder, tmp_path, linked, through: str):
+    file = save(tmp_path / "photos" / "a.png", picture(160, 100, (40, 30, 120, 80)))
+    labels = tmp_path / "mine" / "labels" / "a.txt"
+    labels.parent.mkdir(parents=True)
+    labels.write_text("0 .5 .5 .1 .1\n")
+    (tmp_path / "mine" / "opt.yaml").write_text("{source: [], vid_stride: 1, save_crop: false}")
+    link = tmp_path / linked
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(file if link.suffix else file.parent)
+    (tmp_path / "alias").symlink_to("mine")
+    source = tmp_path / through / Path(linked).relative_to("mine")
+    with pytest.raises(UserError, match="holds the source"):
+        run(tmp_path, "--source", source, "--exist-ok", "--save-txt", name="mine")
+    assert labels.read_text() == "0 .5 .5 .1 .1\n" and link.is_symlink()
+
+
+@pytest.mark.parametrize("record", ["", "epochs: 3\nsource: x\n", "[1]", ": {"])
+def test_a_folder_that_is_no_run_of_detect_is_refused(finder, tmp_path, record: str):
+    file = save(tmp_path / "photos" / "a.png", picture(160, 100, (40, 30, 120, 80)))
+    labels = tmp_path / "mine" / "labels" / "a.txt"
+    labels.parent.mkdir(parents=True)
+    labels.write_text("0 .5 .5 .1 .1\n")
+    if record:
+        (tmp_path / "mine" / "opt.yaml").write_text(record)
+    with pytest.raises(UserError, match="no run of detect.py has made"):
+        run(tmp_path, "--source", file, "--exist-ok", "--save-txt", name="mine")
+    assert labels.read_text() == "0 .5 .5 .1 .1\n"
+
+
+def test_an_empty_folder_and_a_source_beside_it_are_taken(finder, tmp_path: Path):
+    file = save(tmp_path / "photos" / "a.png", picture(160, 100, (40, 30, 120, 80)))
+    (tmp_path / "mine").mkdir()
+    source = tmp_path / "mine" / ".." / "photos" / file.name
+    for _ in range(2):
+        run(tmp_path, "--source", source, "--exist-ok", name="mine")
+    assert (tmp_path / "mine" / "a.png").exists()
+
+
 def test_a_link_in_the_run_folder_does_not_lead_to_the_source(finder, tmp_path: Path):
     file = save(tmp_path / "photos" / "a.png", picture(160, 100, (40, 30, 120, 80)))
     video = write_video(tmp_path / "photos" / "v.mp4", 3)
     before = file.read_bytes(), video.read_bytes()
-    (tmp_path / "exp").mkdir()
-    (tmp_path / "exp" / "a.png").symlink_to(file)
-    (tmp_path / "exp" / "v.mp4").symlink_to(video)
+    run(tmp_path, "--source", tmp_path / "photos")
+    for name, source in (("a.png", file), ("v.mp4", video)):
+        (tmp_path / "exp" / name).unlink()
+        (tmp_path / "exp" / name).symlink_to(source)
     run(tmp_path, "--source", tmp_path / "photos", "--exist-ok")
     assert (file.read_bytes(), video.read_bytes()) == before
     assert not (tmp_path / "exp" / "a.png").is_symlink()
@@ -351,6 +392,19 @@ def test_an_http_stream_is_searched_and_its_password_is_kept_out(
     assert rows(folder)[0]["image"] == address and yaml.safe_load((folder / "opt.yaml").read_text())
     texts = [(folder / name).read_text() for name in ("opt.yaml", "predictions.csv", "log.txt")]
     assert "hush" not in "".join([*texts, *said])
+
+
+@pytest.mark.parametrize("password", ["hush", "hu'sh", 'hu"sh', "hu sh", "h$(u)sh", "hu=sh"])
+@pytest.mark.parametrize("form", ["--source={}", "--source {}"])
+def test_no_form_of_a_password_is_recorded(tmp_path, monkeypatch, form: str, password: str):
+    address = f"rtsp://me:{password}@host/x?token=hidden"
+    words = [word.format(address) for word in form.split(" ")]
+    monkeypatch.setattr("sys.argv", ["detect.py", *words, "--name", "a=b"])
+    opt = parse_options(DetectOptions, words)
+    run_module.record_options(opt, tmp_path, torch.device("cpu"))
+    found = yaml.safe_load((tmp_path / "opt.yaml").read_text())
+    assert found["source"] == ["rtsp://host/x"]
+    assert found["command"] == f"python detect.py {form.format('rtsp://host/x')} --name a=b"
 
 
 def test_what_is_left_out_is_in_the_summary(finder, tmp_path: Path, said: list[str]):

@@ -6,9 +6,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from data.sources import Feed
+from utils.config import load_yaml
 from utils.detection_files import output_names
 from utils.errors import UserError
+from utils.files import why_not_regular
+from utils.run_lock import LOCK_FILE
 
+RECORD = "opt.yaml"
+RECORDED = {"source", "vid_stride", "save_crop"}  # options that detect.py alone records
 OWN_FOLDERS = ("labels", "crops")  # of the run: no picture may lie there
 LONGEST = 80  # characters of a stream's name
 
@@ -61,16 +66,42 @@ def class_folders(names: Sequence[str]) -> list[str]:
     ]
 
 
-def protect_sources(feeds: Iterable[Feed], folder: Path) -> None:
-    """Refuse a run folder that holds a source: an output could replace the user's own file.
+def protect_user_files(feeds: Iterable[Feed], folder: Path) -> None:
+    """Refuse an existing run folder in which an output could replace a file of the user.
 
     Raises:
-        UserError: Names the first such source.
+        UserError: The folder holds a source, or was not made by detect.py.
     """
     here = folder.resolve()
-    for feed in feeds:
-        if feed.file and here in Path(feed.file).resolve().parents:
+    files = [feed.file for feed in feeds if feed.file]
+    above = {place: place.resolve() for file in files for place in _folders_above(file)}
+    for file in files:
+        reached = {*file.resolve().parents, *(above[place] for place in _folders_above(file))}
+        if here in reached:
             raise UserError(
-                f"{folder}: holds the source {feed.file}, which the results could overwrite; give"
+                f"{folder}: holds the source {file}, which the results could overwrite; give"
                 " the run a folder of its own with --project and --name"
             )
+    if folder.is_dir() and not _is_run(folder):
+        raise UserError(
+            f"{folder}: holds files that no run of detect.py has made, which the results could"
+            " overwrite; leave --exist-ok out, or give the run another --name"
+        )
+
+
+def _folders_above(file: Path) -> Sequence[Path]:
+    """Return the folders that the path of a file names, though the file is a link elsewhere."""
+    return Path(os.path.abspath(file)).parents  # noqa: PTH100  without `..`
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is empty, or has the record of the options of detect.py."""
+    if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
+        return True
+    record = folder / RECORD
+    if why_not_regular(record):
+        return False
+    try:
+        return load_yaml(record).keys() >= RECORDED
+    except UserError:
+        return False

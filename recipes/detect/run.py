@@ -16,7 +16,7 @@ from data.sources import Feed, Frame, SourceOptions, frames_of, open_sources
 from data.sources.stream import Stream, without_password
 from deploy import load_runtime
 from recipes.detect.detector import Detector, check_classes
-from recipes.detect.names import feed_names, protect_sources
+from recipes.detect.names import RECORD, feed_names, protect_user_files
 from recipes.detect.outputs import Found, Output, make_outputs
 from recipes.detect.tally import Tally, log_live
 from recipes.detect.window import Closed, Window
@@ -24,7 +24,6 @@ from utils.engine.device import device_name, select_device
 from utils.engine.run_hooks import GracefulStop
 from utils.errors import UserError
 from utils.log import LOGGER, logging_to
-from utils.options.base import command_line
 from utils.options.detect import DetectOptions
 from utils.run_lock import run_lock
 from utils.rundir import environment, make_run_dir, save_options
@@ -49,7 +48,7 @@ def detect(opt: DetectOptions) -> Tally:
         LOGGER.warning("--save-conf has no effect without --save-txt")
     detector = Detector(runtime, opt, device)
     if opt.exist_ok:
-        protect_sources(feeds, Path(opt.project) / opt.name)
+        protect_user_files(feeds, Path(opt.project) / opt.name)
 
     with closing(frames_of(feeds)) as frames:
         first = next(frames, None)
@@ -148,10 +147,14 @@ def nothing_read(feeds: Sequence[Feed]) -> str:
 
 def record_options(opt: DetectOptions, folder: Path, device: torch.device) -> None:
     """Write `opt.yaml`; passwords in addresses of streams are left out."""
-    command = command_line()
-    for text in filter(Stream.matches, [*opt.source, *sys.argv]):
-        for written in (shlex.quote(text), text):
-            command = command.replace(written, without_password(text))
-    source = tuple(without_password(t) if Stream.matches(t) else t for t in opt.source)
-    path = folder / "opt.yaml"
-    save_options(replace(opt, source=source), path, **environment(device) | {"command": command})
+    command = shlex.join(["python", *map(_shown, sys.argv)])
+    source = tuple(map(_shown, opt.source))
+    save_options(
+        replace(opt, source=source), folder / RECORD, **environment(device) | {"command": command}
+    )
+
+
+def _shown(word: str) -> str:
+    """Return a word of the command without the password of an address, behind `--source=` too."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + without_password(value) if Stream.matches(value) else word
