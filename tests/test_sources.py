@@ -89,6 +89,28 @@ def test_a_file_that_two_sources_name_counts_once(photos: Path):
     assert len(opened(photos / "a.jpg", photos, photos / "*.jpg")) == 4
 
 
+def test_a_file_counts_once_however_its_path_is_written(photos: Path, monkeypatch):
+    monkeypatch.chdir(photos)
+    found = opened("sub", photos / "sub", "./sub/../sub/c.PNG", "sub/*.PNG")
+    assert [feed.place for feed in found] == ["sub/c.PNG"]
+
+
+def test_links_are_files_of_their_own(photos: Path):
+    (photos / "sub" / "d.PNG").symlink_to("c.PNG")
+    assert places(opened(photos / "sub"), photos) == ["sub/c.PNG", "sub/d.PNG"]
+
+
+def test_streams_that_differ_in_user_or_query_are_all_opened(tmp_path: Path):
+    one, two, three = (
+        f"rtsp://{user}@h/cam?channel={n}" for user, n in zip("aab", "122", strict=True)
+    )
+    (tmp_path / "list.txt").write_text(f"{one}\n{two}\n")
+    found = opened(one, two, tmp_path / "list.txt", three, one, "rtsp://h/other", 0, 0)
+    shown = ["rtsp://h/cam", "rtsp://h/cam (2)", "rtsp://h/cam (3)", "rtsp://h/other", "camera 0"]
+    assert [feed.place for feed in found] == shown
+    assert [feed.address for feed in found] == [one, two, three, "rtsp://h/other", "camera 0"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

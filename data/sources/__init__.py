@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -19,11 +20,26 @@ import_files_of(sys.modules[__name__])
 def open_sources(texts: Sequence[str], options: SourceOptions) -> list[Feed]:
     """Return the feeds of all sources in their order; a file that is named twice counts once.
 
+    Streams whose addresses differ in user or query alone are shown as `rtsp://host/x (2)`.
+
     Raises:
         UserError: Where a source does not exist, or holds nothing to detect in.
     """
     feeds = itertools.chain.from_iterable(_feeds_of(text, options) for text in texts)
-    return list({feed.place: feed for feed in feeds}.values())
+    different: dict[str, Feed] = {}
+    for feed in feeds:
+        different.setdefault(feed.address, feed)
+    _number_places([feed for feed in different.values() if feed.live])
+    return list(different.values())
+
+
+def _number_places(feeds: Sequence[Feed]) -> None:
+    """Let no two feeds be shown alike."""
+    seen: Counter[str] = Counter()
+    for feed in feeds:
+        seen[feed.place] += 1
+        if (number := seen[feed.place]) > 1:
+            feed.place = f"{feed.place} ({number})"
 
 
 def _feeds_of(text: str, options: SourceOptions) -> list[Feed]:

@@ -4,6 +4,7 @@ A kind of source is one file of this folder that registers a `SourceKind`; each 
 most one kind.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Feed(ABC):
     Attributes:
         place: How messages name the feed; never with a password.
         file: File of the feed; None for a stream or a camera.
+        address: What tells the feed from others; not to be shown: it may have a password.
         moving: Whether the frames are those of a video.
         live: Whether the frames pass by whether or not they are read.
         fps: Frames per second that are given, 0 where unknown; right from the first frame on.
@@ -57,6 +59,7 @@ class Feed(ABC):
 
     def __init__(self, place: str, file: Path | None = None):
         self.place, self.file = place, file
+        self.address = os.path.abspath(file) if file else place  # noqa: PTH100  without `..`
         self.fps = 0.0
         self.lost, self.reason = 0, ""
 

@@ -56,4 +56,6 @@ class Stream(SourceKind):
             host = place = ""
         if not host:
             raise UserError(f"--source {scheme}://...: names no host")
-        return [LiveFeed(place, lambda: open_stream(text, options.silence), options)]
+        feed = LiveFeed(place, lambda: open_stream(text, options.silence), options)
+        feed.address = text
+        return [feed]
