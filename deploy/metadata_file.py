@@ -44,6 +44,26 @@ def read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
+def foreign_entries(folder: Path) -> list[str]:
+    """Return the names in a folder that export.py did not write there, in order.
+
+    A folder without `metadata.yaml` of export.py is foreign with all that it holds. Damaged files
+    are no strangers: exporting again mends them.
+    """
+    names = sorted(entry.name for entry in folder.iterdir())
+    file = folder / METADATA_FILE
+    if not names or why_not_regular(file):
+        return names
+    try:
+        digests = load_yaml(file).get(DIGESTS)
+    except UserError:
+        return names
+    if not isinstance(digests, dict):
+        return names
+    ours = {METADATA_FILE, *map(str, digests)}
+    return [name for name in names if name not in ours or (folder / name).is_dir()]
+
+
 def _check(file: Path, digest: str) -> None:
     """Raise `UserError` where a file is missing or not the one that was written."""
     if reason := why_not_regular(file):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.metadata_file import foreign_entries
+from utils.errors import UserError, brief
 from utils.files import StorageError, refusal
 
 
@@ -21,6 +23,7 @@ def staged(path: Path) -> Iterator[Path]:
         path: File or folder to make.
 
     Raises:
+        UserError: Something that export.py did not write has the name; see `check_place`.
         StorageError: The disk refuses.
     """
     try:
@@ -41,11 +44,39 @@ def staged(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_place(path: Path, folder: bool) -> None:
+    """Refuse to write where something stands that export.py would not put back.
+
+    Args:
+        path: File or folder to make.
+        folder: Whether it is a folder.
+
+    Raises:
+        UserError: A folder stands in the way of a file, a file in that of a folder, or a folder
+            holds files that export.py did not write.
+    """
+    if not os.path.lexists(path):
+        return
+    right = "nothing is changed; move it away or give another --output-dir"
+    if folder and not path.is_dir():
+        raise UserError(f"{path}: is in the way of a folder that export.py writes; {right}")
+    if not folder and path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"{path}: is {what}, in the way of the file that export.py writes; {right}")
+    if folder and (names := foreign_entries(path)):
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        raise UserError(
+            f"{path}: is in the way: it holds {brief(names[0])}{more}, not written by export.py;"
+            f" {right}"
+        )
+
+
 def _take_name(new: Path, path: Path, folder: Path) -> None:
     """Move a file or folder to its name; an earlier one of that name makes place."""
+    check_place(path, new.is_dir())
     for file in [new] if new.is_file() else sorted(new.rglob("*")):
         _sync(file)
-    if new.is_file() and not path.is_dir():
+    if new.is_file():
         new.replace(path)
         return
     old = folder / "earlier"

@@ -14,7 +14,7 @@ from deploy.libraries import require
 from deploy.quiet import quiet
 from deploy.runtimes import Runtime, load_runtime
 from deploy.settings import EndToEnd, ExportSettings
-from deploy.staging import size_of, staged
+from deploy.staging import check_place, size_of, staged
 from deploy.verify import (
     compare,
     model_widths,
@@ -78,6 +78,8 @@ def export(opt: ExportOptions) -> list[Exported]:
     for exporter in exporters:
         for library in exporter.libraries:
             require(library, f"--include {exporter.name}")
+        for target in targets_of(opt, exporter):
+            check_place(target, exporter.makes_folder())
     model = load_model(opt.weights).fuse()
     settings = settings_of(opt, model)
     for exporter in exporters:
@@ -127,6 +129,17 @@ def target_of(opt: ExportOptions, exporter: Exporter) -> Path:
     return opt.folder / f"{Path(opt.weights).stem}{kind}{exporter.suffix}"
 
 
+def targets_of(opt: ExportOptions, exporter: Exporter) -> list[Path]:
+    """Return all files of a format that an export writes."""
+    target = target_of(opt, exporter)
+    return [target, int8_target(target, exporter.suffix)] if opt.int8 else [target]
+
+
+def int8_target(source: Path, suffix: str) -> Path:
+    """Return the INT8 form of a file, beside it: `best_int8.onnx` of `best.onnx`."""
+    return source.with_name(f"{source.name.removesuffix(suffix)}_int8{suffix}")
+
+
 def export_one(
     exporter: Exporter, model: Model, settings: ExportSettings, photos: Photos, target: Path
 ) -> Exported:
@@ -156,8 +169,7 @@ def export_one(
 
 def int8_of(opt: ExportOptions, source: Exported, photos: Photos) -> Exported:
     """Write and measure the INT8 form of a file beside it; log its row and what it costs."""
-    suffix = EXPORTERS[source.name].suffix
-    target = source.path.with_name(f"{source.path.name.removesuffix(suffix)}_int8{suffix}")
+    target = int8_target(source.path, EXPORTERS[source.name].suffix)
     text = int8_file(opt, source.path, target, source.name)
     runtime = load_runtime(target)
     apart = relative_difference(

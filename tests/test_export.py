@@ -18,6 +18,7 @@ from deploy.blame import rows_to_blame
 from deploy.exporters import EXPORTERS, Exporter
 from deploy.graph import suppress
 from deploy.metadata import Metadata
+from deploy.metadata_file import write_metadata
 from deploy.nms_check import difference_after_nms
 from deploy.runtimes import Runtime
 from deploy.settings import EndToEnd, ExportSettings
@@ -333,10 +334,11 @@ def test_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "best_openvino_model"
     target.mkdir()
     (target / "old").touch()
+    write_metadata(FACTS, target)
     with pytest.raises(KeyError), staged(target) as path:
         path.mkdir()
         raise KeyError
-    assert [p.name for p in target.iterdir()] == ["old"]
+    assert sorted(p.name for p in target.iterdir()) == ["metadata.yaml", "old"]
     with staged(target) as path:
         path.mkdir()
         (path / "new").touch()

@@ -30,6 +30,11 @@ class Exporter(ABC):
     takes: ClassVar[frozenset[str]] = frozenset({"dynamic", "half", "end2end"})
     """Settings that the format offers."""
 
+    @classmethod
+    def makes_folder(cls) -> bool:
+        """Return whether the format is a folder, not a file."""
+        return not cls.suffix.startswith(".")
+
     def check(self, settings: ExportSettings) -> None:
         """Refuse what the format cannot do.
 
