@@ -14,6 +14,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 MOST_TEXT = 4_000_000  # characters of one value
 MOST_BATCH = 65_536
 MOST_DETECTIONS = 100_000
+MOST_PREDICTIONS = 2**24
+"""Values of one image's predictions, max_det x (5 + classes), that NMS in a file may ask for."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,30 @@ class Metadata:
                     f"{where}: metadata '{item.name}': {brief(values[item.name])} is not what"
                     " export.py writes; the file is damaged or of another tool"
                 )
+        check_predictions(values["max_det"], len(values["names"]), f"{where}: metadata 'max_det'")
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
         return cls(**plain)
+
+
+def check_predictions(max_det: int, nc: int, where: str) -> None:
+    """Refuse a number of detections whose predictions would fill the memory.
+
+    Args:
+        max_det: Most detections of an image.
+        nc: Number of classes.
+        where: Begins the message.
+
+    Raises:
+        UserError: `max_det` is too large for so many classes.
+    """
+    most = MOST_PREDICTIONS // (5 + nc)
+    if max_det > most:
+        raise UserError(
+            f"{where}: {max_det} detections of {nc} classes do not fit into memory; at most {most}"
+            " would be right"
+        )
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from deploy.cpu import int8_note
 from deploy.exporters import EXPORTERS, Exporter
 from deploy.libraries import require
+from deploy.metadata import check_predictions
 from deploy.quiet import quiet
 from deploy.runtimes import Runtime, load_runtime
 from deploy.settings import EndToEnd, ExportSettings
@@ -109,7 +110,13 @@ def export(opt: ExportOptions) -> list[Exported]:
 
 
 def settings_of(opt: ExportOptions, model: Model) -> ExportSettings:
-    """Return the settings of an export; the size is rounded up to the stride, with a warning."""
+    """Return the settings of an export; the size is rounded up to the stride, with a warning.
+
+    Raises:
+        UserError: `--max-det` is too large for the classes of the model.
+    """
+    if opt.end2end:
+        check_predictions(opt.max_det, model.nc, "--max-det")
     sides = opt.imgsz or (model.imgsz,)
     height, width = (whole_strides(sides[i], model.max_stride) for i in (0, len(sides) - 1))
     return ExportSettings(

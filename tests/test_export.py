@@ -32,7 +32,7 @@ from deploy.verify import (
 )
 from models import Model, build_model
 from prune_methods import Prunable, find_groups
-from recipes.export import export, export_one
+from recipes.export import export, export_one, settings_of
 from recipes.photos import Photos, letterboxed, verification_photos
 from tests.conftest import ROOT
 from tests.prune_toys import randomised
@@ -379,6 +379,16 @@ def test_bad_options(more: dict, message: str) -> None:
 def test_what_a_format_cannot_do_is_refused_before_anything_is_written() -> None:
     with pytest.raises(UserError, match="--half: the format torchscript.*onnx and openvino can"):
         EXPORTERS["torchscript"]().check(ExportSettings(half=True))
+
+
+def test_more_detections_than_memory_are_refused_before_anything_is_written() -> None:
+    class Wide:
+        nc, imgsz, max_stride = 20_000, 64, 32
+
+    opt = options("best.pt", end2end=True, max_det=10_000)
+    with pytest.raises(UserError, match="--max-det: 10000 detections of 20000 classes.*most 838"):
+        settings_of(opt, Wide())  # type: ignore[arg-type]
+    assert settings_of(options("best.pt", end2end=True), Wide()).end2end == EndToEnd()  # type: ignore[arg-type]
 
 
 def test_a_missing_library_is_named_with_its_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

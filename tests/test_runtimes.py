@@ -105,6 +105,30 @@ def test_boxes_of_nms_in_the_file_become_predictions() -> None:
     assert decoded[:, 1:].abs().max() == 0
 
 
+def test_images_that_fill_up_a_batch_take_no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may say that it takes 65,536 images a call."""
+    rows = torch.tensor([[0, 0, 0, 4, 8, 0, 0.5], [1, 0, 0, 4, 8, 0, 0.9]])
+    runtime = Recorder(changed(max_det=3, batch=64), rows)
+    counts: list[int] = []
+    original = runtime._as_predictions
+
+    def counted(rows: Tensor, count: int) -> Tensor:
+        counts.append(count)
+        return original(rows, count)
+
+    monkeypatch.setattr(runtime, "_as_predictions", counted)
+    decoded = runtime(torch.zeros(1, 3, 64, 96)).decoded
+    assert counts == [1] and decoded.shape == (1, 3, 7) and decoded[..., 4].sum() == 0.5
+
+
+def test_metadata_cannot_ask_for_more_than_the_memory() -> None:
+    names = tuple(map(str, range(2**14 - 5)))  # rows of 2^14 values, 2^10 of them are the limit
+    texts = changed(names=names, max_det=1024).to_texts()
+    assert Metadata.from_texts(texts, "f").max_det == 1024
+    with pytest.raises(UserError, match="f: metadata 'max_det': 1025 detections.*at most 1024"):
+        Metadata.from_texts(texts | {"max_det": "1025"}, "f")
+
+
 def test_the_file_name_chooses_the_runtime() -> None:
     assert runtime_of(Path("a/best.pt")) is RUNTIMES["torch"]
     with pytest.raises(UserError, match=r"best.tflite: no format that is known; .*\*.pt, "):

@@ -182,7 +182,7 @@ class Runtime(nn.Module, ABC):
             images = torch.cat((images, images.new_zeros(batch - count, *images.shape[1:])))
         decoded, raw = self.run(images)
         if self.end2end:
-            return Detections(self._as_predictions(decoded, len(images))[:count], [])
+            return Detections(self._as_predictions(decoded, count), [])
         return Detections(decoded[:count], [level[:count] for level in raw])
 
     def _as_predictions(self, rows: Tensor, count: int) -> Tensor:
@@ -190,7 +190,7 @@ class Runtime(nn.Module, ABC):
 
         Args:
             rows: (K, 7): image, x1, y1, x2, y2, class, confidence.
-            count: Number of images.
+            count: Number of images; rows of those behind them, which filled up the batch, drop out.
         """
         found = rows.new_zeros(count, self.metadata.max_det, 5 + self.nc)
         for number in range(count):
