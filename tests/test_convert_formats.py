@@ -251,6 +251,50 @@ def test_voc_with_difficult_ones_and_other_classes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["test/000003"], [*BY_HAND, [7, 4, 4, 9, 9]], atol=0.01)
 
 
+def test_voc_says_which_splits_it_leaves_out(tmp_path: Path) -> None:
+    source = voc(tmp_path)
+    found, report = run("voc", source)
+    assert set(found) == {"train/000001", "test/000003"}
+    assert report["notes"][0].startswith("splits that were left out: trainval; --split train=NAME")
+    for name in ("train", "test"):  # trainval and test are left, then trainval alone
+        (source / f"VOC2007/ImageSets/Main/{name}.txt").unlink()
+        with pytest.raises(UserError, match="has no split 'train'; --split train=NAME.*trainval"):
+            run("voc", source)
+    assert set(run("voc", source, split=("train=trainval",))[0]) == {"train/000001", "train/000002"}
+
+
+def test_voc_of_the_test_split_alone_is_taken(tmp_path: Path) -> None:
+    source = voc(tmp_path)
+    for name in ("train", "trainval"):
+        (source / f"VOC2007/ImageSets/Main/{name}.txt").unlink()
+    found, _ = run("voc", source)
+    assert set(found) == {"test/000003"}
+
+
+def test_voc_reports_listed_images_without_xml_and_reads_lists_with_suffixes(
+    tmp_path: Path,
+) -> None:
+    source = voc(tmp_path)
+    lists = source / "VOC2007/ImageSets/Main"
+    put(lists / "train.txt", "000001.jpg\n000002\n\n000004\nno.such.name\n")
+    (source / "VOC2007/Annotations/000002.xml").rename(tmp_path / "kept.xml")
+    found, report = run("voc", source, split=("train",))
+    assert set(found) == {"train/000001"} and report["splits"]["train"]["left_out"] == 3
+    rows = list(csv.DictReader((tmp_path / "out/problems.csv").open()))
+    assert [Path(row["file"]).name for row in rows] == [
+        "000002.xml",
+        "000004.xml",
+        "no.such.name.xml",
+    ]
+    assert {row["reason"] for row in rows} == {"annotations cannot be read: no such file"}
+    put(lists / "train.txt", "\n")
+    with pytest.raises(UserError, match="VOCdevkit: the split 'train' has no image at all"):
+        run("voc", source, split=("train",))
+    put(lists / "train.txt", "a\0b\n")
+    with pytest.raises(UserError, match="train.txt: is no list of images: it has a NUL"):
+        run("voc", source, split=("train",))
+
+
 def test_voc_beside_the_images_as_other_tools_export_it(tmp_path: Path) -> None:
     source = tmp_path / "export"
     for split in ("train", "valid"):

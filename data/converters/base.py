@@ -84,6 +84,47 @@ class Converter(ABC):
     def place(self, item: Any) -> str:
         """Return the file that a reason to leave out an image is about, for the report."""
 
+    def choose_splits(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return what the source has for each split that is asked for, by our name of the split.
+
+        Where none is asked for, those of other names are left out with a note.
+
+        Args:
+            found: What the source has, by the source's name of the split.
+
+        Raises:
+            UserError: A split that is asked for is not there, or none is and the source calls its
+                splits otherwise, so that nothing would be left to train on.
+        """
+        if not self.opt.splits:
+            return self._known_splits(found)
+        for theirs in self.opt.splits.values():
+            if theirs not in found:
+                raise UserError(
+                    f"{self.source}: has no split '{theirs}'{suggest(theirs, found)} (found:"
+                    f" {_listed(found)})"
+                )
+        return {ours: found[theirs] for ours, theirs in self.opt.splits.items()}
+
+    def _known_splits(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the splits of the source that have one of our names, and note the others."""
+        known = {split: found[split] for split in SPLIT_WORDS if split in found}
+        others = [split for split in found if split not in known]
+        how = (
+            f"--split train=NAME takes a split that the source calls NAME (it has {_listed(found)})"
+        )
+        if others and "train" not in known:
+            raise UserError(f"{self.source}: has no split 'train'; {how}")
+        if others:
+            self.notes.append(f"splits that were left out: {_listed(others)}; {how}")
+        return known
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names for a message, sorted, not more than twenty."""
+    words = sorted(names)
+    return ", ".join(words[:20] + ["..."] * (len(words) > 20)) or "none"
+
 
 def boxes_of(rows: Iterable[Sequence[float]]) -> np.ndarray:
     """Return rows of class, x1, y1, x2, y2 as an array (n, 5) of float64.
@@ -126,28 +167,6 @@ def split_of(name: str) -> str | None:
     words = set("".join(c if c.isalpha() else " " for c in name.lower()).split())
     found = [split for split, known in SPLIT_WORDS.items() if words & set(known)]
     return found[0] if len(found) == 1 else None
-
-
-def choose_splits(found: dict[str, Any], opt: ConvertOptions, source: Path) -> dict[str, Any]:
-    """Return what a source has for each split that is asked for, under our name of the split.
-
-    Args:
-        found: What the source has, by the source's name of the split.
-        opt: Options; `opt.splits` has the names that are asked for.
-        source: Folder that the message names.
-
-    Raises:
-        UserError: A split that is asked for is not there.
-    """
-    if not opt.splits:
-        return {split: found[split] for split in SPLIT_WORDS if split in found}
-    for theirs in opt.splits.values():
-        if theirs not in found:
-            raise UserError(
-                f"{source}: has no split '{theirs}'{suggest(theirs, found)} (found:"
-                f" {', '.join(sorted(found)) or 'none'})"
-            )
-    return {ours: found[theirs] for ours, theirs in opt.splits.items()}
 
 
 def folders_below(source: Path, depth: int = 2) -> Iterator[Path]:

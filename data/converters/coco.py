@@ -13,7 +13,6 @@ from data.converters.base import (
     BadRecordError,
     Converter,
     Record,
-    choose_splits,
     folders_below,
     split_of,
 )
@@ -38,7 +37,7 @@ class Coco(Converter):
 
     def __init__(self, source: Path, opt: ConvertOptions):
         super().__init__(source, opt)
-        chosen = choose_splits(_files(source, opt), opt, source)
+        chosen = self.choose_splits(_files(source, opt))
         if not chosen:
             raise UserError(
                 f"{source}: no JSON of COCO whose name speaks of train, val or test; expected"

@@ -18,7 +18,6 @@ from data.converters.base import (
     Converter,
     Record,
     boxes_of,
-    choose_splits,
     folders_below,
     images_by_stem,
     split_of,
@@ -78,7 +77,7 @@ class CrowdHuman(Converter):
                 f"{source}: no annotations of CrowdHuman: expected annotation_train.odgt and"
                 " annotation_val.odgt"
             )
-        self.splits = {s: Lines(file) for s, file in choose_splits(found, opt, source).items()}
+        self.splits = {s: Lines(file) for s, file in self.choose_splits(found).items()}
         self._images = images_by_stem(source, recursive=True)
 
     def read(self, item: bytes) -> Record:

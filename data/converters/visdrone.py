@@ -16,7 +16,6 @@ from data.converters.base import (
     Record,
     boxes_of,
     child_folder,
-    choose_splits,
     files_by_stem,
     folders_below,
     images_by_stem,
@@ -62,7 +61,7 @@ class VisDrone(Converter):
                 f"{source}: no folders of VisDrone-DET: expected images/ and annotations/ here, or"
                 " in VisDrone2019-DET-train/, VisDrone2019-DET-val/ and the like"
             )
-        self.splits = choose_splits(found, opt, source)
+        self.splits = self.choose_splits(found)
 
     def read(self, item: Item) -> Record:
         """Return the objects of an image within the limits of truncation and occlusion."""

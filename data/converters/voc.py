@@ -4,8 +4,9 @@ Corners are pixels that belong to the box and count from 1: `xmin` 1 is the left
 Everingham et al., "The PASCAL VOC Challenge", IJCV 2010, and the development kit.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -19,13 +20,13 @@ from data.converters.base import (
     Record,
     boxes_of,
     child_folder,
-    choose_splits,
     files_by_stem,
     folders_below,
     images_by_stem,
     read_bounded,
     split_of,
 )
+from data.files import IMAGE_SUFFIXES
 from data.parallel import batches, in_order
 from data.safe_xml import BadXmlError, parse_xml
 from utils.errors import UserError
@@ -73,7 +74,7 @@ class Voc(Converter):
                 f"{source}: no XMLs of Pascal VOC: expected Annotations/ and JPEGImages/ here or in"
                 " VOC2007/ and the like, or XMLs beside the images"
             )
-        self.splits = choose_splits(found, opt, source)
+        self.splits = self.choose_splits(found)
         self._objects = self._read_all()
         self.names = self._class_names()
         self._numbers = {name: number for number, name in enumerate(self.names)}
@@ -137,18 +138,35 @@ def _splits_of(folder: Path) -> Iterator[tuple[str, list[Item]]]:
     lists = sorted((folder / "ImageSets" / "Main").glob("*.txt"))
     named = [file for file in lists if "_" not in file.stem]  # those of one class: car_train.txt
     for file in named:
-        yield file.stem, [items[stem] for stem in _stems(file, items)]
+        for stem in (stems := _stems(file, items)):
+            if stem not in items:  # is reported as left out, because its XML cannot be read
+                image = images.get(stem, place / f"{stem}.jpg")
+                items[stem] = Item(image, (texts or folder) / f"{stem}.xml")
+        yield file.stem, [items[stem] for stem in stems]
     if not named:
         yield split_of(folder.name) or "train", list(items.values())
 
 
-def _stems(file: Path, items: dict[str, Item]) -> list[str]:
-    """Return the stems that an image set lists; unknown ones of sets without XMLs are left out."""
+def _stems(file: Path, known: Collection[str]) -> list[str]:
+    """Return the stems that an image set lists; the suffix of an image is left out.
+
+    Raises:
+        UserError: The file cannot be read, or is no text.
+    """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    return [line.strip() for line in lines if line.strip() in items]
+    if "\0" in text:
+        raise UserError(f"{file}: is no list of images: it has a NUL character")
+    lines = [line.strip() for line in text.splitlines()]
+    return [line if line in known else _without_suffix(line) for line in lines if line]
+
+
+def _without_suffix(name: str) -> str:
+    """Return the name of an image without its suffix; other names stay as they are."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _objects(file: Path, difficult: bool) -> Objects:

@@ -165,8 +165,10 @@ class SetWriter:
                 self._write_part(split, part, fresh)
                 names += fresh
                 bar.update(len(part.images) + len(part.left_out))
+        if not names and not found.left_out:
+            raise UserError(f"{self.opt.source}: the split '{split}' has no image at all")
         if not names:
-            file, reason = found.left_out[0] if found.left_out else (str(self.opt.source), "empty")
+            file, reason = found.left_out[0]
             raise UserError(
                 f"{split}: none of the {len(found.left_out)} images can be used; the first:"
                 f" {file}: {reason}"
