@@ -86,6 +86,14 @@ def test_a_second_run_changes_nothing_and_a_changed_source_is_converted_anew(
     assert json.loads((tmp_path / "out/report.json").read_text())["names"] == ["people"]
 
 
+def test_the_same_command_with_copy_makes_copies_of_links_and_the_other_way(tmp_path: Path) -> None:
+    source = visdrone(tmp_path) / "VisDrone2019-DET-val/images/0001.jpg"
+    image = tmp_path / "out/images/val/0001.jpg"
+    for copy in (False, True, True, False):
+        convert(options(tmp_path, copy=copy))
+        assert image.samefile(source) != copy
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [

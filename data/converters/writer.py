@@ -198,10 +198,10 @@ class SetWriter:
         """Write images of a split and their texts under these names, and count them."""
         folder = f"{self.folder}/images/{split}/"
         for (image, stamp), name, text in zip(part.images, names, part.texts.texts, strict=True):
-            self._place(image, folder + name)
+            kind = self._place(image, folder + name)
             stem, content = name.rpartition(".")[0], text.encode()
             write_new(f"{self.folder}/labels/{split}/{stem}.txt", content)
-            self.digest.update(os.fsencode(f"{split}/{name} {stamp}\n") + content)
+            self.digest.update(os.fsencode(f"{split}/{name} {stamp} {kind}\n") + content)
         found, texts = self.reports[split], part.texts
         found.images += len(names)
         found.backgrounds += texts.texts.count("")
@@ -212,8 +212,11 @@ class SetWriter:
         for number, count in texts.classes.items():
             found.classes[self.names[number]] += count
 
-    def _place(self, image: str, target: str) -> None:
-        """Put an image into the set: linked where that is possible and wanted, otherwise copied.
+    def _place(self, image: str, target: str) -> str:
+        """Link an image into the set where that is possible and wanted, otherwise copy it.
+
+        Returns:
+            `link` or `copy`: a set of copies is another one than a set of links.
 
         Raises:
             UserError: The image cannot be linked, and `--link` asks for it.
@@ -224,7 +227,7 @@ class SetWriter:
                 source = Path(image).resolve() if Path(image).is_symlink() else image
                 os.link(source, target)
                 self.linked += 1
-                return
+                return "link"
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
@@ -235,6 +238,7 @@ class SetWriter:
                     ) from None
         shutil.copy2(image, target)
         self.copied += 1
+        return "copy"
 
 
 def write_new(path: str, content: bytes) -> None:
