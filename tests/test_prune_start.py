@@ -6,7 +6,8 @@ import pytest
 
 from models import build_model
 from models.checkpoint import load_checkpoint
-from recipes.prune.training import BEFORE, StartIsCandidate
+from prune_methods.surgery.recalibrate import FreshStatistics
+from recipes.prune.training import BEFORE, StartIsCandidate, finetune_hooks
 from tests.prune_toys import TINY_REP
 from utils.config import Hyp
 from utils.options.train import TrainOptions
@@ -35,3 +36,15 @@ def test_not_again_when_resumed_and_not_without_validation(run, state):
     fit = trainer(**state)
     StartIsCandidate(run).on_fit_start(fit)
     assert fit.best_fitness == 0.0 and not (run.run_dir / "weights" / "best.pt").exists()
+
+
+def test_the_first_half_of_the_finetune_has_fresh_statistics(monkeypatch):
+    run = SimpleNamespace(opt=None, run_dir=None)
+    fresh = next(hook for hook in finetune_hooks(run) if isinstance(hook, FreshStatistics))
+    used = []
+    where = "prune_methods.surgery.recalibrate.recalibrate_bn"
+    monkeypatch.setattr(where, lambda model, batches, number: used.append(model))
+    for epoch in range(5):
+        state = SimpleNamespace(epoch=epoch, epochs=5, ema=SimpleNamespace(model=epoch))
+        fresh.on_train_epoch_end(state)
+    assert used == [0, 1, 2]

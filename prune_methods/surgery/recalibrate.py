@@ -109,7 +109,13 @@ class FreshStatistics(Hook):
 
     main_only = True
 
-    def __init__(self) -> None:
+    def __init__(self, until: float = 1.0):
+        """Recalibrate in the first part of a run, as long as `until`, 0..1.
+
+        Where the learning rate is low at the end of a run, running statistics are the better ones:
+        they are a mean over more images.
+        """
+        self.until = until
         self._recent: deque[Any] = deque()
         self._images = 0
 
@@ -126,7 +132,8 @@ class FreshStatistics(Hook):
 
     def on_train_epoch_end(self, trainer: TrainerState) -> None:
         """Recalibrate before validation and checkpoint."""
-        recalibrate_bn(trainer.ema.model, self._recent, len(self._recent))
+        if trainer.epoch < self.until * trainer.epochs:
+            recalibrate_bn(trainer.ema.model, self._recent, len(self._recent))
         self._forget()
 
     def _forget(self) -> None:

@@ -49,6 +49,7 @@ SHARED = (
     "worker_timeout",
     "seed",
 )
+MOVES_FAST = 0.5  # share of a finetune in which running statistics lag behind the weights
 BEFORE = -1  # epoch of the checkpoint that is written before the first one
 
 
@@ -117,7 +118,7 @@ def finetune_hooks(run: TrainingRun) -> Sequence[Hook]:
     Weights move fast at its begin, and running statistics lag behind: without fresh ones most of
     the loss of mAP in the first epochs is not real.
     """
-    return [FreshStatistics(), *diagnostics(run), StartIsCandidate(run)]
+    return [FreshStatistics(until=MOVES_FAST), *diagnostics(run), StartIsCandidate(run)]
 
 
 def interrupted_run(opt: PruneOptions) -> tuple[PruneOptions, Path]:
