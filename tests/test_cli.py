@@ -1,6 +1,7 @@
 """The door of every script: what a user can mend is one line, what no user can mend a traceback."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,3 +122,16 @@ def test_a_reader_that_has_gone_ends_the_script_silently(tmp_path: Path) -> None
     )
     os.close(write)
     assert done.stderr == b"" and done.returncode in {0, PIPE_CLOSED}
+
+
+def test_a_package_calls_itself_as_it_is_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    for words in ([], ["--help"]):
+        monkeypatch.setattr(sys, "argv", ["-m", *words])
+        with pytest.raises(SystemExit):
+            runpy.run_module("data.check", run_name="__main__", alter_sys=True)
+    out, err = capfd.readouterr()
+    assert out.startswith("usage: python -m data.check [-h]")
+    assert err.startswith("python -m data.check: the following arguments are required: DATA")
+    assert err.endswith("(all options: python -m data.check --help)\n")

@@ -207,6 +207,21 @@ def test_folders_of_classes_are_plain_and_different():
     assert folders[1] == "traffic light" and all("/" not in f and f.strip(".") for f in folders)
 
 
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["a", "A", "0_a"], ["0_0_a", "1_A", "0_a"]),
+        (["0_a", "1_a", "a", "A"], ["0_a", "1_a", "2_a", "3_A"]),
+        (["a", "a", "0_A", "0_0_a", "1_a"], ["0_0_0_a", "1_1_a", "0_A", "0_0_a", "1_a"]),
+        (["", "0_"], ["0_0_", "0_"]),
+    ],
+)
+def test_a_numbered_folder_is_not_that_of_another_class(names: list[str], folders: list[str]):
+    found = class_folders(names)
+    assert len({folder.lower() for folder in found}) == len(names)
+    assert found == folders
+
+
 def test_one_name_in_two_folders_keeps_both_outputs(finder, tmp_path: Path):
     for place in ("one", "two"):
         save(tmp_path / place / "a.png", picture(160, 100, (40, 30, 120, 80)))

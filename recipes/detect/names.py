@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -59,11 +60,20 @@ def _free(name: str, taken: Collection[str]) -> str:
 def class_folders(names: Sequence[str]) -> list[str]:
     """Return the name of a folder for each class: its own where a folder can be called so."""
     plain = [re.sub(r"[^\w .+-]+", "_", name).strip(" .")[:LONGEST] for name in names]
-    lowered = [name.lower() for name in plain]
+    counts = Counter(name.lower() for name in plain)
+    own = {name for name, count in counts.items() if name and count == 1}
     return [
-        name if name and lowered.count(name.lower()) == 1 else f"{number}_{name}"
+        name if name.lower() in own else _numbered(number, name, own)
         for number, name in enumerate(plain)
     ]
+
+
+def _numbered(number: int, name: str, taken: Collection[str]) -> str:
+    """Return the name behind the number of its class, which is no lower-case name of `taken`."""
+    folder = f"{number}_{name}"
+    while folder.lower() in taken:
+        folder = f"{number}_{folder}"
+    return folder
 
 
 def protect_user_files(feeds: Iterable[Feed], folder: Path) -> None:

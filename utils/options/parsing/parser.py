@@ -5,7 +5,9 @@ Standard library only.
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from utils.errors import UserError, suggest
@@ -16,7 +18,9 @@ LONGEST_MESSAGE = 1000  # characters
 
 def build_parser(kind: type, description: str) -> argparse.ArgumentParser:
     """Return the parser of the options dataclass `kind`, with the options in their groups."""
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    parser = _Parser(
+        _program(), description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
     items = [item for item in dataclasses.fields(kind) if "help" in item.metadata]
     for group in dict.fromkeys(item.metadata.get("group", "") for item in items):
         assert group in {"", *GROUPS}, f"{kind.__name__}: no group of options is called '{group}'"
@@ -29,6 +33,13 @@ def build_parser(kind: type, description: str) -> argparse.ArgumentParser:
         for item in members:
             _add(group, item)
     return parser
+
+
+def _program() -> str | None:
+    """Return `python -m package` where a package is run; None, for argparse's own, for a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_package = bool(sys.argv) and Path(sys.argv[0]).name == "__main__.py"
+    return f"python -m {spec.parent}" if is_package and spec else None
 
 
 def dashed(word: str) -> str:
