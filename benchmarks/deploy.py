@@ -90,7 +90,7 @@ def files_of(opt: Options) -> list[File]:
                         batch_size=batch,
                         data=opt.data,
                         int8=small,
-                        calib_images=opt.calib_images,
+                        calib_images=opt.calib_images if small else ExportOptions.calib_images,
                         output_dir=str(Path(opt.folder) / f"{label}-batch{batch}"),
                     )
                 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deploy.cpu import int8_note
 from deploy.exporters import EXPORTERS, Exporter
+from deploy.exporters.base import able
 from deploy.libraries import require
 from deploy.metadata import check_predictions
 from deploy.quiet import quiet
@@ -29,6 +30,7 @@ from recipes.photos import Photos, verification_photos
 from utils.errors import UserError
 from utils.images import whole_strides
 from utils.log import LOGGER
+from utils.options.base import changed_options
 from utils.options.export import ExportOptions
 from utils.timing import alternate, median_ms
 
@@ -76,17 +78,12 @@ def export(opt: ExportOptions) -> list[Exported]:
     """
     opt.check()
     exporters: list[Exporter] = [EXPORTERS[name]() for name in dict.fromkeys(opt.include)]
-    for exporter in exporters:
-        for library in exporter.libraries:
-            require(library, f"--include {exporter.name}")
-        for target in targets_of(opt, exporter):
-            check_place(target, exporter.makes_folder())
+    check_request(opt, exporters)
     model = load_model(opt.weights).fuse()
     settings = settings_of(opt, model)
     for exporter in exporters:
         exporter.check(settings)
     if opt.int8:
-        check_int8(opt)
         LOGGER.info(int8_note())
     photos = verification_photos(opt.data, opt.weights, settings.imgsz, max(PHOTOS, opt.batch_size))
     LOGGER.info(_what(opt, model, settings))
@@ -107,6 +104,27 @@ def export(opt: ExportOptions) -> list[Exported]:
             LOGGER.error(f"{exporter.name:<14}failed: {error}")
     _conclude(done, failed, photos)
     return done
+
+
+def check_request(opt: ExportOptions, exporters: list[Exporter]) -> None:
+    """Refuse what can be seen to fail, or to have no effect, before the weights are read.
+
+    Raises:
+        UserError: A library is missing, a name is taken, or an option does nothing.
+    """
+    for exporter in exporters:
+        for library in exporter.libraries:
+            require(library, f"--include {exporter.name}")
+        for target in targets_of(opt, exporter):
+            check_place(target, exporter.makes_folder())
+    if opt.int8:
+        check_int8(opt)
+    for name, flag in (("opset", "--opset"), ("simplify", "--no-simplify")):
+        changed = changed_options(opt, among=(name,))
+        if changed and not any(name in exporter.takes for exporter in exporters):
+            raise UserError(
+                f"{flag}: has no effect on {' and '.join(opt.include)}; {able(name)} take it"
+            )
 
 
 def settings_of(opt: ExportOptions, model: Model) -> ExportSettings:

@@ -32,7 +32,7 @@ from deploy.verify import (
 )
 from models import Model, build_model
 from prune_methods import Prunable, find_groups
-from recipes.export import export, export_one, settings_of
+from recipes.export import check_request, export, export_one, settings_of
 from recipes.photos import Photos, letterboxed, verification_photos
 from tests.conftest import ROOT
 from tests.prune_toys import randomised
@@ -369,6 +369,13 @@ def options(weights: Path | str, **more) -> ExportOptions:
         ({"imgsz": (1, 2, 3)}, "one side, or height and width"),
         ({"device": "0"}, "files are written on the CPU"),
         ({"opset": 9}, "opset"),
+        ({"calib_images": 7}, "--calib-images: has no effect without --int8"),
+        ({"calib_method": "entropy"}, "--calib-method: has no effect without --int8"),
+        ({"max_drop": 0.0}, "--max-drop: has no effect without --int8"),
+        ({"seed": 4}, "--seed: has no effect without --int8"),
+        ({"conf_thres": 0.9}, "--conf-thres: has no effect without --end2end"),
+        ({"iou_thres": 0.9}, "--iou-thres: has no effect without --end2end"),
+        ({"max_det": 3}, "--max-det: has no effect without --end2end"),
     ],
 )
 def test_bad_options(more: dict, message: str) -> None:
@@ -379,6 +386,34 @@ def test_bad_options(more: dict, message: str) -> None:
 def test_what_a_format_cannot_do_is_refused_before_anything_is_written() -> None:
     with pytest.raises(UserError, match="--half: the format torchscript.*onnx and openvino can"):
         EXPORTERS["torchscript"]().check(ExportSettings(half=True))
+
+
+@pytest.mark.parametrize(
+    ("more", "flag"), [({"opset": 13}, "--opset"), ({"simplify": False}, "--no-simplify")]
+)
+def test_options_of_onnx_alone_are_refused_where_no_onnx_is_made(more: dict, flag: str) -> None:
+    opt = options("best.pt", include=("torchscript", "ncnn"), **more)
+    with pytest.raises(UserError, match=f"^{flag}: .* torchscript and ncnn; onnx and openvino"):
+        check_request(opt, [EXPORTERS["torchscript"](), Without()])
+    check_request(opt, [EXPORTERS["torchscript"](), With()])
+
+
+class Without(Exporter):
+    """A format that needs no library and no ONNX."""
+
+    name, suffix, takes = "without", ".without", frozenset()
+
+    def write(self, model: Model, path: Path, settings: ExportSettings) -> None:
+        raise NotImplementedError
+
+    def widths(self, path: Path) -> Counter:
+        raise NotImplementedError
+
+
+class With(Without):
+    """One that is made from ONNX."""
+
+    takes = frozenset({"opset", "simplify"})
 
 
 def test_more_detections_than_memory_are_refused_before_anything_is_written() -> None:

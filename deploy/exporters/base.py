@@ -28,7 +28,7 @@ class Exporter(ABC):
     libraries: ClassVar[tuple[str, ...]] = ()
     """Modules that writing and running need: keys of `deploy.libraries.FLOORS`."""
     takes: ClassVar[frozenset[str]] = frozenset({"dynamic", "half", "end2end"})
-    """Settings that the format offers."""
+    """Settings that the format offers; `opset` and `simplify` where it comes from an ONNX graph."""
 
     @classmethod
     def makes_folder(cls) -> bool:
@@ -48,9 +48,8 @@ class Exporter(ABC):
         }
         for option, wanted in asked.items():
             if wanted and option not in self.takes:
-                able = [name for name in EXPORTERS if option in EXPORTERS[name].takes]
                 raise UserError(
-                    f"--{option}: the format {self.name} cannot do it; {' and '.join(able)} can"
+                    f"--{option}: the format {self.name} cannot do it; {able(option)} can"
                 )
 
     @abstractmethod
@@ -64,3 +63,8 @@ class Exporter(ABC):
     @abstractmethod
     def widths(self, path: Path) -> Widths:
         """Return the widths of the convolutions that are in a file."""
+
+
+def able(option: str) -> str:
+    """Return the formats that take a setting, in words: `onnx and openvino`."""
+    return " and ".join(name for name in EXPORTERS if option in EXPORTERS[name].takes)

@@ -15,6 +15,7 @@ class OnnxExporter(Exporter):
 
     name, suffix = "onnx", ".onnx"
     libraries = ("onnx", "onnxruntime")
+    takes = Exporter.takes | {"opset", "simplify"}
 
     def write(self, model: Model, path: Path, settings: ExportSettings) -> None:
         """See Exporter."""

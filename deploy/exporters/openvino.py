@@ -23,6 +23,7 @@ class OpenVinoExporter(Exporter):
 
     name, suffix = "openvino", "_openvino_model"
     libraries = ("onnx", "openvino")
+    takes = Exporter.takes | {"opset", "simplify"}
 
     def write(self, model: Model, path: Path, settings: ExportSettings) -> None:
         """See Exporter."""

@@ -89,9 +89,18 @@ def with_moves(old: T, given: Any, movable: Collection[str] = ("data", "teacher"
     return dataclasses.replace(old, **new)  # type: ignore[type-var]
 
 
-def changed_options(options: Any, besides: Collection[str] = ()) -> list[str]:
-    """Return `--name` of every option that is not at its default; `besides` are left out."""
+def changed_options(
+    options: Any, besides: Collection[str] = (), among: Collection[str] = ()
+) -> list[str]:
+    """Return `--name` of every option that is not at its default.
+
+    Args:
+        options: The options.
+        besides: Names that are left out.
+        among: Names that are looked at; empty for all.
+    """
     items = [f for f in dataclasses.fields(options) if f.init and f.name not in besides]
+    items = [f for f in items if not among or f.name in among]
     return [f"--{f.name.replace('_', '-')}" for f in items if getattr(options, f.name) != f.default]
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from utils.config import ROOT
 from utils.errors import UserError
-from utils.options.base import Options, option
+from utils.options.base import Options, changed_options, option
 from utils.options.meta import MOST_PIXELS
 from utils.registry import registered_names
 
 FORMATS = tuple(registered_names(ROOT / "deploy" / "exporters", "EXPORTERS"))
 METHODS = ("minmax", "entropy", "percentile")
 MOST_BATCH = 1024
+INT8_OPTIONS = ("calib_images", "calib_method", "keep_float", "max_drop", "seed")
+NMS_OPTIONS = ("conf_thres", "iou_thres", "max_det")
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,25 @@ class ExportOptions(Options):
             raise UserError(
                 f"--imgsz {' '.join(map(str, self.imgsz))}: one side, or height and width"
             )
+        self._refuse_idle("int8", INT8_OPTIONS)
+        self._refuse_idle("end2end", NMS_OPTIONS)
         self._check_int8()
         if self.device not in {"", "cpu"}:
             raise UserError(f"--device {self.device}: files are written on the CPU; --device cpu")
 
+    def _refuse_idle(self, master: str, names: tuple[str, ...]) -> None:
+        """Raise `UserError` for an option that another one, which is not given, gives its effect.
+
+        Args:
+            master: The other option.
+            names: Options that do nothing without it.
+        """
+        if not getattr(self, master) and (given := changed_options(self, among=names)):
+            raise UserError(f"{given[0]}: has no effect without --{master}; leave it out or add it")
+
     def _check_int8(self) -> None:
         """Raise `UserError` for options of INT8 that do not go together."""
         if not self.int8:
-            given = [name for name in ("keep_float", "max_drop") if getattr(self, name)]
-            if given:
-                raise UserError(f"--{given[0].replace('_', '-')}: has no effect without --int8")
             return
         if not self.data:
             raise UserError(
