@@ -25,7 +25,7 @@ from deploy.verify import (
     require_widths,
 )
 from models import Model, load_model
-from recipes.int8 import check_int8, int8_file
+from recipes.int8 import check_int8, check_int8_data, int8_file
 from recipes.photos import Photos, verification_photos
 from utils.errors import UserError
 from utils.images import whole_strides
@@ -84,6 +84,7 @@ def export(opt: ExportOptions) -> list[Exported]:
     for exporter in exporters:
         exporter.check(settings)
     if opt.int8:
+        check_int8_data(opt, model.nc, settings.imgsz)
         LOGGER.info(int8_note())
     photos = verification_photos(opt.data, opt.weights, settings.imgsz, max(PHOTOS, opt.batch_size))
     LOGGER.info(_what(opt, model, settings))

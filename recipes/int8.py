@@ -45,6 +45,32 @@ def check_int8(opt: ExportOptions) -> None:
             require(library, f"--int8 --include {name}")
 
 
+def check_int8_data(opt: ExportOptions, nc: int, imgsz: tuple[int, int]) -> None:
+    """Refuse data and sizes that INT8 cannot be measured on, before anything is written.
+
+    Args:
+        opt: Options of export.py.
+        nc: Number of classes of the model.
+        imgsz: Height and width of the exported file in pixels.
+
+    Raises:
+        UserError: The classes differ, a split is missing, or the size is no square.
+    """
+    height, width = imgsz
+    if height != width:
+        raise UserError(
+            f"--int8 --imgsz {height} {width}: its mAP is measured on squares; give one side"
+        )
+    data = load_data(opt.data)
+    if data.nc != nc:
+        raise UserError(
+            f"--int8 --data {opt.data}: has {data.nc} classes, {opt.weights} has {nc}:"
+            " calibrate on the data that the model was trained with"
+        )
+    for split in ("train", "val"):
+        data.images(split)
+
+
 def int8_file(opt: ExportOptions, source: Path, target: Path, name: str) -> str:
     """Write the INT8 form of an exported file.
 
@@ -58,15 +84,10 @@ def int8_file(opt: ExportOptions, source: Path, target: Path, name: str) -> str:
         What INT8 costs in mAP50-95 and which layers stayed in float, in one line.
 
     Raises:
-        UserError: The data do not fit, a layer to keep is unknown, or `--max-drop` cannot be met.
+        UserError: A layer to keep is unknown, or `--max-drop` cannot be met.
     """
     data = load_data(opt.data)
     baseline = load_runtime(source)
-    if data.nc != baseline.nc:
-        raise UserError(
-            f"--int8 --data {opt.data}: has {data.nc} classes, {opt.weights} has {baseline.nc}:"
-            " calibrate on the data that the model was trained with"
-        )
     facts = replace(baseline.metadata, precision="int8")
     calibration = Calibration(
         _images(data, opt, baseline.imgsz),
@@ -119,15 +140,10 @@ def _images(data: DataConfig, opt: ExportOptions, size: tuple[int, int]) -> Imag
 
 def _accuracy(data: DataConfig, opt: ExportOptions, baseline: Runtime) -> Accuracy:
     """Return the function that validates a file on the validation images, all alike."""
-    height, width = baseline.imgsz
-    if height != width:
-        raise UserError(
-            f"--int8 --imgsz {height} {width}: its mAP is measured on squares; give one side"
-        )
     loader: DetectionLoader = validation_loader(
         data,
         rect=False,
-        imgsz=height,
+        imgsz=baseline.imgsz[0],
         batch_size=baseline.batch or 16,
         workers=0,
         stride=baseline.max_stride,

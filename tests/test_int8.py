@@ -100,6 +100,18 @@ def test_what_the_user_keeps_is_kept_and_a_target_out_of_reach_gives_all_rows(to
     assert all("model.9.conv" in kept for kept in toy.written)
 
 
+def test_trial_files_have_the_suffix_of_their_format(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third quantiser is one new file; the search asks its exporter."""
+    toy.name = "ncnn"
+    paths: list[Path] = []
+    write = toy.write
+    monkeypatch.setattr(toy, "write", lambda path, keep: (paths.append(path), write(path, keep)))
+    search(toy, Path("trials"), toy_accuracy, 0.38, ranked, frozenset())  # type: ignore[arg-type]
+    assert paths == [Path("trials/all_ncnn_model")]
+
+
 def test_the_error_counts_boxes_by_their_confidence() -> None:
     wanted = torch.tensor([[[50, 50, 20, 10, 0.9, 1.0], [50, 50, 20, 10, 0.1, 1.0]]])
     sure, unsure = wanted.clone(), wanted.clone()
@@ -232,3 +244,6 @@ def test_formats_and_data_that_int8_cannot_use(options: dict[str, Any], tmp_path
         wrong = options | {"data": "demo"}
         with pytest.raises(UserError, match="has 5 classes, .* has 3"):
             export(ExportOptions(**wrong, include=("onnx",)))
+        with pytest.raises(UserError, match="--int8 --imgsz 64 96: .*squares; give one side"):
+            export(ExportOptions(**options, include=("onnx",), imgsz=(64, 96)))
+    assert not list(tmp_path.glob("best*.onnx")), "a float file is left"

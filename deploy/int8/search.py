@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from deploy.exporters import EXPORTERS
 from deploy.int8.base import Quantizer, row_of
 from deploy.runtimes import Runtime, load_runtime
 
@@ -122,8 +123,7 @@ def _trial(
     quantizer: Quantizer, folder: Path, keep: frozenset[str] | set[str], name: str
 ) -> Runtime:
     """Return an INT8 file with some layers in float, loaded."""
-    suffix = {"onnx": ".onnx", "openvino": "_openvino_model"}[quantizer.name]
-    path = folder / f"{name}{suffix}"
+    path = folder / f"{name}{EXPORTERS[quantizer.name].suffix}"
     quantizer.write(path, keep)
     return load_runtime(path)
 
