@@ -108,12 +108,17 @@ def test_a_pruned_model_in_every_format(name: str, pruned: Model, tmp_path: Path
 
 
 STRUCTURES = ["yolov7-tiny", "yolov7-tiny-dcn-afpn", "yolov7-tiny-fasternet-dbb"]
+REFUSED = ("yolov7-tiny-fasternet-dbb", "ncnn")  # pnnx crashes on it; docs/deploy.md says so
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_other_structures(structure: str, name: str, tmp_path: Path) -> None:
+    if (structure, name) == REFUSED:
+        with pytest.raises(UserError, match="ncnn: pnnx was ended by signal 11 on this model"):
+            written(name, cut_once(structure), ExportSettings(imgsz=(64, 64)), tmp_path)
+        return
     written(name, cut_once(structure), ExportSettings(imgsz=(64, 64)), tmp_path)
 
 
