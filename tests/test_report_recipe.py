@@ -28,7 +28,7 @@ def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
         "evaluate",
         lambda *words, **more: results.append(evaluate(*words, **more)) or results[-1],
     )
-    opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, seconds=0)
+    opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, worker_timeout=0.0, seconds=0)
     candidates = [
         candidate(tmp_path, 1),
         candidate(tmp_path, len(load_data(tiny_set(tmp_path)).names)),
@@ -40,7 +40,7 @@ def test_a_run_of_one_class_is_measured_as_one(tmp_path, monkeypatch):
 
 
 def test_other_classes_than_the_data_are_an_error(tmp_path):
-    opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, seconds=0)
+    opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, worker_timeout=0.0, seconds=0)
     with pytest.raises(UserError, match=r"80\.pt: has 80 classes, .*tiny\.yaml has 3"):
         report.measure_candidates([candidate(tmp_path, 80)], opt, torch.device("cpu"))
 
@@ -66,7 +66,7 @@ def test_a_timed_pass_follows_one_of_the_same_model(tmp_path, monkeypatch):
     """
     passes = []
     monkeypatch.setattr(report, "forward_of", lambda model, *_: lambda: passes.append(id(model)))
-    opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, seconds=0)
+    opt = SimpleNamespace(max_det=300, batch_size=4, workers=0, worker_timeout=0.0, seconds=0)
     report.measure_candidates([candidate(tmp_path, 3)] * 2, opt, torch.device("cpu"))
     assert len(set(passes)) == 2 and passes[::2] == passes[1::2]
 
