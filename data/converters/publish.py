@@ -5,6 +5,7 @@ size and time of every file, so that files which a user added or changed are not
 """
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ def workshop(folder: Path) -> Iterator[Path]:
     """
     prefix = f".{folder.name}-converting-"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{glob_safe(prefix)}*"):
+    for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
         if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     place = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
@@ -43,11 +44,6 @@ def workshop(folder: Path) -> Iterator[Path]:
             yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def glob_safe(name: str) -> str:
-    """Return a name in the form of a pattern that matches it alone."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _is_abandoned(place: Path) -> bool:
